@@ -1,0 +1,97 @@
+"""The command line: parses, calls, prints. Commands are loaded when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from prep import __version__
+from prep.errors import KprepError
+
+# name: (module, attribute, one line for `kprep --help`). Modules that need torch are named here as
+# strings only: prep never imports stream or train.
+COMMANDS = {
+    "shard": ("prep.shard_command", "shard_command", "Convert videos into clip shards."),
+    "verify": ("prep.dataset_commands", "verify_command", "Check every file of a dataset."),
+    "info": ("prep.dataset_commands", "info_command", "Show what a dataset holds."),
+    "train": ("train.cli", "train", "Train a video classification model on a dataset."),
+    "demo": ("prep.demo", "demo_command", "Show all of kprep on generated videos."),
+}
+_NEEDS_TORCH = {"train"}
+
+
+class _Commands(click.Group):
+    """Lists commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        try:
+            loaded: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if cmd_name in _NEEDS_TORCH and (error.name or "").split(".")[0] in (
+                "torch",
+                "torchvision",
+            ):
+                raise KprepError(_torch_missing(cmd_name)) from error
+            raise
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+def _torch_missing(command: str) -> str:
+    return f"`kprep {command}` needs torch and torchvision; pip install 'kprep[train]'"
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kprep")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the workers' messages.")
+def kprep(debug: bool) -> None:
+    """Kinetics to clip shards, exact streaming, and training.
+
+    \b
+    kprep shard videos/ dataset/ --split train --profile small
+    kprep verify dataset/
+    kprep train --data dataset/ --recipe resnet
+    """
+    if debug:
+        os.environ["KPREP_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run the command line; a user's mistake or a failure is one sentence, never a traceback."""
+    try:
+        code = kprep.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KprepError as error:
+        if os.environ.get("KPREP_DEBUG"):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except ModuleNotFoundError as error:
+        if os.environ.get("KPREP_DEBUG") or (error.name or "").split(".")[0] not in (
+            "torch",
+            "torchvision",
+        ):
+            raise
+        click.echo(f"Error: {_torch_missing(sys.argv[1])}", err=True)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,82 @@
+"""`kprep info` and `kprep verify`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from prep.info import DatasetInfo, SplitInfo, dataset_info
+from prep.storage import Storage
+from prep.verify import verify
+
+
+@click.command("info")
+@click.argument("root")
+def info_command(root: str) -> None:
+    """Show what the dataset at ROOT holds: splits, classes, clips, hours, bytes, failures.
+
+    \b
+    Example:
+      kprep info dataset/
+    """
+    _print_info(dataset_info(Storage(root)))
+
+
+def _print_info(info: DatasetInfo) -> None:
+    profile = info.manifest.profile
+    click.echo(f"{info.root}")
+    click.echo(
+        f"  profile   {profile.name}: {float(profile.fps):g} fps, short side {profile.short_side_px} px, "
+        f"keyframe every {profile.keyframe_interval_frames} frames, crf {profile.crf}"
+    )
+    names = info.manifest.class_names
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    click.echo(f"  classes   {len(names)}{': ' + shown if names else ''}")
+    for split in info.splits:
+        _print_split(split, names)
+
+
+def _print_split(split: SplitInfo, names: tuple[str, ...]) -> None:
+    click.echo(f"  split {split.name}")
+    click.echo(
+        f"    {split.num_clips} clips, {split.hours:.2f} hours, {_size(split.bytes)} "
+        f"in {split.num_shards} shards"
+    )
+    outcomes = ", ".join(f"{count} {status}" for status, count in split.outcomes.items() if count)
+    click.echo(f"    {split.num_rows} annotation rows: {outcomes}")
+    for reason, count in split.failures.items():
+        click.echo(f"      {reason:<26}{count:>9}")
+    if split.num_short:
+        click.echo(f"    {split.num_short} clips are shorter than annotated")
+    if names:
+        counts = [split.clips_by_label.get(label, 0) for label in range(len(names))]
+        click.echo(f"    clips a class: {min(counts)} to {max(counts)}")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@click.command("verify")
+@click.argument("root")
+def verify_command(root: str) -> None:
+    """Check the dataset at ROOT: every hash, every index entry against its tar, every companion.
+
+    Prints one line for each fault, beginning with the file, and exits 1 when there is any.
+
+    \b
+    Example:
+      kprep verify dataset/
+    """
+    verdict = verify(Storage(root))
+    for fault in verdict.faults:
+        click.echo(fault)
+    if verdict.faults:
+        click.echo(f"{len(verdict.faults)} faults in {root}", err=True)
+        sys.exit(1)
+    click.echo(f"{root} is whole: {verdict.num_files} files, {verdict.num_clips} clips")

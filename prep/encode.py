@@ -1,0 +1,154 @@
+"""The work of an encode worker: one annotation row in, one checked clip in a pack file out.
+
+Jobs and results are JSON objects, so that a worker can be a plain process on this machine or on
+another one. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prep.ffmpeg_binary import find_ffmpeg
+from prep.mp4 import ClipForm, FormError, check_form
+from prep.outcome import Reason, RowFailure
+from prep.probe import SourceFacts, probe
+from prep.profile import EncodingProfile, profile_from_json
+from prep.transcode import Limits, command, run
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may hold a row's clip, and where in it. `end_seconds` None: to its end."""
+
+    path: Path
+    source: str
+    start_seconds: float
+    end_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the output must hold, from what the source really holds."""
+
+    seconds: float
+    frames: float
+    tolerance_frames: float
+    short: bool
+    detail: str
+
+
+def encode(job: dict[str, Any]) -> dict[str, Any]:
+    """Try the candidates of a row in order; return the first clip that passes, or why none did.
+
+    A full disk is nobody's row: it is reported as `fatal`, and the run stops.
+    """
+    profile = profile_from_json(job["profile"])
+    limits = Limits(job["cpu_seconds"], job["wall_seconds"])
+    failures: list[RowFailure] = []
+    for values in job["candidates"]:
+        candidate = Candidate(
+            Path(values["path"]), values["source"], values["start"], values["end"]
+        )
+        try:
+            return _encode_one(candidate, profile, limits, job)
+        except RowFailure as failure:
+            failures.append(failure)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                return {"fatal": f"{job['work']} cannot be written: {error.strerror}"}
+            failures.append(RowFailure(Reason.STORAGE, f"{error.strerror}"))
+    first = failures[0]
+    others = "; ".join(f"then {failure.reason}" for failure in failures[1:])
+    detail = "; ".join(part for part in (first.detail, others) if part)
+    return {"status": "failed", "reason": str(first.reason), "detail": detail}
+
+
+def _encode_one(
+    candidate: Candidate, profile: EncodingProfile, limits: Limits, job: dict[str, Any]
+) -> dict[str, Any]:
+    facts = probe(candidate.path, candidate.start_seconds, candidate.end_seconds)
+    wanted = expectation(facts, candidate, profile)
+    if wanted.seconds < job["min_seconds"]:
+        raise RowFailure(Reason.TOO_SHORT, f"{wanted.seconds:.2f} s")
+    work, worker = Path(job["work"]), os.getpid()
+    target = work / "temporary" / f"{worker}.mp4"
+    try:
+        arguments = command(
+            find_ffmpeg().path, candidate.path, target, profile, facts,
+            candidate.start_seconds, candidate.end_seconds, limits,
+        )  # fmt: skip
+        run(arguments, candidate.path, limits)
+        data = target.read_bytes()
+    finally:
+        target.unlink(missing_ok=True)
+    form = _check_output(data, wanted, profile)
+    pack = work / "staged" / f"{job['shard']:06d}-{worker}.pack"
+    offset = append(pack, data)
+    return {
+        "status": "ok",
+        "detail": wanted.detail,
+        "short": wanted.short,
+        "seconds": round(form.num_frames / float(profile.fps), 6),
+        "source": candidate.source,
+        "pack": pack.name,
+        "pack_offset": offset,
+        "video_bytes": len(data),
+        "num_frames": form.num_frames,
+        "width": form.width,
+        "height": form.height,
+        "content_hash": hashlib.blake2b(data, digest_size=16).hexdigest(),
+        "crc32": zlib.crc32(data),
+        "codec_config": form.gops.codec_config.hex(),
+        "gop_frames": form.gops.gop_frames,
+        "gop_offsets": list(form.gops.offsets),
+        "gop_crc32": list(form.gops.crc32),
+    }
+
+
+def expectation(facts: SourceFacts, candidate: Candidate, profile: EncodingProfile) -> Expectation:
+    """Return what `[start, end)` of the source must give: (end there is - start) x fps, within 1.
+
+    The last frame of a slow source stands for a while that not every container states, so the
+    tolerance grows with the source's frame length where that is longer than ours.
+    """
+    rate = float(profile.fps)
+    start = max(candidate.start_seconds, facts.first_seconds)
+    asked = (
+        candidate.end_seconds if candidate.end_seconds is not None else facts.declared_end_seconds
+    )
+    end = facts.end_seconds
+    if candidate.end_seconds is not None:
+        end = min(end, candidate.end_seconds)
+    seconds = max(0.0, end - start)
+    short = asked is not None and (asked - end) * rate > 1.5
+    detail = f"ends {asked - end:.2f} s early" if short and asked is not None else ""
+    tolerance = max(1.0, facts.frame_seconds * rate) + 0.5
+    return Expectation(seconds, seconds * rate, tolerance, short, detail)
+
+
+def _check_output(data: bytes, wanted: Expectation, profile: EncodingProfile) -> ClipForm:
+    try:
+        form = check_form(data, profile.keyframe_interval_frames)
+    except FormError as error:
+        raise RowFailure(Reason.ENCODE_FAILED, f"the output check refused it: {error}") from error
+    if abs(form.num_frames - wanted.frames) > wanted.tolerance_frames:
+        raise RowFailure(
+            Reason.DAMAGED, f"{form.num_frames} frames came out where {wanted.frames:.1f} were due"
+        )
+    return form
+
+
+def append(pack: Path, data: bytes) -> int:
+    """Append a clip to a pack file and return its offset; bytes of a broken run before it stay."""
+    with pack.open("ab") as file:
+        offset = file.tell()
+        file.write(data)
+        file.flush()
+        os.fdatasync(file.fileno())
+    return offset

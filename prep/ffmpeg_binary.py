@@ -1,0 +1,52 @@
+"""Which ffmpeg encodes: one static binary, known by its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from prep.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FFmpeg:
+    """An ffmpeg program: where it is, what it calls itself, and the sha256 of the file."""
+
+    path: str
+    version: str
+    sha256: str
+
+
+@lru_cache(maxsize=1)
+def find_ffmpeg() -> FFmpeg:
+    """Return the program named by KPREP_FFMPEG, else imageio-ffmpeg's, else the one on PATH.
+
+    Raises UsageError when there is none or it does not run.
+    """
+    path = os.environ.get("KPREP_FFMPEG") or _bundled() or shutil.which("ffmpeg")
+    if not path:
+        raise UsageError("no ffmpeg found; pip install imageio-ffmpeg, or set KPREP_FFMPEG to one")
+    try:
+        answer = subprocess.run(
+            [path, "-version"], capture_output=True, text=True, timeout=30, check=True
+        )
+        digest = hashlib.sha256(Path(path).resolve().read_bytes()).hexdigest()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(f"ffmpeg {path!r} does not run: {error}") from error
+    first_line = answer.stdout.partition("\n")[0]
+    return FFmpeg(path, first_line.partition(" Copyright")[0], digest)
+
+
+def _bundled() -> str | None:
+    try:
+        import imageio_ffmpeg
+
+        # KPREP_FFMPEG has been asked for already, and a program on PATH is the last resort
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        return None

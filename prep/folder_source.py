@@ -1,0 +1,63 @@
+"""A local folder of videos as a source: which files may hold a row's clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prep.annotations import walk
+from prep.encode import Candidate
+from prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from prep.segment import Segment
+
+SOURCE_NAME = "folder"
+
+
+class FolderSource:
+    """Finds clips by name in a folder of any layout: flat, class folders, names with spaces.
+
+    `<id>_<start:06d>_<end:06d>.*` is a file that is already cut, `<id>.*` one to cut from. Names
+    from the list are looked up among the files found; they never become part of a path.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise UsageError(f"source folder {root} does not exist; give the folder of the videos")
+        self.root = root
+        self._by_stem: dict[str, list[str]] = {}
+        for path in walk(root):
+            stem = path.rpartition("/")[2].rpartition(".")[0]
+            self._by_stem.setdefault(stem, []).append(path)
+
+    def candidates(self, segment: Segment) -> list[Candidate]:
+        """Return the files to try, the likeliest first; none when the folder has none."""
+        if segment.path is not None:
+            return [Candidate(self.root / segment.path, SOURCE_NAME, segment.start_seconds, None)]
+        start, end = segment.start_seconds, segment.end_seconds
+        if end is None:
+            return []
+        cut = f"{segment.video_id}_{int(start):06d}_{int(end):06d}"
+        return [
+            *(self._candidate(path, 0.0, end - start) for path in self._paths(cut, segment)),
+            *(self._candidate(path, start, end) for path in self._paths(segment.video_id, segment)),
+        ]
+
+    def _paths(self, stem: str, segment: Segment) -> list[str]:
+        """Return the files of a name; those in the row's split and class folders come first."""
+
+        def unlikely(path: str) -> tuple[bool, bool, str]:
+            folders = path.split("/")[:-1]
+            classes = {segment.label, torchvision_folder(segment.label or "")}
+            return segment.split not in folders, not classes & set(folders), path
+
+        return sorted(self._by_stem.get(stem, []), key=unlikely)
+
+    def _candidate(self, path: str, start: float, end: float) -> Candidate:
+        return Candidate(self.root / path, SOURCE_NAME, start, end)
+
+
+def torchvision_folder(label: str) -> str:
+    """Return the class folder that torchvision.datasets.Kinetics makes of a label."""
+    return label.replace(" ", "_").replace("'", "").replace("(", "").replace(")", "")

@@ -1,0 +1,41 @@
+"""The dataset format, version 1, as `docs/format.md` specifies it: reader and writer side by side."""
+
+from prep.format.clip_record import ClipRecord
+from prep.format.index import index_schema, index_table, iter_records, read_index, write_index
+from prep.format.layout import (
+    FORMAT_VERSION,
+    check_split_name,
+    index_path,
+    ledger_path,
+    shard_path,
+)
+from prep.format.manifest import (
+    FileEntry,
+    Manifest,
+    Shard,
+    Split,
+    read_manifest,
+    split_fingerprint,
+)
+from prep.format.sidecar import Sidecar
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ClipRecord",
+    "FileEntry",
+    "Manifest",
+    "Shard",
+    "Sidecar",
+    "Split",
+    "check_split_name",
+    "index_path",
+    "index_schema",
+    "index_table",
+    "iter_records",
+    "ledger_path",
+    "read_index",
+    "read_manifest",
+    "shard_path",
+    "split_fingerprint",
+    "write_index",
+]

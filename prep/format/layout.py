@@ -1,0 +1,38 @@
+"""Where things stand below a dataset's root."""
+
+from __future__ import annotations
+
+import re
+
+from prep.errors import UsageError
+
+FORMAT_VERSION = 1
+MANIFEST_PATH = "manifest.json"
+
+
+def check_split_name(split: str) -> str:
+    """Return `split` when every reader of the format can use it as a name.
+
+    Hugging Face wants a word, the tar names want ASCII; `index` and `ledger` are folders already.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", split) or split in ("index", "ledger"):
+        raise UsageError(
+            f"split name {split!r} must be 1 to 32 of a-z, 0-9 and '_', begin with a letter, "
+            "and not be 'index' or 'ledger'"
+        )
+    return split
+
+
+def shard_path(split: str, shard: int) -> str:
+    """Return the path of a tar; `("train", 7)` is `train/train-000007.tar`."""
+    return f"{split}/{split}-{shard:06d}.tar"
+
+
+def index_path(split: str) -> str:
+    """Return the path of a split's index."""
+    return f"index/{split}.parquet"
+
+
+def ledger_path(split: str) -> str:
+    """Return the path of a split's ledger."""
+    return f"ledger/{split}.parquet"

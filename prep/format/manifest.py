@@ -1,0 +1,162 @@
+"""The manifest: `manifest.json`, written last. A split exists when the manifest lists it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from prep.errors import DatasetError, KprepError
+from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH, check_split_name
+from prep.profile import EncodingProfile, profile_from_json
+from prep.storage import Storage, check_relative_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and sha256 of one file of the dataset."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of a split."""
+
+    path: str
+    num_clips: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: its shards in order, what it holds, and how it was made.
+
+    `outcomes` counts the annotation rows by what became of them; its values add up to `num_rows`.
+    `settings` are what decided the shards' contents; `tools` made them.
+    """
+
+    fingerprint: str
+    num_clips: int
+    num_rows: int
+    outcomes: dict[str, int]
+    shards: tuple[Shard, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset consists of: every file except the manifest itself, with size and sha256."""
+
+    profile: EncodingProfile
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    files: dict[str, FileEntry]
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as it stands on disk."""
+        values = {
+            "format": "kprep",
+            "format_version": FORMAT_VERSION,
+            "profile": self.profile.to_json(),
+            "class_names": list(self.class_names),
+            "splits": {name: asdict(split) for name, split in sorted(self.splits.items())},
+            "files": {path: asdict(entry) for path, entry in sorted(self.files.items())},
+        }
+        return (json.dumps(values, indent=1, ensure_ascii=True) + "\n").encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Parse a manifest; DatasetError says where it is wrong."""
+        try:
+            values = json.loads(data)
+        except ValueError as error:
+            raise DatasetError(f"{where} is not JSON: {error}") from error
+        try:
+            return cls._parse(values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kind = type(error).__name__
+            raise DatasetError(f"{where} is not a kprep manifest ({kind}: {error})") from error
+        except KprepError as error:
+            raise DatasetError(f"{where}: {error}") from error
+
+    @classmethod
+    def _parse(cls, values: Any) -> Manifest:
+        if values["format"] != "kprep":
+            raise ValueError(f"format is {values['format']!r}")
+        if values["format_version"] != FORMAT_VERSION:
+            raise DatasetError(
+                f"format version {values['format_version']} is not {FORMAT_VERSION}; "
+                "install a kprep that reads it"
+            )
+        files = {
+            check_relative_path(path): FileEntry(_count(entry["bytes"]), _sha256(entry["sha256"]))
+            for path, entry in values["files"].items()
+        }
+        splits = {check_split_name(name): _split(split) for name, split in values["splits"].items()}
+        names = tuple(values["class_names"])
+        if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+            raise ValueError("class_names must be distinct strings")
+        return cls(profile_from_json(values["profile"]), names, splits, files)
+
+
+def _split(values: Any) -> Split:
+    return Split(
+        fingerprint=_sha256(values["fingerprint"]),
+        num_clips=_count(values["num_clips"]),
+        num_rows=_count(values["num_rows"]),
+        outcomes={str(name): _count(count) for name, count in values["outcomes"].items()},
+        shards=tuple(
+            Shard(check_relative_path(shard["path"]), _count(shard["num_clips"]))
+            for shard in values["shards"]
+        ),
+        settings=dict(values["settings"]),
+        tools={str(name): str(value) for name, value in values["tools"].items()},
+    )
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{value!r} is not a sha256")
+    return value
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """Read the manifest of a root; DatasetError when the root is no dataset."""
+    root = storage.local_root
+    if root is not None and not root.is_dir():
+        raise DatasetError(f"{root} does not exist; make a dataset there with `kprep shard`")
+    if not storage.exists(MANIFEST_PATH):
+        raise DatasetError(
+            f"{storage.root} holds no {MANIFEST_PATH}, so it is no kprep dataset "
+            "(or its conversion is not finished: run the same `kprep shard` again)"
+        )
+    return Manifest.from_bytes(storage.read(MANIFEST_PATH), storage.where(MANIFEST_PATH))
+
+
+def split_fingerprint(table: pa.Table) -> str:
+    """Return the sha256 over (key, num_frames, label, content hash) of an index's rows, in order.
+
+    Nothing else enters: not the other splits, the tools, or the companion files.
+    """
+    digest = hashlib.sha256(b"kprep split 1\n")
+    columns = ("key", "num_frames", "label", "content_hash")
+    for batch in table.select(list(columns)).to_batches(max_chunksize=4096):
+        values = [batch.column(name).to_pylist() for name in columns]
+        for key, num_frames, label, content_hash in zip(*values, strict=True):
+            digest.update(f"{key} {num_frames} {label} {content_hash.hex()}\n".encode())
+    return digest.hexdigest()

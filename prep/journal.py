@@ -1,0 +1,315 @@
+"""The journal of a conversion: the plan and what became of every row, in one SQLite file.
+
+The journal is the truth while a split is being made; the ledger is exported from it. SQLite gives
+what a file of our own would have to be taught: a commit survives `kill -9`, memory stays flat at
+any number of rows, and the sums are one query. See docs/decisions/0002-sqlite-journal.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prep.outcome import Outcome, Reason, Status
+from prep.segment import BadRow, Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE rows (
+    row INTEGER PRIMARY KEY, video_id TEXT, start REAL, end REAL, label TEXT, extra TEXT, path TEXT,
+    key TEXT, place BLOB, shard INTEGER, slot INTEGER,
+    status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '', facts TEXT
+) STRICT;
+CREATE TABLE shards (shard INTEGER PRIMARY KEY, facts TEXT NOT NULL) STRICT;
+"""
+_INDICES = """
+CREATE INDEX rows_by_place ON rows (shard, slot);
+CREATE INDEX rows_by_status ON rows (status, shard, slot);
+"""
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotation row with its place in the plan and what is known of its clip."""
+
+    row: int
+    segment: Segment | None
+    key: str | None
+    shard: int | None
+    slot: int | None
+    outcome: Outcome
+    facts: dict[str, Any]
+
+
+class Journal:
+    """The plan and the outcomes of one split."""
+
+    def __init__(self, path: Path, split: str) -> None:
+        self.split = split
+        fresh = not path.exists()
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        if fresh:
+            self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file; everything recorded is in it."""
+        self._db.close()
+
+    def setting(self, name: str) -> Any:
+        """Return a stored setting, or None."""
+        found = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        return json.loads(found[0]) if found else None
+
+    def set(self, name: str, value: Any) -> None:
+        """Store a setting."""
+        self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
+
+    # -- the plan -----------------------------------------------------------------------------
+
+    def plan(
+        self,
+        items: Iterable[Segment | BadRow],
+        *,
+        seed: int,
+        clips_per_shard: int,
+        limit: int | None,
+        classes: frozenset[str],
+        taken_keys: frozenset[str],
+    ) -> None:
+        """Store every row and decide, before anything is encoded, which shard and slot it has.
+
+        Rows are shuffled by a keyed hash of their keys, so the plan is a function of the rows and
+        the seed. Exact repeats become duplicates; one segment with two labels, or one that another
+        split of the dataset holds already, is a conflict.
+        """
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT INTO rows (video_id, start, end, label, extra, path, key, place, status, reason,"
+            " detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                _planned(item, seed, taken_keys)
+                for item in items
+                if not classes or (isinstance(item, Segment) and item.label in classes)
+            ),
+        )
+        self._settle_repeats()
+        if limit is not None:
+            self._db.execute(
+                "DELETE FROM rows WHERE row NOT IN (SELECT row FROM rows ORDER BY place IS NULL, "
+                "place, row LIMIT ?)",
+                (limit,),
+            )
+        self._db.execute(
+            "UPDATE rows SET shard = rank / ?1, slot = rank % ?1 FROM ("
+            " SELECT row AS ranked, ROW_NUMBER() OVER (ORDER BY place, key) - 1 AS rank"
+            " FROM rows WHERE status = 'pending') WHERE row = ranked",
+            (clips_per_shard,),
+        )
+        self._db.execute("COMMIT")
+        self._db.executescript(_INDICES)
+
+    def _settle_repeats(self) -> None:
+        self._db.execute("CREATE TEMP TABLE repeats AS SELECT key, MIN(row) AS first, "
+                         "COUNT(DISTINCT COALESCE(label, char(0))) AS labels FROM rows "
+                         "WHERE status = 'pending' GROUP BY key HAVING COUNT(*) > 1")  # fmt: skip
+        self._db.execute(
+            "UPDATE rows SET status = 'failed', reason = ?, detail = 'the list has this segment with "
+            "two labels' WHERE key IN (SELECT key FROM repeats WHERE labels > 1)",
+            (Reason.CONFLICT,),
+        )
+        self._db.execute(
+            "UPDATE rows SET status = 'duplicate', detail = key WHERE status = 'pending' AND "
+            "EXISTS (SELECT 1 FROM repeats WHERE repeats.key = rows.key AND repeats.first != rows.row)"
+        )
+        self._db.execute("DROP TABLE repeats")
+
+    # -- outcomes -----------------------------------------------------------------------------
+
+    def record(self, row: int, outcome: Outcome, facts: dict[str, Any] | None = None) -> None:
+        """Store what became of a row; `commit` makes it last."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+        self._db.execute(
+            "UPDATE rows SET status = ?, reason = ?, detail = ?, facts = ? WHERE row = ?",
+            (
+                outcome.status,
+                outcome.reason,
+                outcome.detail,
+                json.dumps(facts) if facts else None,
+                row,
+            ),
+        )
+
+    def commit(self) -> None:
+        """Make everything recorded so far survive whatever comes."""
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+
+    def reopen(self, reasons: Iterable[Reason]) -> int:
+        """Make failed rows of the given reasons pending again; return how many."""
+        wanted = [str(reason) for reason in reasons]
+        marks = ",".join("?" * len(wanted))
+        shards = [
+            shard
+            for (shard,) in self._db.execute(
+                f"SELECT DISTINCT shard FROM rows WHERE status = 'failed' AND shard IS NOT NULL "  # noqa: S608
+                f"AND reason IN ({marks})",
+                wanted,
+            )
+        ]
+        changed = self._db.execute(
+            "UPDATE rows SET status = 'pending', reason = NULL, detail = '' WHERE status = 'failed' "  # noqa: S608
+            f"AND shard IS NOT NULL AND reason IN ({marks})",
+            wanted,
+        ).rowcount
+        self._db.executemany("DELETE FROM shards WHERE shard = ?", [(shard,) for shard in shards])
+        return changed
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows by status; every status is there."""
+        found = dict(self._db.execute("SELECT status, COUNT(*) FROM rows GROUP BY status"))
+        return {str(status): int(found.get(str(status), 0)) for status in Status}
+
+    def failures(self) -> dict[str, int]:
+        """Return the number of failed rows by reason, the most frequent first."""
+        return dict(
+            self._db.execute(
+                "SELECT reason, COUNT(*) AS n FROM rows WHERE status = 'failed' "
+                "GROUP BY reason ORDER BY n DESC, reason"
+            )
+        )
+
+    def labels(self) -> list[str]:
+        """Return the distinct labels of the rows, sorted."""
+        found = self._db.execute("SELECT DISTINCT label FROM rows WHERE label IS NOT NULL")
+        return sorted(label for (label,) in found)
+
+    def first_with_label(self, label: str) -> int:
+        """Return the number of the first row of a label."""
+        found = self._db.execute("SELECT MIN(row) FROM rows WHERE label = ?", (label,)).fetchone()
+        return int(found[0])
+
+    def planned_shards(self) -> int:
+        """Return the number of shards of the plan, those that stay empty included."""
+        found = self._db.execute("SELECT MAX(shard) FROM rows").fetchone()[0]
+        return 0 if found is None else int(found) + 1
+
+    def pending(self) -> Iterator[Row]:
+        """Yield rows that wait for a result, in the order of the plan; recording meanwhile is fine."""
+        yield from self._pages("status = 'pending' AND shard IS NOT NULL")
+
+    def shard_rows(self, shard: int) -> list[Row]:
+        """Return the clips that a shard will hold, in order."""
+        return [
+            self._row(values)
+            for values in self._db.execute(
+                "SELECT * FROM rows WHERE shard = ? AND status = 'ok' ORDER BY slot", (shard,)
+            )
+        ]
+
+    def all_rows(self) -> Iterator[Row]:
+        """Yield every row, in the order of the list."""
+        last = 0
+        while True:
+            page = self._db.execute(
+                "SELECT * FROM rows WHERE row > ? ORDER BY row LIMIT ?", (last, _BATCH)
+            ).fetchall()
+            if not page:
+                return
+            last = page[-1][0]
+            yield from map(self._row, page)
+
+    def pending_by_shard(self) -> dict[int, int]:
+        """Return the number of rows that wait for a result, for every shard of the plan."""
+        found = self._db.execute(
+            "SELECT shard, SUM(status = 'pending') FROM rows WHERE shard IS NOT NULL GROUP BY shard"
+        )
+        return {int(shard): int(count) for shard, count in found}
+
+    def unfinished_rows(self, shard: int, *, finish: bool) -> int:
+        """Return how many rows of a shard still wait, or may yet succeed unless `finish`."""
+        retryable = [] if finish else [str(reason) for reason in Reason if reason.retryable]
+        marks = ",".join("?" * len(retryable))
+        found = self._db.execute(
+            "SELECT COUNT(*) FROM rows WHERE shard = ? AND (status = 'pending' "  # noqa: S608
+            f"OR (status = 'failed' AND reason IN ({marks})))",
+            (shard, *retryable),
+        ).fetchone()
+        return int(found[0])
+
+    # -- shards -------------------------------------------------------------------------------
+
+    def record_shard(
+        self, shard: int, facts: dict[str, Any], clips: dict[int, dict[str, Any]]
+    ) -> None:
+        """Store a finished tar together with where its clips now are, in one commit."""
+        self.commit()
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "UPDATE rows SET facts = ? WHERE row = ?",
+            [(json.dumps(value), row) for row, value in clips.items()],
+        )
+        self._db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, json.dumps(facts)))
+        self._db.execute("COMMIT")
+
+    def shards(self) -> dict[int, dict[str, Any]]:
+        """Return the finished tars by number."""
+        found = self._db.execute("SELECT shard, facts FROM shards ORDER BY shard")
+        return {int(shard): json.loads(facts) for shard, facts in found}
+
+    def _pages(self, condition: str) -> Iterator[Row]:
+        shard, slot = -1, -1
+        while True:
+            page = self._db.execute(
+                f"SELECT * FROM rows WHERE {condition} AND (shard, slot) > (?, ?) "  # noqa: S608
+                "ORDER BY shard, slot LIMIT ?",
+                (shard, slot, _BATCH),
+            ).fetchall()
+            if not page:
+                return
+            shard, slot = page[-1][9], page[-1][10]
+            yield from map(self._row, page)
+
+    def _row(self, values: tuple[Any, ...]) -> Row:
+        (row, video_id, start, end, label, extra, path, key, _, shard, slot,
+         status, reason, detail, facts) = values  # fmt: skip
+        segment = None
+        if video_id is not None:
+            segment = Segment(video_id, start, end, label, self.split, extra, path)
+        outcome = Outcome(Status(status), Reason(reason) if reason else None, detail)
+        return Row(row, segment, key, shard, slot, outcome, json.loads(facts) if facts else {})
+
+
+def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> tuple[Any, ...]:
+    if isinstance(item, BadRow):
+        return (None,) * 8 + (Status.FAILED, Reason.BAD_ROW, item.detail)
+    key = item.key
+    place = hashlib.blake2b(key.encode(), digest_size=16, key=str(seed).encode()).digest()
+    columns = (
+        item.video_id,
+        item.start_seconds,
+        item.end_seconds,
+        item.label,
+        item.extra,
+        item.path,
+    )
+    if key in taken_keys:
+        return (
+            *columns,
+            key,
+            place,
+            Status.FAILED,
+            Reason.CONFLICT,
+            "another split holds this segment",
+        )
+    return (*columns, key, place, Status.PENDING, None, "")

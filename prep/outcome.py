@@ -1,0 +1,91 @@
+"""What becomes of an annotation row, and the fixed list of reasons why it can fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a row gave no clip. The words are part of the format: the ledger holds them."""
+
+    MISSING = "missing"
+    BAD_ROW = "bad row"
+    CONFLICT = "conflicting rows"
+    EMPTY_FILE = "empty file"
+    NOT_A_VIDEO = "not a video"
+    UNSAFE_INPUT = "unsafe input"
+    NO_VIDEO_STREAM = "no video stream"
+    NO_FRAMES = "no frames"
+    ENCRYPTED = "encrypted"
+    TRUNCATED = "truncated"
+    DAMAGED = "damaged"
+    HDR = "hdr"
+    PICTURE_SIZE = "picture size"
+    OUTSIDE = "segment outside the video"
+    TOO_SHORT = "too short"
+    ENCODE_FAILED = "encode failed"
+    CPU_LIMIT = "cpu limit"
+    STALLED = "stalled"
+    CRASHED = "worker crashed"
+    STORAGE = "storage"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether trying again later can give another result."""
+        return self in (Reason.STALLED, Reason.CRASHED, Reason.STORAGE)
+
+
+EXPLANATIONS = {
+    Reason.MISSING: "no source has a file for this row",
+    Reason.BAD_ROW: "the annotation row cannot be read",
+    Reason.CONFLICT: "the same segment stands in the list with two labels",
+    Reason.EMPTY_FILE: "the file has no bytes",
+    Reason.NOT_A_VIDEO: "no allowed demuxer reads the file",
+    Reason.UNSAFE_INPUT: "a playlist or script, which could open other files",
+    Reason.NO_VIDEO_STREAM: "audio, subtitles or cover art only",
+    Reason.NO_FRAMES: "a video stream without a frame",
+    Reason.ENCRYPTED: "the samples are encrypted",
+    Reason.TRUNCATED: "the file ends before its index",
+    Reason.DAMAGED: "fewer frames decode than the container holds",
+    Reason.HDR: "high dynamic range; tone-map it first",
+    Reason.PICTURE_SIZE: "no size, or a size beyond the limits",
+    Reason.OUTSIDE: "the video ends before the segment begins",
+    Reason.TOO_SHORT: "less than --min-seconds",
+    Reason.ENCODE_FAILED: "ffmpeg refused",
+    Reason.CPU_LIMIT: "the encode took more CPU time than allowed",
+    Reason.STALLED: "no result within the time limit",
+    Reason.CRASHED: "the worker process died twice over this row",
+    Reason.STORAGE: "a source could not be read",
+}
+
+
+class Status(StrEnum):
+    """The four things that a row can be; their counts always add up to the number of rows."""
+
+    OK = "ok"
+    FAILED = "failed"
+    DUPLICATE = "duplicate"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row.
+
+    `reason` is set when and only when the row failed; `detail` says more, or for a duplicate
+    names the key that has the clip.
+    """
+
+    status: Status
+    reason: Reason | None = None
+    detail: str = ""
+
+
+class RowFailure(Exception):  # noqa: N818 - it ends a row, not the run
+    """Ends the conversion of one row; caught by the worker and written to the ledger."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,198 @@
+"""What a source file really holds: where its frames begin and end, and how to read its pictures.
+
+Container durations are not trusted; packets are walked (not decoded), and one frame is decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from prep.mp4 import is_encrypted
+from prep.outcome import Reason, RowFailure
+
+# Exact demuxer names. Playlists, concat scripts, image sequences and the like stay out: they make
+# the demuxer open other files and addresses (FFmpeg's own name for a container can be a list).
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+    "avi", "mpegts", "mpeg", "mpegvideo", "asf", "flv", "ogg", "gif", "ivf", "h264", "hevc",
+    "m4v", "mjpeg", "mp3", "wav", "aac", "flac",
+)  # fmt: skip
+FORMAT_WHITELIST = ",".join(DEMUXERS)
+MAX_PIXELS = 8192 * 4320
+_PQ, _HLG = 16, 18  # ITU-T H.273 transfer characteristics
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]", b"<html", b"<!DOCTYPE")
+_MISSING_MOOV = "moov"
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """The video stream of a source, around one segment.
+
+    Times are in seconds from the container's start; `first_seconds` to `end_seconds` is what the
+    packets cover. `declared_end_seconds` is what the container claims, where it claims anything.
+    """
+
+    stream_index: int
+    width: int
+    height: int
+    rotation_degrees: int
+    sample_aspect: Fraction
+    matrix: int
+    first_seconds: float
+    end_seconds: float
+    frame_seconds: float
+    declared_end_seconds: float | None
+
+
+def probe(path: Path, start_seconds: float, end_seconds: float | None) -> SourceFacts:
+    """Look at a file around `[start_seconds, end_seconds)`; raise RowFailure when it has no clip."""
+    head = _read_head(path)
+    try:
+        file = av.open(
+            str(path),
+            options={"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"},
+            metadata_errors="ignore",
+        )
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise _cannot_open(head, error) from error
+    with file:
+        stream = _video_stream(file)
+        if head[4:8] in (b"ftyp", b"moov", b"styp") and is_encrypted(_read_moov(path, head)):
+            raise RowFailure(Reason.ENCRYPTED)
+        origin = Fraction(file.start_time or 0, av.time_base)
+        if start_seconds > 0:
+            _seek(file, start_seconds, origin)
+        first, end, frame = _covered(file, stream, origin, end_seconds)
+        if end <= start_seconds:
+            raise RowFailure(Reason.OUTSIDE, f"the video ends at {end:.3f} s")
+        _seek(file, first, origin)
+        picture = _first_picture(file, stream)
+        declared = stream.duration and float(
+            (stream.duration + (stream.start_time or 0)) * stream.time_base - origin
+        )
+        aspect = stream.sample_aspect_ratio
+        return SourceFacts(
+            stream_index=stream.index,
+            width=picture.width,
+            height=picture.height,
+            rotation_degrees=int(picture.rotation) % 360,
+            sample_aspect=Fraction(aspect) if aspect else Fraction(1),
+            matrix=int(picture.colorspace),
+            first_seconds=first,
+            end_seconds=end,
+            frame_seconds=frame,
+            declared_end_seconds=declared or None,
+        )
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError as error:
+        raise RowFailure(Reason.STORAGE, f"{path.name}: {error.strerror}") from error
+    if not head:
+        raise RowFailure(Reason.EMPTY_FILE)
+    return head
+
+
+def _read_moov(path: Path, head: bytes) -> bytes:
+    """Return the moov box of an mp4, which can stand at either end of the file."""
+    with path.open("rb") as file:
+        position, limit = 0, path.stat().st_size
+        while position + 8 <= limit:
+            file.seek(position)
+            size = int.from_bytes(file.read(4), "big")
+            kind = file.read(4)
+            if size == 1:
+                size = int.from_bytes(file.read(8), "big")
+            if kind == b"moov" and size <= 64 << 20:
+                file.seek(position)
+                return file.read(size)
+            if size < 8:
+                break
+            position += size
+    return head
+
+
+def _cannot_open(head: bytes, error: Exception) -> RowFailure:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(_PLAYLISTS):
+        return RowFailure(Reason.UNSAFE_INPUT, "the file is a playlist, a script or a web page")
+    if head[4:8] == b"ftyp":
+        return RowFailure(Reason.TRUNCATED, "the mp4 has no complete moov box")
+    if head.count(0) == len(head):
+        return RowFailure(Reason.NOT_A_VIDEO, "the file holds only zero bytes")
+    return RowFailure(Reason.NOT_A_VIDEO, str(getattr(error, "strerror", "") or ""))
+
+
+def _video_stream(file: Any) -> Any:
+    for stream in file.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            break
+    else:
+        raise RowFailure(Reason.NO_VIDEO_STREAM)
+    context = stream.codec_context
+    if context is None:
+        raise RowFailure(Reason.NOT_A_VIDEO, "no decoder for its codec")
+    if context.width * context.height > MAX_PIXELS:
+        raise RowFailure(Reason.PICTURE_SIZE, f"{context.width}x{context.height}")
+    context.thread_count = 1
+    return stream
+
+
+def _seek(file: Any, seconds: float, origin: Fraction) -> None:
+    """Go to the last keyframe at or before `seconds`; some demuxers can only go to the start."""
+    try:
+        file.seek(int((Fraction(seconds) + origin) * av.time_base), backward=True)
+    except (av.FFmpegError, OSError):
+        try:
+            file.seek(0)
+        except (av.FFmpegError, OSError) as error:
+            raise RowFailure(Reason.DAMAGED, "the file cannot be searched") from error
+
+
+def _covered(
+    file: Any, stream: Any, origin: Fraction, end_seconds: float | None
+) -> tuple[float, float, float]:
+    """Return first, end and typical frame length in seconds of the packets up to the segment's end."""
+    rate = stream.average_rate or stream.guessed_rate
+    typical = float(1 / rate) if rate else 0.04
+    first, end = float("inf"), float("-inf")
+    try:
+        for packet in file.demux(stream):
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is None or not packet.size or packet.is_corrupt:
+                continue
+            begin = float(stamp * packet.time_base - origin)
+            length = float(packet.duration * packet.time_base) if packet.duration else typical
+            first, end = min(first, begin), max(end, begin + length)
+            # B-frames come later than they are shown, never by more than a second
+            if end_seconds is not None and begin > end_seconds + 1:
+                break
+    except (av.FFmpegError, OSError, ValueError):
+        pass  # the file ends or breaks here: what came before is what it holds
+    if end == float("-inf"):
+        raise RowFailure(Reason.NO_FRAMES)
+    return max(first, 0.0), end, typical
+
+
+def _first_picture(file: Any, stream: Any) -> Any:
+    try:
+        picture = next(file.decode(stream), None)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise RowFailure(Reason.DAMAGED, f"the first frame does not decode: {error}") from error
+    if picture is None:
+        raise RowFailure(Reason.DAMAGED, "no frame decodes")
+    if picture.color_trc in (_PQ, _HLG):
+        curve = "PQ" if picture.color_trc == _PQ else "HLG"
+        raise RowFailure(Reason.HDR, f"transfer characteristic {curve}")
+    if picture.width * picture.height > MAX_PIXELS or min(picture.width, picture.height) < 2:
+        raise RowFailure(Reason.PICTURE_SIZE, f"{picture.width}x{picture.height}")
+    return picture

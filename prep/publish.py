@@ -1,0 +1,148 @@
+"""Publishing a split: its index, ledger and companions, and the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prep import companions
+from prep.format import (
+    ClipRecord,
+    FileEntry,
+    Manifest,
+    Shard,
+    Split,
+    index_path,
+    index_table,
+    ledger_path,
+    shard_path,
+    split_fingerprint,
+    write_index,
+)
+from prep.format.layout import MANIFEST_PATH
+from prep.ledger import write_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+
+    from prep.journal import Journal, Row
+    from prep.storage import Storage
+
+
+def publish(
+    storage: Storage, manifest: Manifest, journal: Journal, tools: dict[str, str]
+) -> Manifest:
+    """Write everything that makes the journaled split readable; return the new manifest.
+
+    The files of other splits are not touched. Until the manifest is replaced, readers see the
+    dataset as it was.
+    """
+    import pyarrow as pa
+
+    split = journal.split
+    shards = {number: facts for number, facts in journal.shards().items() if facts["num_clips"]}
+    labels = {name: index for index, name in enumerate(manifest.class_names)}
+    tables = [_shard_table(journal, number, labels, manifest) for number in shards]
+    files = dict(manifest.files)
+    for number, facts in shards.items():
+        files[shard_path(split, number)] = FileEntry(facts["bytes"], facts["sha256"])
+        index = shard_path(split, number) + ".idx"
+        files[index] = _entry(storage.read(index))
+    described = [{"path": shard_path(split, n), **facts} for n, facts in shards.items()]
+    written = {
+        index_path(split): write_index(tables),
+        ledger_path(split): write_ledger(journal.all_rows()),
+        companions.wids_path(split): companions.wids_index(split, described),
+    }
+    counts = journal.counts()
+    added = Split(
+        fingerprint=split_fingerprint(pa.concat_tables(tables)),
+        num_clips=counts["ok"],
+        num_rows=sum(counts.values()),
+        outcomes=counts,
+        shards=tuple(Shard(item["path"], item["num_clips"]) for item in described),
+        settings=journal.setting("settings"),
+        tools=tools,
+    )
+    files.update({path: _entry(data) for path, data in written.items()})
+    published = replace(manifest, splits={**manifest.splits, split: added}, files=files)
+    return write_root_files(storage, published, written)
+
+
+def write_root_files(storage: Storage, manifest: Manifest, written: dict[str, bytes]) -> Manifest:
+    """Write a split's own files, then those that speak of all splits, then the manifest."""
+    names = "".join(f"{name}\n" for name in manifest.class_names)
+    shared = {
+        "classes.txt": names.encode(),
+        **companions.energon_files(manifest.splits),
+        "README.md": companions.dataset_card(
+            manifest.profile, manifest.class_names, manifest.splits, manifest.files
+        ),
+    }
+    files = {**manifest.files, **{path: _entry(data) for path, data in shared.items()}}
+    complete = replace(manifest, files=files)
+    for path, data in {**written, **shared}.items():
+        storage.write(path, data)
+    storage.write(MANIFEST_PATH, complete.to_bytes())
+    return complete
+
+
+def _entry(data: bytes) -> FileEntry:
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _shard_table(
+    journal: Journal, shard: int, labels: dict[str, int], manifest: Manifest
+) -> pa.Table:
+    """Return a shard's rows of the index; each becomes one row group."""
+    return index_table(_records(journal, shard, labels, manifest))
+
+
+def _records(
+    journal: Journal, shard: int, labels: dict[str, int], manifest: Manifest
+) -> Iterator[ClipRecord]:
+    for row in journal.shard_rows(shard):
+        facts: dict[str, Any] = row.facts
+        segment = _segment(row)
+        yield ClipRecord(
+            key=str(row.key),
+            shard=shard_path(journal.split, shard),
+            label=labels[segment.label] if segment.label is not None else -1,
+            num_frames=facts["num_frames"],
+            fps_num=manifest.profile.fps.numerator,
+            fps_den=manifest.profile.fps.denominator,
+            width=facts["width"],
+            height=facts["height"],
+            entry_offset=facts["entry_offset"],
+            entry_bytes=facts["entry_bytes"],
+            video_offset=facts["video_offset"],
+            video_bytes=facts["video_bytes"],
+            content_hash=bytes.fromhex(facts["content_hash"]),
+            crc32=facts["crc32"],
+            video_id=segment.video_id,
+            start_seconds=segment.start_seconds,
+            end_seconds=annotated_end(row),
+            source=facts["source"],
+            short=facts["short"],
+            codec_config=bytes.fromhex(facts["codec_config"]),
+            gop_frames=facts["gop_frames"],
+            gop_offsets=tuple(facts["gop_offsets"]),
+            gop_crc32=tuple(facts["gop_crc32"]),
+        )
+
+
+def annotated_end(row: Row) -> float:
+    """Return the annotated end of a clip; of a whole file, where the clip ends."""
+    segment = _segment(row)
+    if segment.end_seconds is not None:
+        return segment.end_seconds
+    return float(segment.start_seconds + row.facts["seconds"])
+
+
+def _segment(row: Row) -> Any:
+    if row.segment is None:
+        raise ValueError(f"row {row.row} has a clip but no segment")
+    return row.segment

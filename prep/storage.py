@@ -1,0 +1,265 @@
+"""One way to read and write a dataset root: a local directory or an object store.
+
+Everything goes through obstore, so a local directory and a bucket take the same path. A `Storage`
+can be pickled and sent to worker processes: the client is opened there, on the first use.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prep.errors import ReplacedError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from obstore.store import ObjectStore
+
+_URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
+_SCHEMES = ("s3://", "gs://", "https://", "http://")
+
+
+def check_relative_path(path: str) -> str:
+    """Return `path` when it names something inside a root; raise StorageError when it may not.
+
+    Paths come from manifests and archives that strangers wrote: no absolute path, no `..`, no
+    empty component, no backslash, no control character.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\\\x00-\x1f\x7f]", path):
+        raise StorageError(f"path {path!r} in a dataset must stay inside its root; refused")
+    return path
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store says of an object: its path, its size and its version (None: no ETag)."""
+
+    path: str
+    size_bytes: int
+    etag: str | None
+
+
+@dataclass
+class Storage:
+    """A dataset root.
+
+    `root` is a local directory or `s3://bucket/prefix`, `gs://…`, `https://…` (read only).
+    `options` are passed to the store's client: `endpoint`, `region`, `access_key_id`,
+    `secret_access_key`, `skip_signature` and so on; the usual AWS environment variables serve
+    where they are absent.
+    """
+
+    root: str
+    options: dict[str, Any] = field(default_factory=dict)
+    _store: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
+    _opened_in: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make a local root absolute and refuse schemes that no store serves."""
+        self.root = str(self.root)
+        if not _URL.match(self.root):
+            self.root = str(Path(self.root).absolute())
+        elif not self.root.startswith(_SCHEMES):
+            raise UsageError(
+                f"root {self.root!r} must be a directory, s3://, gs:// or https://; "
+                "copy the dataset to one of these"
+            )
+        self.root = self.root.rstrip("/") or "/"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open client behind: another process opens its own."""
+        return {"root": self.root, "options": self.options, "_store": None, "_opened_in": 0}
+
+    @property
+    def local_root(self) -> Path | None:
+        """The directory, or None when the root is in an object store."""
+        return None if _URL.match(self.root) else Path(self.root)
+
+    def where(self, path: str) -> str:
+        """Name an object for a message."""
+        return f"{self.root}/{path}"
+
+    def store(self) -> ObjectStore:
+        """Return this process's client; opened on the first call.
+
+        Raises StorageError in a process forked after the parent had opened it: the client's
+        threads do not survive a fork and every request would hang.
+        """
+        if self._store is not None and self._opened_in != os.getpid():
+            raise StorageError(
+                f"{self.root} was opened before this process was forked, and its connections do "
+                "not survive that; start workers with the 'forkserver' or 'spawn' method"
+            )
+        if self._store is None:
+            self._store, self._opened_in = self._open(), os.getpid()
+        return self._store
+
+    def _open(self) -> ObjectStore:
+        from obstore.store import LocalStore, from_url
+
+        if self.local_root is not None:
+            if not self.local_root.is_dir():
+                raise StorageError(f"{self.root} is not a directory")
+            return LocalStore(self.local_root)
+        options = dict(self.options)
+        if self.root.startswith("s3://"):
+            options = {**_s3_environment(), **options}
+        plain = str(options.get("endpoint", self.root)).startswith("http://")
+        client = {"timeout": "20s", "connect_timeout": "3s", "allow_http": plain}
+        retry = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+        opened: ObjectStore = from_url(
+            self.root, client_options=client, retry_config=retry, **options
+        )
+        return opened
+
+    def info(self, path: str) -> ObjectInfo:
+        """Return size and version of an object; StorageError where there is none."""
+        import obstore
+
+        with self._errors(path):
+            meta = obstore.head(self.store(), check_relative_path(path))
+        return ObjectInfo(path, int(meta["size"]), meta["e_tag"])
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there; StorageError where the store cannot tell."""
+        try:
+            self.info(path)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+        return True
+
+    def read(self, path: str) -> bytes:
+        """Return a whole object."""
+        import obstore
+
+        with self._errors(path):
+            return bytes(obstore.get(self.store(), check_relative_path(path)).bytes())
+
+    def read_range(self, path: str, start: int, end: int, *, etag: str | None = None) -> memoryview:
+        """Return bytes `[start, end)` of an object.
+
+        Raises ReplacedError when `etag` is given and the object has another one by now, and
+        StorageError when the object ends before `end`.
+        """
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        options: dict[str, Any] = {"range": (start, end)}
+        if etag is not None:
+            options["if_match"] = etag
+        with self._errors(path):
+            try:
+                result = obstore.get(self.store(), check_relative_path(path), options=options)  # type: ignore[arg-type]
+                body = memoryview(result.bytes())
+            except PreconditionError as error:
+                raise ReplacedError(
+                    f"{self.where(path)} was replaced while it was being read; "
+                    "restart on the new version"
+                ) from error
+        if len(body) != end - start:
+            raise StorageError(
+                f"{self.where(path)} ends at byte {start + len(body)}, "
+                f"but bytes {start} to {end} are indexed; run `kprep verify`"
+            )
+        return body
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a whole object so that it appears complete or not at all."""
+        import obstore
+
+        check_relative_path(path)
+        if self.local_root is None:
+            with self._errors(path):
+                obstore.put(self.store(), path, data)
+            return
+        target = self.local_root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors(path):
+            write_atomic(target, data)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below `prefix`, in the order of their paths."""
+        import obstore
+
+        with self._errors(prefix or "."):
+            found = [
+                ObjectInfo(str(meta["path"]), int(meta["size"]), meta["e_tag"])
+                for page in obstore.list(self.store(), prefix or None)
+                for meta in page
+            ]
+        yield from sorted(found, key=lambda info: info.path)
+
+    def _errors(self, path: str) -> _Translated:
+        return _Translated(self.where(path))
+
+
+class _Translated:
+    """Turn whatever a store raises into one StorageError that names the object."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        if error is None or isinstance(error, StorageError) or not isinstance(error, Exception):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise StorageError(f"{self.where} does not exist") from error
+        text = " ".join(str(error).split())
+        raise StorageError(f"{self.where} cannot be reached: {text[:300]}") from error
+
+
+def _s3_environment() -> dict[str, Any]:
+    """Return the settings that the AWS tools take from the environment."""
+    names = {
+        "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+        "access_key_id": ("AWS_ACCESS_KEY_ID",),
+        "secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
+        "session_token": ("AWS_SESSION_TOKEN",),
+    }
+    found: dict[str, Any] = {"region": "us-east-1"}
+    for option, variables in names.items():
+        values = [os.environ[name] for name in variables if os.environ.get(name)]
+        if values:
+            found[option] = values[0]
+    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+        found["skip_signature"] = True
+    if "endpoint" in found:
+        found["virtual_hosted_style_request"] = False
+    return found
+
+
+def write_atomic(target: Path, data: bytes) -> None:
+    """Write a local file under a temporary name, sync it, and rename it into place."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power loss."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

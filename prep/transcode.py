@@ -1,0 +1,156 @@
+"""One ffmpeg process per clip: the command, and running it within limits."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import ffmpeg
+
+from prep.outcome import Reason, RowFailure
+from prep.probe import FORMAT_WHITELIST, MAX_PIXELS, SourceFacts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prep.profile import EncodingProfile
+
+# ITU-T H.273 matrix coefficients by the names that ffmpeg's scaler knows
+_MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
+_MAX_ASPECT = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long one encode may take: CPU time ends it for good, wall-clock time means a stall."""
+
+    cpu_seconds: int = 300
+    wall_seconds: int = 1800
+
+
+def picture_size(facts: SourceFacts, short_side_px: int) -> tuple[int, int]:
+    """Return the encoded (width, height): square pixels, upright, even, short side as given.
+
+    640x480 with a short side of 128 becomes 170x128: 128 * 640 / 480 = 170.7, to the nearest even.
+    """
+    width, height = Fraction(facts.width) * facts.sample_aspect, Fraction(facts.height)
+    if facts.rotation_degrees % 180 == 90:
+        width, height = height, width
+    ratio = max(width, height) / min(width, height)
+    if ratio > _MAX_ASPECT:
+        raise RowFailure(Reason.PICTURE_SIZE, f"{facts.width}x{facts.height} is too long a strip")
+    long_side = 2 * round(short_side_px * ratio / 2)
+    return (long_side, short_side_px) if width >= height else (short_side_px, long_side)
+
+
+def input_matrix(facts: SourceFacts) -> str:
+    """Return the YUV matrix of the source; untagged ones are BT.601 below 720 lines, BT.709 from there."""
+    untagged = "bt709" if facts.height >= 720 else "smpte170m"
+    return _MATRICES.get(facts.matrix, untagged)
+
+
+def filters(profile: EncodingProfile, facts: SourceFacts) -> str:
+    """Return the filter chain: rate, timestamps from zero, size, square pixels, BT.601 limited."""
+    width, height = picture_size(facts, profile.short_side_px)
+    return ",".join(
+        (
+            f"fps={profile.fps.numerator}/{profile.fps.denominator}",
+            "setpts=PTS-STARTPTS",
+            f"scale={width}:{height}:flags={profile.scaler_flags}"
+            f":in_color_matrix={input_matrix(facts)}:out_color_matrix=smpte170m:out_range=limited",
+            "setsar=1",
+            "setparams=range=limited:colorspace=smpte170m",
+            f"format={profile.pixel_format}",
+        )
+    )
+
+
+def command(
+    binary: str,
+    source: Path,
+    target: Path,
+    profile: EncodingProfile,
+    facts: SourceFacts,
+    start_seconds: float,
+    end_seconds: float | None,
+    limits: Limits,
+) -> list[str]:
+    """Return the arguments of the one process that cuts, resamples, scales and encodes a clip.
+
+    Everything that could make two machines write different bytes is switched off: x264 and the
+    scaler choose code by CPU model unless `cpu-independent=1` and `accurate_rnd+bitexact`, and
+    threads change x264's rate control.
+    """
+    cut: dict[str, str] = {}
+    if start_seconds > 0:
+        cut["ss"] = (
+            f"{start_seconds:.6f}"  # before the input: seek, then drop up to the exact frame
+        )
+    if end_seconds is not None:
+        cut["t"] = f"{end_seconds - start_seconds:.6f}"
+    opened = ffmpeg.input(
+        f"file:{source}",
+        nostdin=None, hide_banner=None, loglevel="error", filter_threads=1,
+        timelimit=limits.cpu_seconds, max_pixels=MAX_PIXELS, threads=1,
+        format_whitelist=FORMAT_WHITELIST, protocol_whitelist="file", **cut,
+    )  # fmt: skip
+    tune = {} if profile.tune == "none" else {"tune": profile.tune}
+    encoded = ffmpeg.output(
+        opened[str(facts.stream_index)],
+        f"file:{target}",
+        an=None, sn=None, dn=None, map_metadata=-1, map_chapters=-1,
+        vf=filters(profile, facts), fps_mode="passthrough",
+        vcodec=profile.codec, preset=profile.preset, crf=profile.crf, **tune,
+        g=profile.keyframe_interval_frames, keyint_min=profile.keyframe_interval_frames,
+        sc_threshold=0, bf=0, threads=1,
+        flags="+cgop+bitexact", fflags="+bitexact", movflags="+faststart", use_editlist=0,
+        f="mp4", **{"bsf:v": "filter_units=remove_types=6", "x264-params": "cpu-independent=1"},
+    )  # fmt: skip
+    arguments: list[str] = ffmpeg.compile(encoded, cmd=binary, overwrite_output=True)
+    return arguments
+
+
+def run(arguments: list[str], source: Path, limits: Limits) -> None:
+    """Run the command; raise RowFailure with ffmpeg's last word when it fails."""
+    before = _children_cpu_seconds()
+    try:
+        done = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=limits.wall_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RowFailure(Reason.STALLED, f"no result in {limits.wall_seconds} s") from error
+    except OSError as error:
+        raise RowFailure(Reason.STORAGE, f"ffmpeg cannot be started: {error.strerror}") from error
+    if done.returncode == 0:
+        return
+    if _children_cpu_seconds() - before >= limits.cpu_seconds * 0.9:
+        raise RowFailure(Reason.CPU_LIMIT, f"over {limits.cpu_seconds} s of CPU time")
+    message = done.stderr.decode("utf-8", "replace")
+    if "No space left on device" in message:
+        raise OSError(28, "No space left on device")
+    raise RowFailure(Reason.ENCODE_FAILED, last_word(message, source))
+
+
+def last_word(message: str, source: Path) -> str:
+    """Return the first line of ffmpeg's complaint without paths and addresses.
+
+    The ledger is part of the dataset: the same failure must read the same on every machine.
+    """
+    text = message.replace(f"file:{source}", source.name).replace(str(source), source.name)
+    text = re.sub(r" @ 0x[0-9a-f]+", "", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no message"
+
+
+def _children_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

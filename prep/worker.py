@@ -1,0 +1,38 @@
+"""A worker process: JSON lines of jobs on standard input, JSON lines of results on standard output.
+
+Started as `python -P -m prep.worker TASK` by prep.worker_pool. It ends when its input ends, so a
+killed parent leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+TASKS = {"encode": "prep.encode", "assemble": "prep.assemble"}
+
+
+def main(task: str) -> None:
+    """Serve jobs of one task until the input ends."""
+    # Results have a descriptor of their own, so that no library's print can break the protocol.
+    results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    function: Any = getattr(importlib.import_module(TASKS[task]), task)
+    results.write('{"ready": true}\n')
+    for line in sys.stdin:
+        try:
+            result = function(json.loads(line))
+        except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
+            result = {"error": traceback.format_exc()}
+        results.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,242 @@
+"""Ranks: who takes part in a run, on which device, and what they tell each other.
+
+Tensors that ranks exchange outside of DDP travel over a gloo group of their own, on the CPU, so
+that they never wait in a device's queue.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A rank may wait this long for another that evaluates a longer slice or writes a checkpoint.
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run as one of them sees it."""
+
+    rank: int
+    """This process, in `[0, size)`."""
+    size: int
+    """Processes in the run."""
+    device: torch.device
+    """Where this process computes."""
+    control: dist.ProcessGroup | None
+    """The gloo group for everything that is not a gradient; None in a run of one process."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and log lines."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined_world(device: str | None = None) -> Iterator[World]:
+    """Join the run that the environment describes, and leave it at the end.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
+
+    Reads torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), else those
+    of a SLURM step started by srun, else runs alone. A process group that the caller has already
+    made is used as it is and left alone. Raises UsageError when the variables or the device cannot
+    serve.
+    """
+    adopted = dist.is_available() and dist.is_initialized()
+    rank, size, local_rank = _place(adopted=adopted)
+    chosen = choose_device(device, local_rank)
+    if size == 1:
+        yield World(rank, size, chosen, None)
+        return
+    if not adopted:
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=size,
+            timeout=_TIMEOUT,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    try:
+        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        yield World(rank, size, chosen, control)
+    finally:
+        if not adopted:
+            dist.destroy_process_group()
+
+
+def choose_device(device: str | None, local_rank: int) -> torch.device:
+    """Return the device of this process; one process takes one GPU."""
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {device!r} must be cpu or cuda")
+    if device == "cpu" or (device is None and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UsageError(
+            f"process {local_rank} of this machine has no GPU: there are {count}; "
+            "start fewer processes, or use --device cpu"
+        )
+    chosen = torch.device("cuda", local_rank)
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _place(*, adopted: bool) -> tuple[int, int, int]:
+    """Return rank, world size and rank on this machine."""
+    if adopted:
+        return dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
+    if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
+        _adopt_slurm_step()
+    values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if values[0] is None and values[1] is None:
+        return 0, 1, 0
+    try:
+        rank, size, local_rank = int(values[0] or ""), int(values[1] or ""), int(values[2] or "0")
+    except ValueError:
+        rank, size, local_rank = -1, 0, 0
+    if not 0 <= rank < size:
+        raise UsageError(
+            f"RANK ({values[0]}) and WORLD_SIZE ({values[1]}) in the environment must be integers "
+            "with 0 <= RANK < WORLD_SIZE; start with torchrun, srun or --nproc, or unset both"
+        )
+    return rank, size, local_rank
+
+
+def _adopt_slurm_step() -> None:
+    """Translate the variables of a SLURM step (srun) into torchrun's."""
+    environment = os.environ
+    if int(environment["SLURM_STEP_NUM_TASKS"]) == 1:
+        return
+    if "MASTER_ADDR" not in environment:
+        launcher = environment.get("SLURM_LAUNCH_NODE_IPADDR")
+        if launcher is None:
+            raise UsageError("under srun, set MASTER_ADDR to the name of the first node")
+        environment["MASTER_ADDR"] = launcher
+    # jobs that share a machine need ports of their own; 15000..24999 is below the ephemeral range
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    environment.setdefault("MASTER_PORT", str(15000 + job % 10000))
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
+    environment["LOCAL_RANK"] = environment.get("SLURM_LOCALID", "0")
+
+
+def gather_to_first(world: World, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Collect one tensor of each rank on rank 0, in the order of ranks; other ranks get [].
+
+    Args:
+        world: who takes part.
+        tensor: on the CPU, of one dtype and one number of axes on all ranks; the length of the
+            first axis can differ (also 0), the lengths of the others are padded with zeros to the
+            longest.
+    """
+    if world.size == 1:
+        return [tensor]
+    shapes = [torch.zeros(tensor.ndim, dtype=torch.int64) for _ in range(world.size)]
+    dist.all_gather(shapes, torch.tensor(tensor.shape), group=world.control)
+    largest = torch.stack(shapes).amax(dim=0).tolist()
+    padded = torch.zeros(largest, dtype=tensor.dtype)
+    padded[tuple(slice(0, length) for length in tensor.shape)] = tensor
+    if padded.numel() == 0:
+        return [tensor] * world.size if world.is_first else []
+    parts = [torch.empty_like(padded) for _ in range(world.size)] if world.is_first else None
+    dist.gather(padded, parts, dst=0, group=world.control)
+    return [part[: int(shape[0])] for part, shape in zip(parts or [], shapes, strict=False)]
+
+
+def broadcast_text(world: World, text: str) -> str:
+    """Return rank 0's text on every rank."""
+    if world.size == 1:
+        return text
+    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    length = torch.tensor([len(data)])
+    dist.broadcast(length, src=0, group=world.control)
+    data = data if world.is_first else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(data, src=0, group=world.control)
+    return data.numpy().tobytes().decode()
+
+
+def broadcast_buffers(world: World, buffers: Iterator[torch.Tensor]) -> None:
+    """Overwrite the buffers of every rank (BatchNorm's statistics) with rank 0's."""
+    if world.size == 1:
+        return
+    for buffer in buffers:
+        dist.broadcast(buffer, src=0)
+
+
+class LossExchange:
+    """Tell every rank the losses of all ranks, without making a step wait.
+
+    The loss of a step is copied off the device while the next step is prepared, summed up over the
+    ranks in the background, and known one step after that. Every rank learns of a loss that is not
+    finite at the same step, so all of them stop together.
+    """
+
+    def __init__(self, world: World) -> None:
+        """Start with nothing on the way."""
+        self._world = world
+        self._copied: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+        self._reducing: tuple[torch.Tensor, dist.Work | None] | None = None
+
+    def post(self, loss: torch.Tensor) -> list[list[float]]:
+        """Hand in this rank's loss of a step; return what arrived: the ranks' losses of a step.
+
+        Args:
+            loss: float32 scalar on the device. Every rank posts the same number of times.
+
+        Returns:
+            None, one or two earlier steps in order; of each step one loss per rank.
+        """
+        arrived = self._advance()
+        self._copied = _start_copy(loss)
+        return arrived
+
+    def flush(self) -> list[list[float]]:
+        """Wait for everything that is on the way and return it, in order."""
+        return [*self._advance(), *self._advance()]
+
+    def _advance(self) -> list[list[float]]:
+        arrived: list[list[float]] = []
+        if self._reducing is not None:
+            losses, work = self._reducing
+            if work is not None:
+                work.wait()
+            arrived.append(losses.tolist())
+        self._reducing = None
+        if self._copied is not None:
+            self._reducing = self._start_reduce(*self._copied)
+        self._copied = None
+        return arrived
+
+    def _start_reduce(
+        self, loss: torch.Tensor, event: torch.cuda.Event | None
+    ) -> tuple[torch.Tensor, dist.Work | None]:
+        if event is not None:
+            event.synchronize()
+        losses = torch.zeros(self._world.size, dtype=torch.float64)
+        losses[self._world.rank] = loss.double()
+        if self._world.size == 1:
+            return losses, None
+        return losses, dist.all_reduce(losses, group=self._world.control, async_op=True)
+
+
+def _start_copy(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    if loss.device.type != "cuda":
+        return loss.detach().clone(), None
+    host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+    host.copy_(loss.detach(), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event

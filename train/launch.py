@@ -1,0 +1,147 @@
+"""`--nproc N`: start N processes on this machine, and end them all when one of them fails."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING
+
+from prep.errors import KprepError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+# When one rank fails, others fail from losing it: their reports are waited for this long, so that
+# the first cause is shown and not its echo.
+_ECHO_SECONDS = 1.0
+_TERMINATE_SECONDS = 5.0
+
+
+def launch(num_processes: int, target: Callable[..., object], *arguments: object) -> None:
+    """Run `target(*arguments)` in `num_processes` new processes, as torchrun would.
+
+    Each finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in its environment. Raises
+    the KprepError of a process that fails with one, and a KprepError for any other end, after all
+    processes are gone.
+    """
+    from torch.distributed import TCPStore
+
+    # The store's port is chosen by the system and held by this process: no other run can take it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(num_processes)]
+    processes = [
+        context.Process(
+            target=_run_rank,
+            args=(rank, num_processes, store.port, pipes[rank][1], target, arguments),
+        )
+        for rank in range(num_processes)
+    ]
+    try:
+        for process, (_, sender) in zip(processes, pipes, strict=True):
+            process.start()
+            sender.close()
+        _watch(processes, [receiver for receiver, _ in pipes])
+    finally:
+        _end(processes)
+
+
+def _run_rank(
+    rank: int,
+    size: int,
+    port: int,
+    report: Connection,
+    target: Callable[..., object],
+    arguments: tuple[object, ...],
+) -> None:
+    """Be one rank: run the target, and report the error that ended it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher holds the store; rank 0 makes none
+    )
+    # torchrun's default as well: N processes with a thread for each core would only fight
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    try:
+        target(*arguments)
+    except KprepError as error:
+        report.send((error.exit_code, str(error)))
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - whatever it is, the launcher shows it
+        report.send((0, traceback.format_exc()))
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when the launcher is gone, however that came about."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _watch(processes: list[SpawnProcess], receivers: list[Connection]) -> None:
+    """Wait for all processes to end well; raise as soon as one does not."""
+    running = dict(enumerate(processes))
+    while running:
+        wait([process.sentinel for process in running.values()])
+        for rank in [rank for rank, process in running.items() if process.exitcode is not None]:
+            if running.pop(rank).exitcode != 0:
+                time.sleep(_ECHO_SECONDS)
+                raise _cause(processes, receivers, rank)
+
+
+def _cause(
+    processes: list[SpawnProcess], receivers: list[Connection], first: int
+) -> KprepError:
+    """Return the error to show: a rank's own sentence if there is one, else how `first` ended."""
+    reports = {rank: _report(receiver) for rank, receiver in enumerate(receivers)}
+    for exit_code, message in filter(None, reports.values()):
+        if exit_code == UsageError.exit_code:
+            return UsageError(message)
+        if exit_code:
+            return KprepError(message)
+    # a process that was killed says nothing; those that say something then only lost it
+    killed = [rank for rank, process in enumerate(processes) if (process.exitcode or 0) < 0]
+    if killed:
+        signal = -(processes[killed[0]].exitcode or 0)
+        return KprepError(
+            f"process {killed[0]} of {len(processes)} was killed by signal {signal}; "
+            "signal 9 is often the kernel's, out of memory"
+        )
+    _, text = reports[first] or (0, f"exit status {processes[first].exitcode}, no message")
+    return KprepError(f"process {first} of {len(processes)} failed:\n{text}")
+
+
+def _report(receiver: Connection) -> tuple[int, str] | None:
+    """Return (exit code or 0 for a crash, message), or None where a process left none."""
+    try:
+        report: tuple[int, str] | None = receiver.recv() if receiver.poll() else None
+    except (EOFError, OSError):
+        return None
+    return report
+
+
+def _end(processes: list[SpawnProcess]) -> None:
+    """End what still runs: first politely, then by force."""
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.terminate()
+    deadline = time.monotonic() + _TERMINATE_SECONDS
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()

@@ -1,0 +1,163 @@
+"""The networks: torchvision's video models, a tiny one for demonstrations, and the user's own."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from prep.errors import UsageError
+from train.recipe import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from train.recipe import Recipe
+
+TORCHVISION_MODELS = (
+    "r3d_18",
+    "mc3_18",
+    "r2plus1d_18",
+    "s3d",
+    "mvit_v1_b",
+    "mvit_v2_s",
+    "swin3d_t",
+    "swin3d_s",
+    "swin3d_b",
+)
+
+# torchvision builds MViT's position encodings for exactly this many frames, rows and columns.
+_MVIT_INPUT = (16, 224, 224)
+
+
+def model_names() -> list[str]:
+    """Return the names that `build_model` knows by itself."""
+    return [*TORCHVISION_MODELS, "tiny"]
+
+
+def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Build the recipe's network with freshly drawn weights.
+
+    The network takes float32 (N, 3, T, H, W) and returns logits (N, num_classes). Raises UsageError
+    for a name that is unknown, and for a function that cannot be imported or called with
+    `num_classes`.
+    """
+    name = recipe.model.name
+    if name.startswith("mvit"):
+        _check_mvit_input(recipe)
+    model = _builder(name)(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model.name {name!r} must return a torch.nn.Module, not {type(model)}")
+    if recipe.model.freeze_batchnorm:
+        for module in _batchnorms(model):
+            module.requires_grad_(requires_grad=False)
+    if recipe.model.sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model
+
+
+def set_training(model: nn.Module, *, freeze_batchnorm: bool) -> None:
+    """Put the model into training mode; frozen BatchNorm keeps its stored statistics."""
+    model.train()
+    if freeze_batchnorm:
+        for module in _batchnorms(model):
+            module.eval()
+
+
+def tiny(num_classes: int) -> nn.Module:
+    """Return a 3-D convolutional network of about 100,000 weights that a CPU trains in a minute.
+
+    Takes float32 (N, 3, T, H, W) with T >= 4 and H, W >= 16; the first convolution sees 3 frames
+    and 5 x 5 pixels, which is enough to tell which way a picture moves.
+    """
+    return nn.Sequential(
+        *_tiny_stage(3, 16, (3, 5, 5), (1, 2, 2)),
+        *_tiny_stage(16, 32, (3, 3, 3), (1, 2, 2)),
+        *_tiny_stage(32, 48, (3, 3, 3), (2, 2, 2)),
+        *_tiny_stage(48, 32, (3, 3, 3), (1, 2, 2)),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(32, num_classes),
+    )
+
+
+def _tiny_stage(
+    inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
+) -> list[nn.Module]:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return [
+        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False),
+        nn.BatchNorm3d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def _batchnorms(model: nn.Module) -> list[nn.Module]:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def _builder(name: str) -> Callable[..., object]:
+    """Return the function that builds the named model from `num_classes`."""
+    if name == "tiny":
+        return tiny
+    if ":" in name:
+        return _user_builder(name)
+    if name not in TORCHVISION_MODELS:
+        raise UsageError(
+            f"model.name {name!r} does not exist; {nearest(name, model_names())} "
+            "A model of your own is named package.module:function"
+        )
+    from torchvision.models import video
+
+    found: Callable[..., object] = getattr(video, name)
+    return found
+
+
+def _user_builder(name: str) -> Callable[..., object]:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"model.name {name!r}: module {module_name!r} cannot be imported: {error}; "
+            "it must be installed or on PYTHONPATH"
+        ) from error
+    found = getattr(module, function_name, None)
+    if not callable(found):
+        functions = sorted(key for key, value in vars(module).items() if callable(value))
+        raise UsageError(
+            f"model.name {name!r}: {module_name} has no function {function_name!r}; "
+            f"{nearest(function_name, functions)}"
+        )
+
+    def build(num_classes: int) -> object:
+        try:
+            return found(num_classes=num_classes)
+        except TypeError as error:
+            raise UsageError(
+                f"model.name {name!r} must be callable as {function_name}(num_classes=...): {error}"
+            ) from error
+
+    return build
+
+
+def _check_mvit_input(recipe: Recipe) -> None:
+    for what, frames in (("data", recipe.data.frames), ("eval", recipe.eval_frames)):
+        if (frames, *recipe.augment.crop) != _MVIT_INPUT:
+            raise UsageError(
+                f"model.name {recipe.model.name!r} takes clips of 16 frames and 224 x 224 pixels, "
+                f"not {frames} frames and {recipe.augment.crop[0]} x {recipe.augment.crop[1]}; "
+                f"set {what}.frames=16 and augment.crop=[224, 224]"
+            )
+
+
+def check_logits(logits: torch.Tensor, clips: int, num_classes: int, name: str) -> None:
+    """Raise UsageError when the network's output is no (clips, num_classes) tensor of scores."""
+    if tuple(logits.shape) != (clips, num_classes):
+        raise UsageError(
+            f"model.name {name!r} returned a tensor of shape {tuple(logits.shape)}; "
+            f"it must return logits of shape ({clips}, {num_classes}): one for each class"
+        )

@@ -1,0 +1,386 @@
+"""A recipe: everything that decides a training run, as one TOML file.
+
+Sections of the file are the dataclasses below, their keys the fields; what a file leaves out has
+the default that stands here. Names that do not exist and values of another type are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from prep.errors import UsageError
+
+RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which clips are drawn, and how many at a time."""
+
+    frames: int = 16
+    """Frames of a clip."""
+    fps: float = 15.0
+    """Frames a second of a clip; at most the dataset's stored rate. MViT's recipes want 7.5."""
+    clips_per_video: int = 1
+    """Clips that every video gives in an epoch of training."""
+    batch_size: int = 8
+    """Clips that one rank takes through the model at a time."""
+    accumulate: int = 1
+    """Batches whose gradients are summed up before one optimiser step."""
+    workers: int = 4
+    """Processes of each rank that read and decode; 0 decodes in the training process."""
+    layout: str = "yuv420"
+    """What workers hand over: "yuv420" (half the bytes, converted on the device) or "rgb"."""
+    short: str = "skip"
+    """Videos that are too short for a clip: "skip" leaves them out, "pad" repeats the last frame."""
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The network."""
+
+    name: str = "r2plus1d_18"
+    """One of torchvision's video models, "tiny", or `package.module:function`."""
+    freeze_batchnorm: bool = False
+    """Leave BatchNorm's statistics, scale and shift as they are at the start."""
+    sync_batchnorm: bool = False
+    """Compute BatchNorm's statistics over all ranks (CUDA only)."""
+
+
+@dataclass(frozen=True)
+class OptimRecipe:
+    """The optimiser and the loss."""
+
+    name: str = "sgd"
+    """"sgd" or "adamw"."""
+    lr: float = 0.01
+    """Learning rate for `lr_batch` clips a step; the rate used is lr * B / lr_batch."""
+    lr_batch: int = 24
+    """Clips a step that `lr` is meant for."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    beta2: float = 0.999
+    """Decay of AdamW's second moment; the first moment's is 0.9."""
+    weight_decay: float = 1e-4
+    """Weight decay, on all parameters."""
+    label_smoothing: float = 0.0
+    """Share of a label's weight that is spread over all classes, below 1."""
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """How long, and the learning rate at every step."""
+
+    epochs: int = 45
+    """Epochs of training."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate rises in a line from `warmup_factor` of itself."""
+    warmup_factor: float = 0.001
+    """Share of the learning rate at the first step of the warm-up."""
+    milestones: tuple[float, ...] = ()
+    """Epochs, counted from the start of training, at which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """Factor at each milestone."""
+
+
+@dataclass(frozen=True)
+class AugmentRecipe:
+    """From a decoded clip to the network's input; pairs are height and width in pixels."""
+
+    resize: tuple[int, int] = (128, 171)
+    """Size that every frame is resized to, whatever its shape (bilinear, no antialias)."""
+    crop: tuple[int, int] = (112, 112)
+    """Size of the crop: at random in training, the centre in evaluation."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training. 0 where left and right have a meaning."""
+    mean: tuple[float, float, float] = (0.43216, 0.394666, 0.37645)
+    """Subtracted from red, green and blue in [0, 1]."""
+    std: tuple[float, float, float] = (0.22803, 0.22145, 0.216989)
+    """Divides red, green and blue after that."""
+
+
+@dataclass(frozen=True)
+class EvalRecipe:
+    """The protocol of evaluation, and how often."""
+
+    frames: int = 0
+    """Frames of a clip; 0: as in training."""
+    clips_per_video: int = 1
+    """Clips of every video, over which its class probabilities are averaged."""
+    placement: str = "even"
+    """"even" (one clip is the middle one) or "torchvision" (one clip is the first)."""
+    batch_size: int = 0
+    """Clips that one rank takes through the model at a time; 0: as in training."""
+    every_epochs: int = 1
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """Numerics, seeds, and what is written down."""
+
+    seed: int = 0
+    """Decides the order, the clips, the augmentation and the first weights."""
+    precision: str = "float32"
+    """"float32", or "bf16": matrix products and convolutions in bfloat16 (autocast)."""
+    channels_last_3d: bool = False
+    """Keep activations as (N, T, H, W, C) in memory: faster bf16 convolutions on NVIDIA GPUs."""
+    deterministic: bool = False
+    """Refuse operations that do not give the same result twice (PyTorch's switch)."""
+    log_every_steps: int = 20
+    """Steps from one log line to the next."""
+    keep_checkpoints: int = 3
+    """Checkpoints that are kept, the newest ones."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run."""
+
+    name: str = "recipe"
+    """For people; names the output directory when none is given."""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    optim: OptimRecipe = field(default_factory=OptimRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    eval: EvalRecipe = field(default_factory=EvalRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can be made of; UsageError names the key."""
+        _check_ranges(self)
+        _check_together(self)
+
+    @property
+    def eval_frames(self) -> int:
+        """Frames of a clip in evaluation."""
+        return self.eval.frames or self.data.frames
+
+    def to_toml(self) -> str:
+        """Return the whole recipe, defaults included, as a file that `load_recipe` reads."""
+        lines = [f"name = {_toml_value(self.name)}"]
+        for section in _SECTIONS:
+            values = getattr(self, section)
+            lines += ["", f"[{section}]"]
+            lines += [f"{f.name} = {_toml_value(getattr(values, f.name))}" for f in fields(values)]
+        return "\n".join(lines) + "\n"
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "data": DataRecipe,
+    "model": ModelRecipe,
+    "optim": OptimRecipe,
+    "schedule": ScheduleRecipe,
+    "augment": AugmentRecipe,
+    "eval": EvalRecipe,
+    "run": RunRecipe,
+}
+
+_CHOICES = {
+    "data.layout": ("yuv420", "rgb"),
+    "data.short": ("skip", "pad"),
+    "optim.name": ("sgd", "adamw"),
+    "eval.placement": ("even", "torchvision"),
+    "run.precision": ("float32", "bf16"),
+}
+
+# key: (least, most); a bound that is None does not exist
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "data.frames": (1, None),
+    "data.clips_per_video": (1, None),
+    "data.batch_size": (1, None),
+    "data.accumulate": (1, None),
+    "data.workers": (0, None),
+    "optim.lr_batch": (1, None),
+    "optim.lr": (0, None),
+    "optim.momentum": (0, 1),
+    "optim.beta2": (0, 1),
+    "optim.weight_decay": (0, None),
+    "optim.label_smoothing": (0, 1),
+    "schedule.epochs": (1, None),
+    "schedule.warmup_epochs": (0, None),
+    "schedule.warmup_factor": (0, 1),
+    "schedule.gamma": (0, None),
+    "augment.flip": (0, 1),
+    "eval.frames": (0, None),
+    "eval.clips_per_video": (1, None),
+    "eval.batch_size": (0, None),
+    "eval.every_epochs": (1, None),
+    "run.seed": (0, 2**63 - 1),
+    "run.log_every_steps": (1, None),
+    "run.keep_checkpoints": (1, None),
+}
+
+
+def load_recipe(name_or_path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Load a recipe by its name or file, then apply `section.key=value` overrides in order.
+
+    The value of an override is written as in TOML; a string needs no quotes. Raises UsageError
+    for a recipe, section or key that does not exist (with the nearest one that does), a value of
+    another type, and a value out of range.
+    """
+    path = _recipe_path(name_or_path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {path} is not TOML: {error}") from error
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(values, override)
+    return recipe_from_dict(values, where=str(path))
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """Parse what `Recipe.to_toml` wrote; `where` is named in errors."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe in {where} is not TOML: {error}") from error
+    return recipe_from_dict(values, where=where)
+
+
+def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Build a recipe from nested dictionaries, type-checked; `where` is named in errors."""
+    recipe = Recipe()
+    for key, value in values.items():
+        if key == "name":
+            recipe = replace(recipe, name=_typed(value, str, "name", where))
+            continue
+        _known(key, [*_SECTIONS, "name"], "section", where)
+        if not isinstance(value, dict):
+            raise UsageError(f"{key} in {where} must be a section [{key}], not {value!r}")
+        recipe = replace(recipe, **{key: _section(key, value, where)})
+    return recipe
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with kprep."""
+    return sorted(path.stem for path in RECIPES_DIRECTORY.glob("*.toml"))
+
+
+def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
+    """Return `section.key: old -> new` for every setting in which two recipes differ."""
+    return [
+        f"{section}.{entry.name}: {before} -> {after}"
+        for section in _SECTIONS
+        for entry in fields(_SECTIONS[section])
+        if (before := getattr(getattr(old, section), entry.name))
+        != (after := getattr(getattr(new, section), entry.name))
+    ]
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a clause that offers the known name nearest to `name`, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def _recipe_path(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        return path
+    if path.name not in recipe_names():
+        raise UsageError(
+            f"recipe {path.name!r} does not exist; {nearest(path.name, recipe_names())} "
+            "A recipe of your own is given as a file that ends in .toml"
+        )
+    return RECIPES_DIRECTORY / f"{path.name}.toml"
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise UsageError(f"--set {override!r} must be section.key=value, such as optim.lr=0.1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # model.name=r3d_18
+    _known(section, list(_SECTIONS), "section", "--set")
+    values.setdefault(section, {})
+    if isinstance(values[section], dict):
+        values[section] = {**values[section], name: value}
+
+
+def _section(section: str, values: dict[str, Any], where: str) -> Any:
+    kind = _SECTIONS[section]
+    hints = get_type_hints(kind)
+    for key in values:
+        _known(key, list(hints), f"key in [{section}]", where)
+    typed = {
+        key: _typed(value, hints[key], f"{section}.{key}", where) for key, value in values.items()
+    }
+    return kind(**typed)
+
+
+def _known(name: str, known: list[str], what: str, where: str) -> None:
+    if name not in known:
+        raise UsageError(f"{name!r} in {where} is no {what}; {nearest(name, known)}")
+
+
+def _typed(value: Any, hint: Any, key: str, where: str) -> Any:
+    """Return the value as the field's type: integers serve as floats, lists as tuples."""
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        many = kinds[-1] is Ellipsis
+        if isinstance(value, list) and (many or len(value) == len(kinds)):
+            return tuple(_typed(part, kinds[0], key, where) for part in value)
+        wanted = f"a list of {'' if many else f'{len(kinds)} '}{kinds[0].__name__}"
+        raise UsageError(f"{key} in {where} must be {wanted}, not {value!r}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UsageError(f"{key} in {where} must be of type {hint.__name__}, not {value!r}")
+    return value
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    for key, choices in _CHOICES.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        if value not in choices:
+            raise UsageError(f"{key} ({value!r}) must be {' or '.join(map(repr, choices))}")
+    for key, (least, most) in _RANGES.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        # written so that NaN fails too
+        if not ((least is None or value >= least) and (most is None or value <= most)):
+            limit = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise UsageError(f"{key} ({value}) must be {limit}")
+
+
+def _check_together(recipe: Recipe) -> None:
+    augment = recipe.augment
+    if not recipe.data.fps > 0:
+        raise UsageError(f"data.fps ({recipe.data.fps}) must be above 0")
+    if not all(0 < crop <= size for crop, size in zip(augment.crop, augment.resize, strict=True)):
+        raise UsageError(
+            f"augment.crop {list(augment.crop)} must fit into augment.resize {list(augment.resize)}"
+        )
+    if not all(std > 0 for std in augment.std):
+        raise UsageError(f"augment.std {list(augment.std)} must be above 0")
+    if recipe.model.freeze_batchnorm and recipe.model.sync_batchnorm:
+        raise UsageError("model.freeze_batchnorm and model.sync_batchnorm exclude each other")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml_value(part) for part in value)}]"
+    if isinstance(value, str):
+        return _toml_string(value)
+    return repr(value)
+
+
+def _toml_string(value: str) -> str:
+    """Quote as a TOML basic string; control characters (U+0000 to U+001F, U+007F) are escaped."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(f"\\u{ord(c):04x}" if c < " " or c == "\x7f" else c for c in escaped) + '"'

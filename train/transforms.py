@@ -1,0 +1,113 @@
+"""From decoded clips to the network's input, on the device the clips are on.
+
+The arithmetic is torchvision's reference (`VideoClassificationPresetTrain` and `...Eval`): float in
+[0, 1], bilinear resize without antialias to a fixed size, horizontal flip, normalise, crop. The
+random draws come from `train.augment`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from stream.color import yuv420_to_rgb_planes
+from train.augment import Draws, draw
+
+if TYPE_CHECKING:
+    from stream.batch import ClipBatch
+    from train.recipe import AugmentRecipe
+
+
+def train_clips(batch: ClipBatch, recipe: AugmentRecipe, seed: int, epoch: int) -> torch.Tensor:
+    """Augment the clips of a training batch.
+
+    Returns:
+        float32 (N, 3, T, crop height, crop width), normalised.
+    """
+    draws = [
+        draw(seed, epoch, key, view, flip=recipe.flip, resize=recipe.resize, crop=recipe.crop)
+        for key, view in zip(batch.key, batch.view.tolist(), strict=True)
+    ]
+    return clips_from_draws(batch, recipe, draws)
+
+
+def eval_clips(batch: ClipBatch, recipe: AugmentRecipe) -> torch.Tensor:
+    """Prepare the clips of an evaluation batch: the centre crop, never flipped.
+
+    Returns:
+        float32 (N, 3, T, crop height, crop width), normalised.
+    """
+    # torchvision's center_crop rounds half to even: (171 - 112) / 2 = 29.5 -> 30
+    top, left = (
+        round((size - crop) / 2) for size, crop in zip(recipe.resize, recipe.crop, strict=True)
+    )
+    return clips_from_draws(batch, recipe, [Draws(False, top, left)] * len(batch))
+
+
+def clips_from_draws(
+    batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]
+) -> torch.Tensor:
+    """Resize, flip, crop and normalise each clip by its own draws.
+
+    Returns:
+        float32 (N, 3, T, crop height, crop width).
+    """
+    height, width = recipe.crop
+    frames = batch.video.shape[1]
+    device = batch.video.device
+    clips = torch.empty((len(batch), 3, frames, height, width), device=device)
+    for (clip_height, clip_width), members in _by_size(batch).items():
+        pixels = rgb_planes(batch, members, clip_height, clip_width)
+        resized = resize_clips(pixels, recipe.resize)
+        for position, member in enumerate(members):
+            clips[member] = _flip_and_crop(resized[position], draws[member], height, width)
+    mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1, 1)
+    std = torch.tensor(recipe.std, device=device).view(3, 1, 1, 1)
+    return clips.sub_(mean).div_(std)
+
+
+def rgb_planes(batch: ClipBatch, members: list[int], height: int, width: int) -> torch.Tensor:
+    """Return clips of one size as uint8 (n, T, 3, height, width), full-range RGB."""
+    chosen = batch.video if len(members) == len(batch) else batch.video[members]
+    if batch.layout == "yuv420":
+        return yuv420_to_rgb_planes(chosen, height, width)
+    return chosen[:, :, :height, :width].permute(0, 1, 4, 2, 3)
+
+
+def resize_clips(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize every frame to `size` (height, width), bilinear without antialias.
+
+    Args:
+        pixels: uint8 (n, T, 3, h, w).
+        size: height and width in pixels; the aspect ratio is not kept.
+
+    Returns:
+        float32 (n, T, 3, *size) in [0, 1].
+    """
+    frames = pixels.flatten(0, 1).to(torch.float32).div_(255)
+    if tuple(frames.shape[-2:]) != size:
+        frames = functional.interpolate(
+            frames, size=size, mode="bilinear", align_corners=False, antialias=False
+        )
+    return frames.unflatten(0, pixels.shape[:2])
+
+
+def _by_size(batch: ClipBatch) -> dict[tuple[int, int], list[int]]:
+    """Group the clips of a batch by height and width."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for member, (height, width) in enumerate(batch.size.tolist()):
+        groups.setdefault((height, width), []).append(member)
+    return groups
+
+
+def _flip_and_crop(clip: torch.Tensor, draws: Draws, height: int, width: int) -> torch.Tensor:
+    """Turn one clip (T, 3, H, W) into its crop (3, T, height, width)."""
+    if draws.flip:
+        # the crop of the flipped frame is the flip of the crop that lies as far from the right
+        right = clip.shape[-1] - draws.left
+        crop = clip[..., draws.top : draws.top + height, right - width : right].flip(-1)
+    else:
+        crop = clip[..., draws.top : draws.top + height, draws.left : draws.left + width]
+    return crop.transpose(0, 1)
