@@ -116,7 +116,8 @@ class ClassFolders:
 
     def __init__(self, root: Path, split: str) -> None:
         self.split = split
-        self.root = root / split if (root / split).is_dir() else root
+        self.root = root
+        self._inside = f"{split}/" if (root / split).is_dir() else ""
         self.left_out: dict[str, int] = {}
         names = "\n".join(path for path in self._paths())
         self.sha256 = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
@@ -124,7 +125,8 @@ class ClassFolders:
     def __iter__(self) -> Iterator[Segment | BadRow]:
         """Yield one segment for every file, in the order of their paths."""
         for line, path in enumerate(self._paths(), start=1):
-            label = path.split("/")[0] if "/" in path else None
+            folder, _, rest = path.removeprefix(self._inside).partition("/")
+            label = folder if rest else None
             if not path.isprintable():
                 yield BadRow(line, f"file {path!a} has a name that is not printable")
                 continue
@@ -133,7 +135,8 @@ class ClassFolders:
     def _paths(self) -> list[str]:
         self.left_out = {}
         found = []
-        for path in walk(self.root):
+        for name in walk(self.root / self._inside):
+            path = self._inside + name
             suffix = Path(path).suffix.lower()
             if suffix in _COMPANIONS:
                 self.left_out[suffix] = self.left_out.get(suffix, 0) + 1

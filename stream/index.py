@@ -1,0 +1,236 @@
+"""A split's index in memory: verified once, written once as a plain file, mapped by all workers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from prep.errors import DatasetError, StorageError
+from prep.format import index_path, read_index
+
+if TYPE_CHECKING:
+    from prep.format import Manifest
+    from prep.storage import Storage
+    from stream.order import Int64
+
+_KEEP_SECONDS = 14 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class IndexedClip:
+    """What reading and decoding need of one clip; see prep.format.ClipRecord for the fields."""
+
+    row: int
+    key: str
+    shard: str
+    label: int
+    num_frames: int
+    width: int
+    height: int
+    video_offset: int
+    video_bytes: int
+    crc32: int
+    codec_config: bytes | None
+    gop_frames: int
+    gop_offsets: Int64
+    gop_crc32: Int64
+
+
+class ClipIndex:
+    """The rows of a split's index, over a memory-mapped Arrow file. Cheap to pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send only the path: the other process maps the same file."""
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the file."""
+        self.path = state["path"]
+        self._open()
+
+    def _open(self) -> None:
+        with pa.memory_map(str(self.path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
+        self._keys = columns["key"]
+        self._shards = _dictionary(columns["shard"])
+        self._configs = _dictionary(columns["codec_config"])
+        self._gop_offsets = columns["gop_offsets"]
+        self._gop_crc32 = columns["gop_crc32"]
+        self._columns = {
+            name: columns[name].fill_null(0).to_numpy(zero_copy_only=False)
+            for name in ("label", "num_frames", "fps_num", "fps_den", "width", "height",
+                         "video_offset", "video_bytes", "crc32", "gop_frames")
+        }  # fmt: skip
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return len(self._keys)
+
+    @property
+    def num_frames(self) -> Int64:
+        """Frames of each clip, int64."""
+        return self._columns["num_frames"].astype(np.int64)
+
+    @property
+    def labels(self) -> Int64:
+        """Label index of each clip, int64; -1 where there is none."""
+        return self._columns["label"].astype(np.int64)
+
+    def key(self, row: int) -> str:
+        """Return the key of a row."""
+        return str(self._keys[row].as_py())
+
+    def shard_paths(self) -> list[str]:
+        """Return the shards that hold clips."""
+        return sorted(set(self._shards[1]))
+
+    def rates(self) -> dict[Fraction, Int64]:
+        """Return the stored frame rates and the rows that have each."""
+        pairs = np.stack([self._columns["fps_num"], self._columns["fps_den"]], axis=1)
+        found, inverse = np.unique(pairs, axis=0, return_inverse=True)
+        return {
+            Fraction(int(num), int(den)): np.flatnonzero(inverse.reshape(-1) == number)
+            for number, (num, den) in enumerate(found)
+        }
+
+    def clip(self, row: int) -> IndexedClip:
+        """Return one row."""
+        value = {name: int(column[row]) for name, column in self._columns.items()}
+        codes, configs = self._configs
+        indexed = self._gop_offsets[row]
+        empty = np.empty(0, dtype=np.int64)
+        has_gops = indexed.is_valid and codes[row] >= 0
+        return IndexedClip(
+            row=row,
+            key=self.key(row),
+            shard=self._shards[1][int(self._shards[0][row])],
+            label=value["label"],
+            num_frames=value["num_frames"],
+            width=value["width"],
+            height=value["height"],
+            video_offset=value["video_offset"],
+            video_bytes=value["video_bytes"],
+            crc32=value["crc32"],
+            codec_config=configs[int(codes[row])] if has_gops else None,
+            gop_frames=value["gop_frames"],
+            gop_offsets=indexed.values.to_numpy() if has_gops else empty,
+            gop_crc32=self._gop_crc32[row].values.to_numpy().astype(np.int64) if has_gops else empty,
+        )
+
+
+def _dictionary(column: Any) -> tuple[Int64, list[Any]]:
+    """Return the codes (-1 for null) and the values of a dictionary column."""
+    codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, column.dictionary.to_pylist()
+
+
+def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
+    """Return a split's index; parsed and checked against its sha256 only once on a machine.
+
+    Raises DatasetError when the file is not the one that the manifest lists, or its rows disagree
+    with each other or with the manifest.
+    """
+    path = index_path(split)
+    entry = manifest.files.get(path)
+    if entry is None:
+        raise DatasetError(f"{storage.where(path)} is not listed in the manifest; run `kprep verify`")
+    mapped = _cache_folder() / f"index-1-{entry.sha256}.arrow"
+    if not mapped.exists():
+        data = storage.read(path)
+        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise DatasetError(
+                f"{storage.where(path)} is not the file that the manifest lists (its sha256 "
+                "differs); run `kprep verify`"
+            )
+        table = read_index(data, storage.where(path))
+        _check(table, manifest, split, storage.where(path))
+        _write(mapped, table)
+    os.utime(mapped)
+    return ClipIndex(mapped)
+
+
+def _cache_folder() -> Path:
+    """Return a folder of our own in the system's temporary directory.
+
+    What is mapped from there is trusted, so it must be ours and closed to others.
+    """
+    folder = Path(tempfile.gettempdir()) / f"kprep-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise StorageError(f"{folder} must be a directory that only you can use; remove it")
+    for path in folder.glob("index-*.arrow*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _KEEP_SECONDS:
+                path.unlink()
+    return folder
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    table = table.unify_dictionaries().combine_chunks()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(table: pa.Table, manifest: Manifest, split: str, where: str) -> None:
+    """Refuse an index that would send a reader outside its shards or its labels."""
+    labels = table["label"].to_numpy()
+    if len(labels) and int(labels.max()) >= len(manifest.class_names):
+        raise DatasetError(
+            f"{where} has label {int(labels.max())}, but the manifest knows only "
+            f"{len(manifest.class_names)} classes; run `kprep verify`"
+        )
+    sizes = {shard.path: manifest.files[shard.path].bytes for shard in manifest.splits[split].shards
+             if shard.path in manifest.files}  # fmt: skip
+    column = table["shard"].unify_dictionaries().combine_chunks()
+    codes, paths = _dictionary(column)
+    if any(path not in sizes for path in paths):
+        raise DatasetError(f"{where} names a shard that is not the split's; run `kprep verify`")
+    limits = np.array([sizes[path] for path in paths], dtype=np.int64)[codes]
+    ends = table["video_offset"].to_numpy() + table["video_bytes"].to_numpy()
+    if np.any(ends > limits):
+        raise DatasetError(f"{where} has a clip that ends behind its shard; run `kprep verify`")
+    _check_gops(table, where)
+
+
+def _check_gops(table: pa.Table, where: str) -> None:
+    """GOP offsets must rise within the clip, and there must be enough GOPs for its frames."""
+    offsets, crcs = table["gop_offsets"].combine_chunks(), table["gop_crc32"].combine_chunks()
+    valid = offsets.is_valid().to_numpy(zero_copy_only=False)
+    counts = offsets.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    sums = crcs.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    gop_frames = table["gop_frames"].fill_null(0).to_numpy().astype(np.int64)
+    frames = table["num_frames"].to_numpy().astype(np.int64)
+    gops = np.maximum(counts - 1, 0)
+    agree = np.where(valid, (sums == gops) & (gops * gop_frames >= frames) & (gops > 0), sums == 0)
+    flat = offsets.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(counts)
+    rising = np.ones(len(flat), dtype=bool)
+    rising[1:] = np.diff(flat) > 0
+    firsts = (ends - counts)[counts > 0]
+    rising[firsts] = flat[firsts] >= 0
+    lasts = flat[(ends - 1)[counts > 0]]
+    inside = lasts <= table["video_bytes"].to_numpy()[counts > 0]
+    if not (agree.all() and rising.all() and inside.all()):
+        raise DatasetError(f"{where} has GOPs that do not fit their clip; run `kprep verify`")

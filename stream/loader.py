@@ -1,0 +1,347 @@
+"""The loader: hands batch addresses to worker processes and knows where the sequence stands."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import multiprocessing.process
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from prep import errors
+from prep.errors import KprepError, UsageError
+from prep.storage import Storage
+from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
+from stream.order import ORDER_VERSION, Grouping
+from stream.rates import parse_rate
+from stream.state import STATE_VERSION, StreamState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from fractions import Fraction
+
+    from stream.batch import ClipBatch, Layout
+    from stream.sampling import Placement
+
+# Imported once in the fork server, so that a worker starts in tens of milliseconds
+_PRELOAD = ["torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "stream.clip_stream"]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of ours on its way from a worker: a kind and one sentence, no traceback."""
+
+    kind: str
+    message: str
+
+
+class _Guarded(Dataset["ClipBatch | _Failure"]):
+    """A stream whose own errors arrive as values, since torch would wrap them in tracebacks."""
+
+    def __init__(self, stream: ClipStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, address: BatchAddress) -> ClipBatch | _Failure:
+        try:
+            return self.stream[address]
+        except KprepError as error:
+            return _Failure(type(error).__name__, str(error))
+
+
+class _Addresses(Sampler[BatchAddress]):
+    """The addresses from the loader's place in its epoch to the epoch's end."""
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[BatchAddress]:
+        loader, plan = self.loader, self.loader.stream.plan
+        first = loader.next_step
+        for step in range(first, plan.num_steps):
+            for micro in range(plan.accumulate):
+                # an evaluation's last step can leave a rank without clips
+                if len(plan.positions(step, micro, loader.stream.rank)):
+                    yield BatchAddress(loader.epoch, step, micro)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _as_is(batch: Any) -> Any:
+    """Return the batch as the worker made it; a lambda could not be sent to a worker."""
+    return batch
+
+
+class ClipLoader:
+    """Iterates over this rank's batches of one epoch; made by `clip_loader`.
+
+    `set_epoch` before each epoch; `state_dict` at any moment; `load_state_dict` to continue, also
+    on another number of ranks or workers while the global batch stays the same.
+    """
+
+    def __init__(
+        self,
+        stream: ClipStream,
+        *,
+        num_workers: int = 0,
+        prefetch_batches: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.num_workers = num_workers
+        self.epoch = 0
+        self.next_step = 0
+        """The step at which the next iteration begins: 0, or where a loaded state continues."""
+        self._begun_at = 0
+        self._delivered = 0
+        self._prefetch_batches = prefetch_batches
+        self._pin_memory = pin_memory
+        self._torch_loader: DataLoader[Any] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in label order."""
+        return list(self.stream.manifest.class_names)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of the split that are in the order."""
+        return len(self.stream.rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch, the same on every rank."""
+        return self.stream.plan.num_steps
+
+    @property
+    def global_batch(self) -> int:
+        """Clips an optimiser step over all ranks: world_size x batch_size x accumulate."""
+        return self.stream.plan.global_batch
+
+    @property
+    def num_left_out(self) -> int:
+        """Clips at the end of each epoch that fill no step; others each epoch."""
+        return self.stream.plan.num_left_out
+
+    @property
+    def unscored(self) -> list[str]:
+        """Keys of clips that are too short for the frames asked for."""
+        return self.stream.unscored
+
+    def __len__(self) -> int:
+        """Return the number of batches that this rank gets from here to the end of the epoch."""
+        return len(_Addresses(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to iterate over; one that a loaded state is in the middle of continues."""
+        if epoch < 0:
+            raise UsageError(f"epoch ({epoch}) must be at least 0")
+        if epoch != self.epoch:
+            self.epoch, self.next_step, self._begun_at, self._delivered = epoch, 0, 0, 0
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        """Yield the batches from the current place to the end of the epoch.
+
+        Iterating again without `set_epoch` repeats the epoch from its beginning.
+        """
+        batches = iter(self._loader())  # takes the addresses from `next_step` on
+        self._begun_at, self._delivered = self.next_step, 0
+        for batch in batches:
+            self.next_step = 0
+            if isinstance(batch, _Failure):
+                raise getattr(errors, batch.kind, KprepError)(batch.message)
+            self._delivered += 1
+            yield batch
+        self.next_step = 0
+        # an evaluation's last steps can have no clips for this rank; they are over all the same
+        self._delivered = (self.steps_per_epoch - self._begun_at) * self.stream.plan.accumulate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the sequence stands, counting whole optimiser steps; under 1 KiB of JSON."""
+        step = self._begun_at + self._delivered // self.stream.plan.accumulate
+        return self._state(self.epoch, step).to_json()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue behind the last step that `state` counts.
+
+        Raises UsageError, with the field's name, when the state is of another sequence.
+        """
+        saved = StreamState.from_json(state)
+        saved.check_continues(self._state(0, 0))
+        if saved.step > self.steps_per_epoch:
+            raise UsageError(f"cannot resume: step {saved.step} is behind the end of the epoch")
+        self.epoch, self._delivered = saved.epoch, 0
+        self.next_step = self._begun_at = saved.step
+
+    def _state(self, epoch: int, step: int) -> StreamState:
+        stream, options = self.stream, self.stream.options
+        return StreamState(
+            version=STATE_VERSION,
+            order_version=ORDER_VERSION,
+            epoch=epoch,
+            step=step,
+            seed=options.seed,
+            global_batch=stream.plan.global_batch,
+            fingerprint=stream.split.fingerprint,
+            objects=_objects_digest(stream),
+            frames=options.frames,
+            fps=str(options.fps),
+            clips_per_video=options.clips_per_video,
+            grouping=options.grouping,
+            shuffle_block=options.shuffle_block,
+            short=options.short,
+            bad_clips="raise",
+        )
+
+    def _loader(self) -> DataLoader[Any]:
+        if self._torch_loader is None:
+            workers = self.num_workers
+            if workers:
+                _check_main_guard()
+            self._torch_loader = DataLoader(
+                _Guarded(self.stream),
+                batch_size=None,
+                sampler=_Addresses(self),
+                num_workers=workers,
+                collate_fn=_as_is,
+                pin_memory=self._pin_memory,
+                multiprocessing_context=_fork_server() if workers else None,
+                persistent_workers=workers > 0,
+                prefetch_factor=self._prefetch_batches if workers else None,
+            )
+        return self._torch_loader
+
+
+def _objects_digest(stream: ClipStream) -> str:
+    """Return a digest of the objects that the rows point into: path, size and sha256 of each shard.
+
+    Taken from the manifest rather than from ETags, so that a copy of the dataset in another place
+    continues a run. What changes while a run goes on is found by ETag and by crc32.
+    """
+    entries = ((shard.path, stream.manifest.files[shard.path]) for shard in stream.split.shards)
+    text = "\n".join(f"{path} {entry.bytes} {entry.sha256}" for path, entry in entries)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fork_server() -> Any:
+    """Return the start method for workers.
+
+    Plain fork is never used: the object store's client hangs in a forked child once the parent has
+    read from it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def _check_main_guard() -> None:
+    """Say what is wrong when a worker's import of the user's script would start workers again."""
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise UsageError(
+            "the loader's workers import your script, which starts a loader again; "
+            'put the script\'s work into a function under `if __name__ == "__main__":`'
+        )
+
+
+def clip_loader(
+    root: str,
+    *,
+    split: str,
+    batch_size: int,
+    frames: int = 16,
+    fps: int | float | str | Fraction = 15,
+    clips_per_video: int = 1,
+    seed: int = 0,
+    mode: Mode = "train",
+    num_workers: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    accumulate: int = 1,
+    layout: Layout = "rgb",
+    placement: Placement = "even",
+    short: Short = "skip",
+    grouping: Grouping = "spread",
+    shuffle_block: int = 1,
+    pin_memory: bool = False,
+    prefetch_batches: int = 2,
+    storage_options: dict[str, Any] | None = None,
+) -> ClipLoader:
+    """Open a split of a dataset for training or evaluation.
+
+    Args:
+        root: a local directory, `s3://bucket/prefix`, `gs://…` or `https://…`.
+        split: name of the split.
+        batch_size: clips a rank and micro-batch.
+        frames: frames a clip.
+        fps: frames a second of a clip, at most the stored rate; frame i is stored frame
+            `start + floor(i * stored_fps / fps)`.
+        clips_per_video: views of each stored clip an epoch.
+        seed: decides order and jitter, together with the epoch.
+        mode: "train" is shuffled and jittered, with equal steps on all ranks; "eval" gives every
+            view of every clip exactly once, in order, unpadded, and can end unevenly.
+        num_workers: worker processes; 0 reads and decodes in this one.
+        rank: of this process; by default torch.distributed's, else RANK's, else 0.
+        world_size: number of ranks; by default likewise.
+        accumulate: micro-batches an optimiser step.
+        layout: "rgb" or "yuv420", see ClipBatch.
+        placement: of evaluation clips: "even" (one clip: the middle) or "torchvision".
+        short: clips with fewer frames are left out ("skip") or their last frame repeats ("pad").
+        grouping: views of a video are "spread" over the epoch or stay "together".
+        shuffle_block: neighbours of the index that stay together; 1 shuffles perfectly.
+        pin_memory: as torch's DataLoader.
+        prefetch_batches: batches that each worker prepares ahead.
+        storage_options: of the object store's client, see prep.storage.Storage.
+
+    Raises:
+        UsageError: an option that has no meaning or that the split cannot serve.
+        DatasetError: the root is no dataset, or its index is damaged.
+        StorageError: the root cannot be read.
+    """
+    rank, world_size = _topology(rank, world_size)
+    for name, value in (("batch_size", batch_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise UsageError(f"{name} ({value}) must be at least 1")
+    if num_workers < 0:
+        raise UsageError(f"num_workers ({num_workers}) must be at least 0")
+    options = StreamOptions(
+        split=split,
+        mode=mode,
+        frames=frames,
+        fps=parse_rate(fps),
+        clips_per_video=clips_per_video,
+        grouping=grouping,
+        shuffle_block=shuffle_block,
+        seed=seed,
+        short=short,
+        placement=placement,
+        layout=layout,
+    )
+    stream = ClipStream(
+        Storage(root, storage_options or {}),
+        options,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        accumulate=accumulate,
+    )
+    return ClipLoader(
+        stream, num_workers=num_workers, prefetch_batches=prefetch_batches, pin_memory=pin_memory
+    )
+
+
+def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise UsageError("rank and world_size must be given together, or neither")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        else:
+            rank = int(os.environ.get("RANK", "0"))
+            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank ({rank}) must be from 0 to world_size - 1 ({world_size - 1})")
+    return rank, world_size

@@ -1,0 +1,18 @@
+"""Frame rates as exact fractions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from prep.errors import UsageError
+
+
+def parse_rate(value: float | str | Fraction) -> Fraction:
+    """Read a frame rate: 15, 7.5, "30000/1001"; raise UsageError for anything else."""
+    try:
+        rate = Fraction(str(value)).limit_denominator(100_000)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise UsageError(f"fps ({value!r}) must be a number above 0, such as 15, 7.5 or 30000/1001")
+    return rate

@@ -1,0 +1,60 @@
+"""Which frames of a stored clip make a training or evaluation clip: pure index arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+from prep.errors import UsageError
+from stream.order import Int64, Permutation
+
+Placement = Literal["even", "torchvision"]
+
+
+def frame_offsets(frames: int, fps: Fraction, stored_fps: Fraction) -> Int64:
+    """Return the offsets of a clip's frames from its start: `floor(i * stored_fps / fps)`.
+
+    At 7.5 out of 15 fps, 4 frames stand at 0, 2, 4, 6. Raises UsageError when `fps` is above the
+    stored rate: frames that are not there cannot be sampled.
+    """
+    if fps > stored_fps:
+        raise UsageError(
+            f"fps ({float(fps):g}) must be at most the stored {float(stored_fps):g}; "
+            "lower it, or convert the videos again at a higher rate"
+        )
+    ratio = stored_fps / fps
+    return np.array([int(index * ratio) for index in range(frames)], dtype=np.int64)
+
+
+def num_starts(num_frames: Int64, span: int) -> Int64:
+    """Return how many start frames are valid for clips of each length; 0 for too short ones.
+
+    `span` counts from the first to the last frame, both included. 150 frames have 135 starts for
+    16 neighbouring frames: 0..134.
+    """
+    return np.maximum(num_frames - span + 1, 0)
+
+
+def training_start(seed: int, epoch: int, key: str, view: int, starts: int) -> int:
+    """Return a start frame, uniform over [0, starts), by (seed, epoch, key, view) alone.
+
+    The views of one video have distinct starts while there are enough; with fewer starts than views
+    they repeat, view v taking what view `v % starts` has. (torchvision's RandomClipSampler gives
+    fewer clips there.)
+    """
+    shuffled = Permutation(starts, "start", seed, epoch, key)
+    return int(shuffled(np.array([view % starts]))[0])
+
+
+def evaluation_starts(clips: int, starts: int, placement: Placement = "even") -> Int64:
+    """Return the start frames of `clips` evenly spaced evaluation clips.
+
+    The first and last clip touch the video's ends; a single clip stands in the middle. Placement
+    "torchvision" is its UniformClipSampler: the floor of linspace, a single clip at the beginning.
+    """
+    if clips == 1 and placement == "even":
+        return np.array([(starts - 1) // 2], dtype=np.int64)
+    steps = np.arange(clips, dtype=np.int64)
+    return steps * (starts - 1) // max(clips - 1, 1)

@@ -1,0 +1,55 @@
+"""What several tests share: real videos when they are there, and datasets made of generated ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prep.demo_videos import draw_class_folders, write_broken_files
+
+REPOSITORY = Path(__file__).parent.parent
+CORPUS = REPOSITORY.parent / "shared" / "corpus"
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The folder of real videos and lists; tests that need it are skipped where it is absent."""
+    if not CORPUS.is_dir():
+        pytest.skip("the corpus of real videos (../shared/corpus) is not on this machine")
+    return CORPUS
+
+
+def run_kprep(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "prep", *map(str, arguments)],
+        capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    if check and done.returncode:
+        raise AssertionError(f"kprep {arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's videos: class folders below train/ and val/, three broken files among them."""
+    folder = tmp_path_factory.mktemp("motion") / "videos"
+    draw_class_folders(folder / "train", 160, seed=1)
+    draw_class_folders(folder / "val", 40, seed=2)
+    write_broken_files(folder / "train", seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def motion_dataset(motion_videos: Path) -> Path:
+    """The demo's dataset: splits train and val, four classes by direction of motion."""
+    root = motion_videos.parent / "dataset"
+    for split in ("train", "val"):
+        run_kprep("shard", motion_videos, root, "--split", split, "--profile", "small",
+                  "--clips-per-shard", 64)
+    return root
