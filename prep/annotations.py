@@ -71,7 +71,8 @@ class KineticsCsv:
         if missing:
             raise UsageError(
                 f"{self.path} is no Kinetics CSV: its first line must name the columns "
-                f"{', '.join(_REQUIRED)} (and label, split where known); missing: {', '.join(missing)}"
+                f"{', '.join(_REQUIRED)} (and label, split where known); "
+                f"missing: {', '.join(missing)}"
             )
 
     def _row(self, header: list[str], values: list[str], line: int) -> Segment | BadRow | None:

@@ -77,9 +77,11 @@ def dataset_card(
         "",
         "# Video clips for training, made with kprep",
         "",
-        f"Clips of {len(class_names)} classes at {float(profile.fps):g} frames a second, short side "
-        f"{profile.short_side_px} pixels, H.264 with a keyframe every "
-        f"{profile.keyframe_interval_frames} frames (profile `{profile.name}`).",
+        (
+            f"Clips of {len(class_names)} classes at {float(profile.fps):g} frames a second, "
+            f"short side {profile.short_side_px} pixels, H.264 with a keyframe every "
+            f"{profile.keyframe_interval_frames} frames (profile `{profile.name}`)."
+        ),
         "",
         "| split | clips | annotation rows | without a clip | shards | bytes |",
         "|---|---:|---:|---:|---:|---:|",

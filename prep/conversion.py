@@ -47,16 +47,19 @@ class Conversion:
         """Encode what is pending and assemble what is complete; return the signal that ended it."""
         workers = self.options.workers or len(os.sched_getaffinity(0))
         wall = self.options.wall_seconds + 30.0  # the worker's own limit comes first
-        with _signals(self), WorkerPool("encode", workers, wall) as encoders:
-            with WorkerPool("assemble", 1, 24 * 3600.0) as assembler:
-                try:
-                    self._settle_known(assembler)
-                    while self._encode(encoders, assembler) and not self._signal:
-                        pass
-                    self._drain(encoders, assembler)
-                finally:
-                    self.journal.commit()
-                    self.progress.close()
+        with (
+            _signals(self),
+            WorkerPool("encode", workers, wall) as encoders,
+            WorkerPool("assemble", 1, 24 * 3600.0) as assembler,
+        ):
+            try:
+                self._settle_known(assembler)
+                while self._encode(encoders, assembler) and not self._signal:
+                    pass
+                self._drain(encoders, assembler)
+            finally:
+                self.journal.commit()
+                self.progress.close()
         return self._signal
 
     def complete(self) -> bool:

@@ -14,7 +14,7 @@ from prep.verify import verify
 @click.command("info")
 @click.argument("root")
 def info_command(root: str) -> None:
-    """Show what the dataset at ROOT holds: splits, classes, clips, hours, bytes, failures.
+    r"""Show what the dataset at ROOT holds: splits, classes, clips, hours, bytes, failures.
 
     \b
     Example:
@@ -27,7 +27,8 @@ def _print_info(info: DatasetInfo) -> None:
     profile = info.manifest.profile
     click.echo(f"{info.root}")
     click.echo(
-        f"  profile   {profile.name}: {float(profile.fps):g} fps, short side {profile.short_side_px} px, "
+        f"  profile   {profile.name}: {float(profile.fps):g} fps, "
+        f"short side {profile.short_side_px} px, "
         f"keyframe every {profile.keyframe_interval_frames} frames, crf {profile.crf}"
     )
     names = info.manifest.class_names
@@ -65,7 +66,7 @@ def _size(count: float) -> str:
 @click.command("verify")
 @click.argument("root")
 def verify_command(root: str) -> None:
-    """Check the dataset at ROOT: every hash, every index entry against its tar, every companion.
+    r"""Check the dataset at ROOT: every hash, every index entry against its tar, every companion.
 
     Prints one line for each fault, beginning with the file, and exits 1 when there is any.
 

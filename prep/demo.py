@@ -62,4 +62,6 @@ def _kprep(*arguments: str) -> None:
     sys.stdout.flush()
     done = subprocess.run([sys.executable, "-P", "-m", "prep", *arguments], check=False)
     if done.returncode:
-        raise KprepError(f"`kprep {arguments[0]}` ended with exit code {done.returncode}; see above")
+        raise KprepError(
+            f"`kprep {arguments[0]}` ended with exit code {done.returncode}; see above"
+        )

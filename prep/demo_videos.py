@@ -19,8 +19,21 @@ if TYPE_CHECKING:
 
 DIRECTIONS = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}
 _SIZES = ((160, 120), (128, 96), (120, 160), (192, 108), (144, 144), (176, 144))  # width, height
-_RATES = (Fraction(15), Fraction(24), Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(12))
-_FORMS = (("mp4", "libx264"), ("mkv", "libx264"), ("avi", "mpeg4"), ("mp4", "mpeg4"), ("webm", "libvpx"))
+_RATES = (
+    Fraction(15),
+    Fraction(24),
+    Fraction(25),
+    Fraction(30),
+    Fraction(30000, 1001),
+    Fraction(12),
+)
+_FORMS = (
+    ("mp4", "libx264"),
+    ("mkv", "libx264"),
+    ("avi", "mpeg4"),
+    ("mp4", "mpeg4"),
+    ("webm", "libvpx"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,10 +90,13 @@ def draw_frame(motion: Motion, seconds: float) -> npt.NDArray[np.uint8]:
         "diamond": dx + dy < motion.radius * 1.3,
     }[motion.shape]
     colours = np.array([motion.background, motion.colour], dtype=np.uint8)
-    return colours[inside.astype(np.intp)]
+    picture: npt.NDArray[np.uint8] = colours[inside.astype(np.intp)]
+    return picture
 
 
-def write_video(path: Path, motion: Motion, codec: str, options: dict[str, str] | None = None) -> None:
+def write_video(
+    path: Path, motion: Motion, codec: str, options: dict[str, str] | None = None
+) -> None:
     """Encode a motion; the container follows from the path's extension."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=motion.rate)
@@ -103,7 +119,7 @@ def _speed(codec: str) -> dict[str, str]:
 
 
 def draw_class_folders(folder: Path, count: int, seed: int) -> None:
-    """Write `count` videos into one folder for each direction, in varied sizes, rates and codecs."""
+    """Write `count` videos into a folder for each direction, in varied sizes, rates and codecs."""
     random = np.random.default_rng(seed)
     directions = list(DIRECTIONS)
     for number in range(count):

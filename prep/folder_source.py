@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.annotations import walk
@@ -10,6 +9,8 @@ from prep.encode import Candidate
 from prep.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prep.segment import Segment
 
 SOURCE_NAME = "folder"

@@ -41,7 +41,7 @@ class DatasetInfo:
 
 
 def dataset_info(storage: Storage) -> DatasetInfo:
-    """Read manifest, indices and ledgers; raise DatasetError where they are not what they must be."""
+    """Read manifest, indices and ledgers; raise DatasetError where they are damaged."""
     manifest = read_manifest(storage)
     splits = tuple(_split(storage, manifest, name) for name in sorted(manifest.splits))
     return DatasetInfo(storage.root, manifest, splits)

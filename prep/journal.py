@@ -94,8 +94,8 @@ class Journal:
         """
         self._db.execute("BEGIN")
         self._db.executemany(
-            "INSERT INTO rows (video_id, start, end, label, extra, path, key, place, status, reason,"
-            " detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO rows (video_id, start, end, label, extra, path, key, place, status, "
+            "reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _planned(item, seed, taken_keys)
                 for item in items
@@ -123,13 +123,14 @@ class Journal:
                          "COUNT(DISTINCT COALESCE(label, char(0))) AS labels FROM rows "
                          "WHERE status = 'pending' GROUP BY key HAVING COUNT(*) > 1")  # fmt: skip
         self._db.execute(
-            "UPDATE rows SET status = 'failed', reason = ?, detail = 'the list has this segment with "
-            "two labels' WHERE key IN (SELECT key FROM repeats WHERE labels > 1)",
+            "UPDATE rows SET status = 'failed', reason = ?, "
+            "detail = 'the list has this segment with two labels' "
+            "WHERE key IN (SELECT key FROM repeats WHERE labels > 1)",
             (Reason.CONFLICT,),
         )
         self._db.execute(
-            "UPDATE rows SET status = 'duplicate', detail = key WHERE status = 'pending' AND "
-            "EXISTS (SELECT 1 FROM repeats WHERE repeats.key = rows.key AND repeats.first != rows.row)"
+            "UPDATE rows SET status = 'duplicate', detail = key WHERE status = 'pending' "
+            "AND EXISTS (SELECT 1 FROM repeats WHERE repeats.key = rows.key AND repeats.first != rows.row)"
         )
         self._db.execute("DROP TABLE repeats")
 
@@ -168,8 +169,8 @@ class Journal:
             )
         ]
         changed = self._db.execute(
-            "UPDATE rows SET status = 'pending', reason = NULL, detail = '' WHERE status = 'failed' "  # noqa: S608
-            f"AND shard IS NOT NULL AND reason IN ({marks})",
+            "UPDATE rows SET status = 'pending', reason = NULL, detail = '' "  # noqa: S608
+            f"WHERE status = 'failed' AND shard IS NOT NULL AND reason IN ({marks})",
             wanted,
         ).rowcount
         self._db.executemany("DELETE FROM shards WHERE shard = ?", [(shard,) for shard in shards])
@@ -205,7 +206,7 @@ class Journal:
         return 0 if found is None else int(found) + 1
 
     def pending(self) -> Iterator[Row]:
-        """Yield rows that wait for a result, in the order of the plan; recording meanwhile is fine."""
+        """Yield rows without a result, in the order of the plan; recording meanwhile is safe."""
         yield from self._pages("status = 'pending' AND shard IS NOT NULL")
 
     def shard_rows(self, shard: int) -> list[Row]:

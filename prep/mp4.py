@@ -7,6 +7,7 @@ feed a decoder straight from byte ranges, without opening a container.
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -79,13 +80,14 @@ def check_form(data: bytes, gop_frames: int) -> ClipForm:
     """Prove that `data` is mp4 v1 with keyframes every `gop_frames`; raise FormError if not."""
     _check_boxes(data)
     try:
-        with av.open(
+        opened: Any = av.open(
             io.BytesIO(data), options={"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2"}
-        ) as file:
-            stream = file.streams.video[0]
+        )
+        with opened as file:
+            stream: Any = file.streams.video[0]
             context = stream.codec_context
             _check_codec(context)
-            packets = [packet for packet in file.demux(stream) if packet.size]
+            packets: list[Any] = [packet for packet in file.demux(stream) if packet.size]
             _check_packets(packets, data, gop_frames)
             config = bytes(context.extradata or b"")
             size = (context.width, context.height)
@@ -93,9 +95,7 @@ def check_form(data: bytes, gop_frames: int) -> ClipForm:
         raise FormError(f"the container does not open: {error}") from error
     starts = [packet.pos for packet in packets[::gop_frames]]
     offsets = (*starts, packets[-1].pos + packets[-1].size)
-    crcs = tuple(
-        zlib.crc32(memoryview(data)[a:b]) for a, b in zip(offsets, offsets[1:], strict=False)
-    )
+    crcs = tuple(zlib.crc32(memoryview(data)[a:b]) for a, b in itertools.pairwise(offsets))
     gops = GopIndex(config, gop_frames, offsets, crcs)
     _check_decodes(data, gops, len(packets), size)
     return ClipForm(len(packets), *size, gops)

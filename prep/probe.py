@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 
 from prep.mp4 import is_encrypted
 from prep.outcome import Reason, RowFailure
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Exact demuxer names. Playlists, concat scripts, image sequences and the like stay out: they make
 # the demuxer open other files and addresses (FFmpeg's own name for a container can be a list).
@@ -51,7 +53,7 @@ class SourceFacts:
 
 
 def probe(path: Path, start_seconds: float, end_seconds: float | None) -> SourceFacts:
-    """Look at a file around `[start_seconds, end_seconds)`; raise RowFailure when it has no clip."""
+    """Look at a file around `[start_seconds, end_seconds)`; raise RowFailure where it has none."""
     head = _read_head(path)
     try:
         file = av.open(
@@ -161,7 +163,7 @@ def _seek(file: Any, seconds: float, origin: Fraction) -> None:
 def _covered(
     file: Any, stream: Any, origin: Fraction, end_seconds: float | None
 ) -> tuple[float, float, float]:
-    """Return first, end and typical frame length in seconds of the packets up to the segment's end."""
+    """Return first, end and usual frame length in seconds of the packets until the segment ends."""
     rate = stream.average_rate or stream.guessed_rate
     typical = float(1 / rate) if rate else 0.04
     first, end = float("inf"), float("-inf")

@@ -162,6 +162,7 @@ def load_profile(name_or_file: str) -> EncodingProfile:
     named = PROFILES.get(profile.name)
     if named is not None and named != profile:
         raise UsageError(
-            f"profile file {path}: {profile.name} is a built-in name with other values; choose another name"
+            f"profile file {path}: {profile.name} is a built-in name with other values; "
+            "choose another name"
         )
     return profile

@@ -138,8 +138,8 @@ def annotated_end(row: Row) -> float:
     """Return the annotated end of a clip; of a whole file, where the clip ends."""
     segment = _segment(row)
     if segment.end_seconds is not None:
-        return segment.end_seconds
-    return float(segment.start_seconds + row.facts["seconds"])
+        return float(segment.end_seconds)
+    return float(segment.start_seconds) + float(row.facts["seconds"])
 
 
 def _segment(row: Row) -> Any:

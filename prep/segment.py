@@ -50,7 +50,8 @@ class Segment:
         return f"{remnant or 'clip'}-{self._hash()}"
 
     def _hash(self) -> str:
-        identity = f"{self.split}\0{self.path or self.video_id}\0{self.start_seconds!r}\0{self.end_seconds!r}"
+        name = self.path or self.video_id
+        identity = f"{self.split}\0{name}\0{self.start_seconds!r}\0{self.end_seconds!r}"
         return hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:10]
 
 

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
@@ -29,6 +28,7 @@ from prep.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from prep.options import ShardOptions
 

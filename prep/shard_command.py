@@ -88,7 +88,7 @@ def shard_command(
     clips_per_shard: int | None, seed: int, limit: int | None, min_seconds: float, workers: int,
     cpu_limit: int, retry: str | None, finish: bool, work: Path | None,
 ) -> None:  # fmt: skip
-    """Convert the videos of SOURCE into one split of the dataset at ROOT.
+    r"""Convert the videos of SOURCE into one split of the dataset at ROOT.
 
     SOURCE is a folder: class folders (CLASS/video.mp4), or, with --annotations, files named
     ID_ssssss_eeeeee.* (already cut) or ID.* (to be cut), in any folders.

@@ -6,6 +6,7 @@ can be pickled and sent to worker processes: the client is opened there, on the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -111,8 +112,8 @@ class Storage:
         if self.root.startswith("s3://"):
             options = {**_s3_environment(), **options}
         plain = str(options.get("endpoint", self.root)).startswith("http://")
-        client = {"timeout": "20s", "connect_timeout": "3s", "allow_http": plain}
-        retry = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+        client: Any = {"timeout": "20s", "connect_timeout": "3s", "allow_http": plain}
+        retry: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
         opened: ObjectStore = from_url(
             self.root, client_options=client, retry_config=retry, **options
         )
@@ -197,28 +198,18 @@ class Storage:
             ]
         yield from sorted(found, key=lambda info: info.path)
 
-    def _errors(self, path: str) -> _Translated:
-        return _Translated(self.where(path))
-
-
-class _Translated:
-    """Turn whatever a store raises into one StorageError that names the object."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
-    ) -> None:
-        if error is None or isinstance(error, StorageError) or not isinstance(error, Exception):
-            return
-        if isinstance(error, FileNotFoundError):
-            raise StorageError(f"{self.where} does not exist") from error
-        text = " ".join(str(error).split())
-        raise StorageError(f"{self.where} cannot be reached: {text[:300]}") from error
+    @contextlib.contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Turn whatever a store raises into one StorageError that names the object."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.where(path)} does not exist") from error
+        except Exception as error:  # obstore's errors have no common base of their own
+            text = " ".join(str(error).split())
+            raise StorageError(f"{self.where(path)} cannot be reached: {text[:300]}") from error
 
 
 def _s3_environment() -> dict[str, Any]:

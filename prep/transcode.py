@@ -48,7 +48,7 @@ def picture_size(facts: SourceFacts, short_side_px: int) -> tuple[int, int]:
 
 
 def input_matrix(facts: SourceFacts) -> str:
-    """Return the YUV matrix of the source; untagged ones are BT.601 below 720 lines, BT.709 from there."""
+    """Return the source's YUV matrix; untagged it is BT.601 below 720 lines, else BT.709."""
     untagged = "bt709" if facts.height >= 720 else "smpte170m"
     return _MATRICES.get(facts.matrix, untagged)
 
@@ -60,8 +60,11 @@ def filters(profile: EncodingProfile, facts: SourceFacts) -> str:
         (
             f"fps={profile.fps.numerator}/{profile.fps.denominator}",
             "setpts=PTS-STARTPTS",
-            f"scale={width}:{height}:flags={profile.scaler_flags}"
-            f":in_color_matrix={input_matrix(facts)}:out_color_matrix=smpte170m:out_range=limited",
+            (
+                f"scale={width}:{height}:flags={profile.scaler_flags}"
+                f":in_color_matrix={input_matrix(facts)}:out_color_matrix=smpte170m"
+                ":out_range=limited"
+            ),
             "setsar=1",
             "setparams=range=limited:colorspace=smpte170m",
             f"format={profile.pixel_format}",

@@ -1,9 +1,10 @@
-"""`kprep verify`: does every file say what the manifest and the others say of it?"""
+"""`kprep verify`: every file against the manifest, the index and the others."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import tarfile
 import zlib
 from collections import Counter
@@ -247,7 +248,7 @@ def _gops_agree(payload: bytes, row: ClipRecord) -> bool:
     if row.gop_offsets is None or row.gop_crc32 is None:
         return row.gop_offsets is None and row.gop_crc32 is None and row.gop_frames is None
     offsets = row.gop_offsets
-    pairs = list(zip(offsets, offsets[1:], strict=False))
+    pairs = list(itertools.pairwise(offsets))
     return len(pairs) == len(row.gop_crc32) and all(
         0 <= a < b <= len(payload) and zlib.crc32(payload[a:b]) == crc
         for (a, b), crc in zip(pairs, row.gop_crc32, strict=True)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from prep.errors import KprepError
 
@@ -59,7 +59,7 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,7 +143,7 @@ class WorkerPool:
             yield from self._lost(worker)
 
     def _lost(self, worker: _Worker) -> Iterator[tuple[Job, dict[str, Any]]]:
-        """A worker died: the job it was at is tried once more, the others go back untouched."""
+        """Try the job that a worker died of once more; its other jobs go back untouched."""
         self._remove(worker)
         if not worker.ready:
             raise KprepError(

@@ -44,7 +44,8 @@ class ClipBatch:
             tensor: torch.Tensor = getattr(self, name)
             if tuple(tensor.shape) != shape or tensor.dtype != torch.int64:
                 raise ValueError(
-                    f"{name} must be int64 of shape {shape}, not {tensor.dtype} {tuple(tensor.shape)}"
+                    f"{name} must be int64 of shape {shape}, "
+                    f"not {tensor.dtype} {tuple(tensor.shape)}"
                 )
         dimensions = {"rgb": 5, "yuv420": 3}[self.layout]
         shape = tuple(self.video.shape)

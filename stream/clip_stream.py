@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from prep.errors import DatasetError, UsageError
 from prep.format import Manifest, read_manifest
-from prep.storage import Storage
 from stream.batch import ClipBatch, Layout
 from stream.color import frame_bytes, yuv420_to_rgb
 from stream.decode import ClipDecoder, check_even
@@ -26,6 +25,9 @@ from stream.sampling import (
     num_starts,
     training_start,
 )
+
+if TYPE_CHECKING:
+    from prep.storage import Storage
 
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
@@ -156,7 +158,9 @@ class ClipStream(Dataset[ClipBatch]):
         clips = [request.clip for request in requests]
         return ClipBatch(
             video=video,
-            size=torch.tensor([(clip.height, clip.width) for clip in clips], dtype=torch.int64).reshape(-1, 2),
+            size=torch.tensor(
+                [(clip.height, clip.width) for clip in clips], dtype=torch.int64
+            ).reshape(-1, 2),
             label=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
             key=[clip.key for clip in clips],
             start_frame=torch.tensor(starts, dtype=torch.int64),
@@ -227,7 +231,9 @@ def _to_rgb(planar: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
     width = max((size[1] for size in sizes), default=0)
     shape = (len(sizes), planar.shape[1], height, width, 3)
     alike = len(set(sizes)) <= 1
-    video = torch.empty(shape, dtype=torch.uint8) if alike else torch.zeros(shape, dtype=torch.uint8)
+    video = (
+        torch.empty(shape, dtype=torch.uint8) if alike else torch.zeros(shape, dtype=torch.uint8)
+    )
     for number, (rows, columns) in enumerate(sizes):
         video[number, :, :rows, :columns] = yuv420_to_rgb(planar[number], rows, columns)
     return video
@@ -239,5 +245,6 @@ def check_labels(stream: ClipStream) -> None:
     if len(missing):
         key = stream.index.key(int(stream.rows[missing[0]]))
         raise DatasetError(
-            f"split {stream.options.split} has {len(missing)} clips without a label, {key} the first"
+            f"split {stream.options.split} has {len(missing)} clips without a label, "
+            f"{key} the first"
         )

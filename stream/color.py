@@ -45,7 +45,7 @@ def _channels(frames: torch.Tensor, height: int, width: int) -> list[torch.Tenso
     lead = frames.shape[:-1]
     luma_size, chroma_size = height * width, height * width // 4
     planes = frames[..., : frame_bytes(height, width)]
-    luma, cb, cr = planes.split([luma_size, chroma_size, chroma_size], dim=-1)
+    luma, cb, cr = torch.split(planes, [luma_size, chroma_size, chroma_size], dim=-1)
     bright = (luma.reshape(*lead, height // 2, 2, width // 2, 2).float() - 16) * _LUMA
     half = (*lead, height // 2, 1, width // 2, 1)  # each chroma sample serves 2 x 2 pixels
     blue = cb.reshape(half).float() - 128

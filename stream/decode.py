@@ -120,7 +120,7 @@ def _decode_gop(
         packet = payload[position : position + 4 + length]
         if length == 0 or len(packet) != 4 + length:
             raise _bad(clip, f"has no frame {number} in a GOP")
-        decoded = context.decode(av.Packet(packet))
+        decoded = context.decode(av.Packet(packet))  # type: ignore[arg-type]
         position += 4 + length
         if len(decoded) != 1:
             raise _bad(clip, f"gives {len(decoded)} pictures for one packet")
@@ -148,7 +148,10 @@ def _copy(clip: IndexedClip, frame: Any, target: UInt8) -> None:
         raise _bad(clip, "decodes to a corrupt picture")
     position = 0
     for plane, rows, columns in zip(
-        frame.planes, (height, height // 2, height // 2), (width, width // 2, width // 2), strict=True
+        frame.planes,
+        (height, height // 2, height // 2),
+        (width, width // 2, width // 2),
+        strict=True,
     ):
         pixels = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
         size = rows * columns

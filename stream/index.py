@@ -66,7 +66,9 @@ class ClipIndex:
     def _open(self) -> None:
         with pa.memory_map(str(self.path)) as source:
             table = pa.ipc.open_file(source).read_all()
-        columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
+        columns: dict[str, Any] = {
+            name: table[name].combine_chunks() for name in table.column_names
+        }
         self._keys = columns["key"]
         self._shards = _dictionary(columns["shard"])
         self._configs = _dictionary(columns["codec_config"])
@@ -85,12 +87,14 @@ class ClipIndex:
     @property
     def num_frames(self) -> Int64:
         """Frames of each clip, int64."""
-        return self._columns["num_frames"].astype(np.int64)
+        frames: Int64 = self._columns["num_frames"].astype(np.int64)
+        return frames
 
     @property
     def labels(self) -> Int64:
         """Label index of each clip, int64; -1 where there is none."""
-        return self._columns["label"].astype(np.int64)
+        labels: Int64 = self._columns["label"].astype(np.int64)
+        return labels
 
     def key(self, row: int) -> str:
         """Return the key of a row."""
@@ -130,7 +134,9 @@ class ClipIndex:
             codec_config=configs[int(codes[row])] if has_gops else None,
             gop_frames=value["gop_frames"],
             gop_offsets=indexed.values.to_numpy() if has_gops else empty,
-            gop_crc32=self._gop_crc32[row].values.to_numpy().astype(np.int64) if has_gops else empty,
+            gop_crc32=self._gop_crc32[row].values.to_numpy().astype(np.int64)
+            if has_gops
+            else empty,
         )
 
 
@@ -149,7 +155,9 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
     path = index_path(split)
     entry = manifest.files.get(path)
     if entry is None:
-        raise DatasetError(f"{storage.where(path)} is not listed in the manifest; run `kprep verify`")
+        raise DatasetError(
+            f"{storage.where(path)} is not listed in the manifest; run `kprep verify`"
+        )
     mapped = _cache_folder() / f"index-1-{entry.sha256}.arrow"
     if not mapped.exists():
         data = storage.read(path)

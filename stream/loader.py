@@ -137,7 +137,7 @@ class ClipLoader:
         return len(_Addresses(self))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate over; one that a loaded state is in the middle of continues."""
+        """Choose the epoch to iterate over; the one of a loaded state continues in its middle."""
         if epoch < 0:
             raise UsageError(f"epoch ({epoch}) must be at least 0")
         if epoch != self.epoch:
@@ -253,7 +253,7 @@ def clip_loader(
     split: str,
     batch_size: int,
     frames: int = 16,
-    fps: int | float | str | Fraction = 15,
+    fps: float | str | Fraction = 15,
     clips_per_video: int = 1,
     seed: int = 0,
     mode: Mode = "train",

@@ -140,7 +140,8 @@ class EpochOrder:
         shifted = np.where(behind, positions - rest + block, positions)
         start = shuffle(shifted // block) * block
         rotation = int(derive_keys(1, "rotation", *parts)[0] % np.uint64(size))
-        return (start + shifted % block + rotation) % size
+        found: Int64 = (start + shifted % block + rotation) % size
+        return found
 
 
 @dataclass(frozen=True)

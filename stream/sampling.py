@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from prep.errors import UsageError
 from stream.order import Int64, Permutation
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 Placement = Literal["even", "torchvision"]
 

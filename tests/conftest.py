@@ -23,15 +23,23 @@ def corpus() -> Path:
     return CORPUS
 
 
-def run_kprep(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_kprep(
+    *arguments: object, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "prep", *map(str, arguments)],
-        capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
     )
     if check and done.returncode:
-        raise AssertionError(f"kprep {arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise AssertionError(
+            f"kprep {arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
     return done
 
 
@@ -50,6 +58,15 @@ def motion_dataset(motion_videos: Path) -> Path:
     """The demo's dataset: splits train and val, four classes by direction of motion."""
     root = motion_videos.parent / "dataset"
     for split in ("train", "val"):
-        run_kprep("shard", motion_videos, root, "--split", split, "--profile", "small",
-                  "--clips-per-shard", 64)
+        run_kprep(
+            "shard",
+            motion_videos,
+            root,
+            "--split",
+            split,
+            "--profile",
+            "small",
+            "--clips-per-shard",
+            64,
+        )
     return root

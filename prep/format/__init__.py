@@ -1,4 +1,4 @@
-"""The dataset format, version 1, as `docs/format.md` specifies it: reader and writer side by side."""
+"""The dataset format, version 1, as `docs/format.md` specifies it."""
 
 from prep.format.clip_record import ClipRecord
 from prep.format.index import index_schema, index_table, iter_records, read_index, write_index

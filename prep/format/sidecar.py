@@ -40,7 +40,7 @@ class Sidecar:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Sidecar:
-        """Parse a sidecar; DatasetError names `where` when a field is missing or of another type."""
+        """Parse a sidecar; DatasetError names `where` when a field is missing or wrong."""
         try:
             values: Any = json.loads(data)
         except ValueError as error:
