@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import IO, Any
 
-from prep.storage import sync_directory, write_atomic
+from prep.storage import sync_directory, temporary_name, write_atomic
 
 _BLOCK = 512  # tar: headers and data stand on multiples of it
 
@@ -50,7 +50,7 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
     if lost:
         return {"lost": lost}
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = temporary_name(target)
     try:
         with temporary.open("wb") as file:
             hashed = _write_tar(file, job["clips"])

@@ -130,7 +130,8 @@ class Journal:
         )
         self._db.execute(
             "UPDATE rows SET status = 'duplicate', detail = key WHERE status = 'pending' "
-            "AND EXISTS (SELECT 1 FROM repeats WHERE repeats.key = rows.key AND repeats.first != rows.row)"
+            "AND EXISTS (SELECT 1 FROM repeats WHERE repeats.key = rows.key "
+            "AND repeats.first != rows.row)"
         )
         self._db.execute("DROP TABLE repeats")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from prep.format.layout import MANIFEST_PATH, index_path
 from prep.journal import Journal
 from prep.outcome import Reason, Status
 from prep.publish import publish
-from prep.storage import Storage
+from prep.storage import Storage, remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,15 +74,26 @@ def shard(options: ShardOptions) -> ShardResult:
                     f"no row of split {options.split} gave a clip, so nothing was published "
                     f"({_reasons(result.failures)})"
                 )
-            tools = {"kprep": __version__, "ffmpeg": ffmpeg.version, "ffmpeg_sha256": ffmpeg.sha256}
-            start = existing or Manifest(options.profile, (), {}, {})
-            start = Manifest(
-                start.profile, tuple(journal.setting("class_names")), start.splits, start.files
-            )
-            result.manifest = publish(Storage(str(options.root)), start, journal, tools)
+            result.manifest = _publish(options, journal, ffmpeg)
     if result.manifest is not None:
         _clean_up(work)
     return result
+
+
+def _publish(options: ShardOptions, journal: Journal, ffmpeg: FFmpeg) -> Manifest:
+    """Add the split to the root's manifest as it is now: another split may have come meanwhile."""
+    tools = {"kprep": __version__, "ffmpeg": ffmpeg.version, "ffmpeg_sha256": ffmpeg.sha256}
+    names = tuple(journal.setting("class_names"))
+    with _root_lock(options.root):
+        remove_leftovers(options.root / options.split)
+        current = _existing(options) or Manifest(options.profile, names, {}, {})
+        if current.class_names not in ((), names):
+            raise KprepError(
+                f"{options.root} got other classes while split {options.split} was being made; "
+                "convert this split into a new root"
+            )
+        start = Manifest(current.profile, names, current.splits, current.files)
+        return publish(Storage(str(options.root)), start, journal, tools)
 
 
 def _reasons(failures: dict[str, int]) -> str:
@@ -170,6 +182,7 @@ def _make_folders(options: ShardOptions, work: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(work: Path) -> Iterator[None]:
+    """Keep a second run of the same split out."""
     with (work / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,6 +191,17 @@ def _lock(work: Path) -> Iterator[None]:
                 f"another kprep is converting this split (it holds {work}/lock); wait for it to end"
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def _root_lock(root: Path) -> Iterator[None]:
+    """Wait until no other split is being published in this root."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -234,8 +234,11 @@ def _s3_environment() -> dict[str, Any]:
 
 
 def write_atomic(target: Path, data: bytes) -> None:
-    """Write a local file under a temporary name, sync it, and rename it into place."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write a local file under a temporary name, sync it, and rename it into place.
+
+    What a killed writer leaves under its temporary name, `remove_leftovers` finds.
+    """
+    temporary = temporary_name(target)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -245,6 +248,18 @@ def write_atomic(target: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(target.parent)
+
+
+def temporary_name(target: Path) -> Path:
+    """Return a hidden name beside `target` that no other process uses."""
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed writers left below a root that nobody else writes to."""
+    for path in root.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

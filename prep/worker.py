@@ -1,14 +1,16 @@
 """A worker process: JSON lines of jobs on standard input, JSON lines of results on standard output.
 
-Started as `python -P -m prep.worker TASK` by prep.worker_pool. It ends when its input ends, so a
-killed parent leaves no process behind.
+Started as `python -P -m prep.worker TASK` by prep.worker_pool. It ends with its parent, also when
+that is killed, so that no left-over writes into the next run's work.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -21,6 +23,7 @@ def main(task: str) -> None:
     # Results have a descriptor of their own, so that no library's print can break the protocol.
     results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
+    _die_with_parent()
     import av
 
     av.logging.set_level(av.logging.PANIC)
@@ -32,6 +35,13 @@ def main(task: str) -> None:
         except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
             result = {"error": traceback.format_exc()}
         results.write(json.dumps(result) + "\n")
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the parent dies; elsewhere the end of the input ends us."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Class names: their order, and one spelling for each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from prep.errors import UsageError
+from prep.segment import BadRow, Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from prep.annotation_rows import Listing
+
+
+class OneSpelling:
+    """A list in which labels that differ only by case are one class.
+
+    The more frequent spelling stands for all, the first in sort order where two are as frequent;
+    a spelling that `classes` (those of the dataset, or of --class-list) holds goes before both.
+    Each iteration reads the list twice, and holds no more than the distinct labels.
+    """
+
+    def __init__(self, listing: Listing, classes: Sequence[str] = ()) -> None:
+        self._listing = listing
+        self._classes = tuple(classes)
+        self._notes: list[str] = []
+        self.path = listing.path
+        self.sha256 = listing.sha256
+
+    @property
+    def other_splits(self) -> int:
+        """The number of rows that belong to other splits."""
+        return self._listing.other_splits
+
+    @property
+    def notes(self) -> list[str]:
+        """The list's own notes, and one for every class that had several spellings."""
+        return [*self._listing.notes, *self._notes]
+
+    def __iter__(self) -> Iterator[Segment | BadRow]:
+        """Yield the list's items with one spelling of every class."""
+        spelling = self._spelling()
+        for item in self._listing:
+            if isinstance(item, Segment) and item.label in spelling:
+                yield replace(item, label=spelling[item.label])
+            else:
+                yield item
+
+    def _spelling(self) -> dict[str, str]:
+        """Return what to write for every label that is written otherwise."""
+        counts = Counter(
+            item.label for item in self._listing if isinstance(item, Segment) and item.label
+        )
+        classes: dict[str, list[str]] = {}
+        for label in sorted({*counts, *self._classes}):
+            classes.setdefault(label.casefold(), []).append(label)
+        changed, self._notes = {}, []
+        for labels in classes.values():
+            # A class list can tell two classes apart by case alone: then they are two
+            given = [label for label in labels if label in self._classes]
+            others = [label for label in labels if label not in given]
+            if not others or len(given) > 1 or len(labels) == 1:
+                continue
+            chosen = given[0] if given else max(labels, key=lambda label: counts[label])
+            merged = [f"{label!r} ({counts[label]})" for label in labels if label != chosen]
+            changed |= {label: chosen for label in labels if label != chosen}
+            self._notes.append(
+                f"labels that differ only by case are one class: {', '.join(merged)} counted as "
+                f"{chosen!r} ({counts[chosen]})"
+            )
+        return changed
+
+
+def kinetics_class_list(labels: Iterable[str]) -> list[str]:
+    """Return the distinct labels in label order: sorted by code point, numbers by value.
+
+    For Kinetics-400 that is the order of torchvision.models' categories. It is not the order of
+    torchvision.datasets.Kinetics, which sorts folder names: there `skiing_crosscountry` comes
+    before `skiing_not_slalom_or_crosscountry`, here `skiing (not slalom or crosscountry)` first.
+    """
+    distinct = set(labels)
+    if all(label.isascii() and label.isdecimal() for label in distinct):
+        return sorted(distinct, key=lambda label: (int(label), label))
+    return sorted(distinct)
+
+
+def read_class_list(path: Path) -> list[str]:
+    """Read class names, one a line, in label order."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"class list {path} cannot be read: {error}") from error
+    names = [name for name in names if name]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"class list {path} must hold distinct names, one a line")
+    return names

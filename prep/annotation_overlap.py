@@ -1,0 +1,115 @@
+"""Which videos two lists share: Kinetics-400's val sits largely inside Kinetics-700's train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prep.segment import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prep.annotation_rows import Listing
+
+MAX_EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class ListCounts:
+    """One list's side: rows, distinct ids, rows whose id the other list has, rows not readable."""
+
+    rows: int
+    ids: int
+    rows_shared: int
+    bad_rows: int
+
+
+@dataclass(frozen=True)
+class SharedVideo:
+    """A video that both lists have, with its segments there: `val 36-46 s abseiling`."""
+
+    video_id: str
+    in_a: tuple[str, ...]
+    in_b: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """What two lists share. `same_segments` counts segments of the same video, start and end.
+
+    `shared_ids` is sorted; `examples` are its first ten.
+    """
+
+    a: ListCounts
+    b: ListCounts
+    shared_ids: tuple[str, ...]
+    same_segments: int
+    examples: tuple[SharedVideo, ...]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The rows of one list whose ids the other has: how many, their segments, some to show."""
+
+    rows: int
+    segments: frozenset[tuple[str, float, float | None]]
+    shown: dict[str, tuple[str, ...]]
+
+
+def overlap(a: Listing, b: Listing) -> OverlapReport:
+    """Return which videos two lists share, by id; each list is read twice.
+
+    Open the lists with split "*" to compare all their rows. Memory holds the distinct ids.
+    """
+    ids_a, rows_a, bad_a = _ids(a)
+    ids_b, rows_b, bad_b = _ids(b)
+    shared = ids_a & ids_b
+    examples = sorted(shared)[:MAX_EXAMPLES]
+    of_a, of_b = _shared(a, shared, examples), _shared(b, shared, examples)
+    return OverlapReport(
+        a=ListCounts(rows_a, len(ids_a), of_a.rows, bad_a),
+        b=ListCounts(rows_b, len(ids_b), of_b.rows, bad_b),
+        shared_ids=tuple(sorted(shared)),
+        same_segments=len(of_a.segments & of_b.segments),
+        examples=tuple(SharedVideo(name, of_a.shown[name], of_b.shown[name]) for name in examples),
+    )
+
+
+def _ids(listing: Listing) -> tuple[set[str], int, int]:
+    ids, rows, bad = set(), 0, 0
+    for item in listing:
+        rows += 1
+        if isinstance(item, Segment):
+            ids.add(item.video_id)
+        else:
+            bad += 1
+    return ids, rows, bad
+
+
+def _shared(listing: Listing, shared: set[str], examples: list[str]) -> _Shared:
+    rows, segments = 0, set()
+    shown: dict[str, tuple[str, ...]] = dict.fromkeys(examples, ())
+    for segment in _segments(listing):
+        if segment.video_id not in shared:
+            continue
+        rows += 1
+        segments.add((segment.video_id, segment.start_seconds, segment.end_seconds))
+        if segment.video_id in shown:
+            shown[segment.video_id] += (_text(segment),)
+    return _Shared(rows, frozenset(segments), shown)
+
+
+def _segments(listing: Listing) -> Iterator[Segment]:
+    return (item for item in listing if isinstance(item, Segment))
+
+
+def _text(segment: Segment) -> str:
+    if segment.path is not None:
+        return segment.path
+    words = (
+        "" if segment.split == "*" else segment.split,
+        f"{segment.start_seconds:g}-{segment.end_seconds:g} s",
+        segment.label or "",
+    )
+    return " ".join(word for word in words if word)

@@ -1,0 +1,239 @@
+"""Lists of paths with labels (UCF101, mmaction2), and folders that are their own list."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from prep.annotation_rows import (
+    ANY_SPLIT,
+    bad_row,
+    file_segment,
+    file_sha256,
+    lines,
+    normalise_split,
+    shown,
+)
+from prep.errors import UsageError
+from prep.segment import BadRow, Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_VIDEO_SUFFIXES = (
+    "mp4", "avi", "mkv", "webm", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "3gp", "ogv",
+)  # fmt: skip
+# The path ends at the last video extension, so that it can have spaces; the rest is the label
+_ROW = re.compile(
+    rf'(?P<quote>"?)(?P<path>[^"]+\.(?:{"|".join(_VIDEO_SUFFIXES)}))(?P=quote)'
+    r"(?:(?:\s*[,;\t]\s*|\s+)(?P<label>\S.*?))?[\s,;]*",
+    re.IGNORECASE,
+)
+_NUMBERED_CLASS = re.compile(r"(\d+)[\s,;]+(\S.*)")
+# Files that stand beside videos in every dataset folder and are no videos
+_COMPANIONS = {
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".srt", ".vtt",
+    ".jpg", ".jpeg", ".png", ".npy", ".npz", ".pkl", ".pt", ".zip", ".tar", ".gz", ".tgz", ".html",
+    ".py", ".sh", ".log", ".part", ".ytdl",
+}  # fmt: skip
+_USUAL_SPLITS = {"train", "val", "test"}
+
+
+class PathList:
+    """One file a line, with or without a label: `Class/v_x.avi 1`, `path.mp4 12`, `a b.mp4,label`.
+
+    Paths are relative to SOURCE. A number is looked up in a class index beside the list
+    (`classInd.txt`, or the only `*label_map*.txt`); without one, the class folder is the label
+    where folders and numbers match one to one. A row without a label takes its class folder.
+    """
+
+    def __init__(self, path: Path, split: str) -> None:
+        self.path = path
+        self.split = split
+        self.other_splits = 0
+        self.notes: list[str] = []
+        index = _find_class_index(path)
+        self._names = read_class_index(index) if index else {}
+        own = file_sha256(path)
+        both = f"{own} {file_sha256(index)}" if index else ""
+        self.sha256 = hashlib.sha256(both.encode()).hexdigest() if index else own
+        self._folders_are_classes = not index and self._numbers_match_folders()
+        self._how = f"class numbers are looked up in {index.name}" if index else ""
+        if self._folders_are_classes:
+            self._how = "class numbers match the class folders, whose names are the labels"
+
+    def __iter__(self) -> Iterator[Segment | BadRow]:
+        """Yield one item for every line that is not blank."""
+        unlabelled = numbers = 0
+        for number, line in lines(self.path):
+            row = _parse(line)
+            if row is None:
+                problem = "no path of a video (.mp4, .avi, …), alone or with one label"
+                yield bad_row(self.path, number, problem)
+                continue
+            label = self._label(*row)
+            numbers += label is not None and label == row[1] and label.isdecimal()
+            unlabelled += label is None
+            split = "" if self.split == ANY_SPLIT else self.split
+            found = file_segment(row[0], label, split)
+            if row[1] and self._names and label is None:
+                found = f"class number ({shown(row[1])}) is not in the class index"
+            yield bad_row(self.path, number, found) if isinstance(found, str) else found
+        self._write_notes(unlabelled, numbers)
+
+    def _label(self, path: str, written: str | None) -> str | None:
+        folder = _class_folder(path, self.split)
+        if written is None:
+            return folder
+        if self._names and written.isdecimal():
+            return self._names.get(int(written))
+        if self._folders_are_classes and written.isdecimal():
+            return folder
+        return written
+
+    def _numbers_match_folders(self) -> bool:
+        """Whether every number stands with one class folder, and every folder with one number."""
+        by_number: dict[str, str] = {}
+        by_folder: dict[str, str] = {}
+        for _, line in lines(self.path):
+            path, written = _parse(line) or ("", None)
+            folder = _class_folder(path, self.split)
+            if written is None or not written.isdecimal():
+                continue
+            if folder is None or by_number.setdefault(written, folder) != folder:
+                return False
+            if by_folder.setdefault(folder, written) != written:
+                return False
+        return len(by_number) > 1
+
+    def _write_notes(self, unlabelled: int, numbers: int) -> None:
+        name = self.path.name
+        self.notes = [f"{name}: {self._how}"] if self._how else []
+        if numbers:
+            self.notes.append(
+                f"{name}: {numbers} labels are class numbers, kept as they are; put the class "
+                "index (classInd.txt: `1 Name` a line) beside the list to have names"
+            )
+        if unlabelled:
+            self.notes.append(f"{unlabelled} rows of {name} have no label")
+
+
+def is_path_list(sample: list[str]) -> bool:
+    """Whether most of some lines are paths of videos."""
+    return sum(_parse(line) is not None for line in sample) * 2 > len(sample)
+
+
+def read_class_index(path: Path) -> dict[int, str]:
+    """Read class names by number: `1 Name` a line (classInd.txt), or names alone from 0 on."""
+    rows = [line.strip() if line else "" for _, line in lines(path)]
+    numbered = [_NUMBERED_CLASS.fullmatch(row) for row in rows]
+    pairs = [(int(match[1]), match[2]) for match in numbered if match]
+    if len(pairs) != len(rows):
+        pairs = list(enumerate(rows))
+    names = dict(pairs)
+    if not rows or len(names) != len(pairs) or len(set(names.values())) != len(pairs):
+        raise UsageError(f"class index {path} must name distinct classes, each with its own number")
+    return names
+
+
+def _parse(line: str | None) -> tuple[str, str | None] | None:
+    """Return path and label of a line; None where it has no path of a video."""
+    match = _ROW.fullmatch((line or "").strip())
+    if match is None:
+        return None
+    label = match["label"]
+    return match["path"], label.strip('"').strip() or None if label else None
+
+
+def _class_folder(path: str, split: str) -> str | None:
+    """Return the folder that a file stands in, unless that is the split's own."""
+    folder = PurePosixPath(path).parent.name
+    return None if not folder or normalise_split(folder) == normalise_split(split) else folder
+
+
+def _find_class_index(path: Path) -> Path | None:
+    classic = path.with_name("classInd.txt")
+    if classic.is_file():
+        return classic
+    maps = sorted(file for file in path.parent.glob("*label_map*.txt") if file.name != path.name)
+    return maps[0] if len(maps) == 1 else None
+
+
+class ClassFolders:
+    """A folder that is its own list: every file below a class folder is a clip of that class.
+
+    `<root>/<class>/…/<file>`, or `<root>/<split>/<class>/…` where such a folder exists (Showmax's
+    downloader calls val `valid`); files that stand in no folder have no label. Hidden files and
+    those with an extension that no video has are counted in `left_out`, by extension.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.split = split
+        self.root = self.path = root
+        self._inside = _split_folder(root, split)
+        self.left_out: dict[str, int] = {}
+        self.other_splits = 0
+        names = "\n".join(path for path in self._paths())
+        self.sha256 = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out."""
+        what = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
+        return [f"left out as no videos by their extension: {what}"] if what else []
+
+    def __iter__(self) -> Iterator[Segment | BadRow]:
+        """Yield one segment for every file, in the order of their paths."""
+        for line, path in enumerate(self._paths(), start=1):
+            folder, _, rest = path.removeprefix(self._inside).partition("/")
+            found = file_segment(path, folder if rest else None, self.split)
+            yield BadRow(line, found) if isinstance(found, str) else found
+
+    def _paths(self) -> list[str]:
+        self.left_out = {}
+        found = []
+        for name in walk(self.root / self._inside):
+            path = self._inside + name
+            suffix = Path(path).suffix.lower()
+            if suffix in _COMPANIONS:
+                self.left_out[suffix] = self.left_out.get(suffix, 0) + 1
+            else:
+                found.append(path)
+        return found
+
+
+def _split_folder(root: Path, split: str) -> str:
+    """Return the split's folder with a slash, "" where the root has no folders of splits."""
+    if not root.is_dir():
+        raise UsageError(f"source {root} is no folder; give the folder of the videos")
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    for name in [split, *folders]:
+        if name in folders and normalise_split(name) == normalise_split(split):
+            return f"{name}/"
+    visible = [name for name in folders if not name.startswith(".")]
+    if visible and all(normalise_split(name) in _USUAL_SPLITS for name in visible):
+        raise UsageError(f"source {root} has no folder for split {split}, only for "
+                         f"{', '.join(visible)}; choose one of them with --split")  # fmt: skip
+    return ""
+
+
+def walk(root: Path) -> list[str]:
+    """Return the paths of all files below `root` that are not hidden, relative to it, sorted.
+
+    Links are followed, as dataset folders are often made of them; a loop of links ends.
+    """
+    found, seen = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [f"{prefix}{name}" for name in files if not name.startswith(".")]
+    return sorted(found)

@@ -1,0 +1,177 @@
+import dataclasses
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prep.errors import DatasetError, StorageError, UsageError
+from prep.format import (
+    ClipRecord,
+    FileEntry,
+    Manifest,
+    Shard,
+    Sidecar,
+    Split,
+    check_split_name,
+    index_table,
+    iter_records,
+    read_index,
+    read_manifest,
+    split_fingerprint,
+    write_index,
+)
+from prep.profile import PROFILES
+from prep.storage import Storage, check_relative_path
+
+RECORD = ClipRecord(
+    key="a", shard="val/val-000000.tar", label=3, num_frames=20, fps_num=15, fps_den=1, width=170,
+    height=128, entry_offset=0, entry_bytes=4096, video_offset=1536, video_bytes=2000,
+    content_hash=bytes(range(16)), crc32=2**32 - 1, video_id="a", start_seconds=0.5, end_seconds=2.0,
+    source="folder", short=False, codec_config=b"\x01avcC", gop_frames=16,
+    gop_offsets=(40, 1000, 2000), gop_crc32=(7, 2**32 - 1),
+)  # fmt: skip
+FOREIGN = dataclasses.replace(
+    RECORD, key="b", label=-1, entry_offset=4096, codec_config=None, gop_frames=None, gop_offsets=None,
+    gop_crc32=None, content_hash=bytes(16),
+)  # fmt: skip
+
+
+def test_index_round_trip_and_row_groups():
+    import io
+
+    import pyarrow.parquet as pq
+
+    data = write_index([index_table([RECORD]), index_table([FOREIGN])])
+    assert list(iter_records(read_index(data, "index"))) == [RECORD, FOREIGN]
+    assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"label": -2}, {"num_frames": 0}, {"video_offset": -1}, {"width": 1 << 25}]
+)
+def test_index_rows_that_no_writer_makes_are_refused(change):
+    data = write_index([index_table([dataclasses.replace(RECORD, **change)])])
+    with pytest.raises(DatasetError, match=next(iter(change))):
+        read_index(data, "index")
+
+
+def test_index_that_is_no_parquet():
+    with pytest.raises(DatasetError, match="val.parquet is not a Parquet file"):
+        read_index(b"not parquet", "val.parquet")
+
+
+def test_index_without_a_column():
+    import io
+
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(index_table([RECORD]).drop(["crc32"]), sink)
+    with pytest.raises(DatasetError, match="lacks the columns crc32"):
+        read_index(sink.getvalue(), "val.parquet")
+
+
+def test_fingerprint_depends_on_four_fields_only():
+    def of(**change):
+        return split_fingerprint(index_table([dataclasses.replace(RECORD, **change), FOREIGN]))
+
+    for change in ({"key": "c"}, {"num_frames": 21}, {"label": 4}, {"content_hash": bytes(16)}):
+        assert of(**change) != of()
+    assert of(source="cvdf", video_offset=5, crc32=1, shard="val/val-000001.tar") == of()
+
+
+def manifest():
+    split = Split(
+        "0" * 64,
+        1,
+        2,
+        {"ok": 1, "failed": 1},
+        (Shard("val/val-000000.tar", 1),),
+        {"seed": 0},
+        {"kprep": "1"},
+    )
+    return Manifest(
+        PROFILES["small"],
+        ("a", "b"),
+        {"val": split},
+        {"val/val-000000.tar": FileEntry(5, "1" * 64)},
+    )
+
+
+def test_manifest_round_trip():
+    assert Manifest.from_bytes(manifest().to_bytes(), "m") == manifest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(format="other"),
+        lambda m: m.update(format_version=2),
+        lambda m: m.pop("files"),
+        lambda m: m["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}),
+        lambda m: m["files"].update({"/etc/passwd": {"bytes": 1, "sha256": "0" * 64}}),
+        lambda m: m["files"].update({"x": {"bytes": -1, "sha256": "0" * 64}}),
+        lambda m: m["files"].update({"x": {"bytes": 1, "sha256": "zz"}}),
+        lambda m: m["splits"]["val"].update(fingerprint=7),
+        lambda m: m["splits"]["val"]["shards"].append({"path": "val/../../x.tar", "num_clips": 1}),
+        lambda m: m["splits"].update({"../x": m["splits"]["val"]}),
+        lambda m: m.update(class_names=["a", "a"]),
+        lambda m: m["profile"].update(fps="fast"),
+        lambda m: m["profile"].update(crf=None),
+    ],
+)
+def test_a_hostile_manifest_is_refused_in_one_sentence(change):
+    values = json.loads(manifest().to_bytes())
+    change(values)
+    with pytest.raises(DatasetError, match="^manifest.json"):
+        Manifest.from_bytes(json.dumps(values).encode(), "manifest.json")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_manifest_or_a_dataset_error(data):
+    with pytest.raises(DatasetError):
+        Manifest.from_bytes(data, "manifest.json")
+
+
+def test_a_folder_without_a_manifest(tmp_path):
+    with pytest.raises(DatasetError, match="holds no manifest.json"):
+        read_manifest(Storage(str(tmp_path)))
+    with pytest.raises(DatasetError, match="does not exist"):
+        read_manifest(Storage(str(tmp_path / "nowhere")))
+
+
+SIDECAR = Sidecar("k", "v", "val", "", -1, 0.0, 1.5, 20, 15, 1, 170, 128, "folder", "small", "{}")
+
+
+def test_sidecar_round_trip_and_types():
+    assert Sidecar.from_bytes(SIDECAR.to_bytes(), "k.json") == SIDECAR
+    values = json.loads(SIDECAR.to_bytes())
+    # Hugging Face infers the schema from five samples: a float that looks like an int breaks it
+    assert [type(values[name]) for name in ("label", "label_index", "start_seconds")] == [
+        str,
+        int,
+        float,
+    ]
+    del values["extra"]
+    with pytest.raises(DatasetError, match="extra"):
+        Sidecar.from_bytes(json.dumps(values).encode(), "k.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Val", "index", "ledger", "../x", "a b", "0val", "a" * 40, "a-b"]
+)
+def test_split_names_that_a_reader_could_not_use(name):
+    with pytest.raises(UsageError, match="split name"):
+        check_split_name(name)
+
+
+@pytest.mark.parametrize("path", ["/a", "../a", "a/../b", "a//b", "", "a\\b", "a\0b", ".", "a/./b"])
+def test_paths_that_leave_the_root(path):
+    with pytest.raises(StorageError, match="inside its root"):
+        check_relative_path(path)
+
+
+def test_rates_are_exact():
+    assert Fraction(RECORD.fps_num, RECORD.fps_den) == 15

@@ -1,0 +1,503 @@
+"""`kprep shard` from end to end, in processes of its own, as a user runs it."""
+
+import csv
+import hashlib
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_kprep
+
+from prep.demo_videos import random_motion, write_broken_files, write_video
+from prep.format import Sidecar, iter_records, read_index, read_manifest
+from prep.storage import Storage
+
+
+def files_of(root: Path) -> dict[str, str]:
+    """The sha256 of every file of a dataset, work folder apart."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and ".kprep-work" not in path.parts
+    }
+
+
+def ledger(root: Path, split: str):
+    return pq.read_table(root / "ledger" / f"{split}.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Twelve short videos in three class folders, and three files that are none."""
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(5)
+    for number in range(12):
+        target = folder / ("a b", "left", "up")[number % 3] / f"{number}.mp4"
+        target.parent.mkdir(exist_ok=True)
+        write_video(target, random_motion("left", rng), "libx264")
+    write_broken_files(folder, seed=1)
+    (folder / "left" / "notes.txt").write_text("not a clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(videos, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("dataset") / "root"
+    run_kprep(
+        "shard", videos, root, "--split", "train", "--profile", "small", "--clips-per-shard", 6
+    )
+    return root
+
+
+def test_every_row_is_accounted_for(videos, dataset):
+    rows = ledger(dataset, "train")
+    assert len(rows) == 15
+    assert Counter(row["status"] for row in rows) == {"ok": 12, "failed": 3}
+    assert sorted(row["reason"] for row in rows if row["reason"]) == [
+        "empty file",
+        "truncated",
+        "unsafe input",
+    ]
+    split = read_manifest(Storage(str(dataset))).splits["train"]
+    assert sum(split.outcomes.values()) == split.num_rows == 15
+    assert split.num_clips == sum(shard.num_clips for shard in split.shards) == 12
+
+
+def test_classes_and_labels(dataset):
+    manifest = read_manifest(Storage(str(dataset)))
+    assert manifest.class_names == ("a b", "left", "up")
+    index = read_index((dataset / "index/train.parquet").read_bytes(), "index")
+    for record in iter_records(index):
+        assert manifest.class_names[record.label] == record.video_id.split("/")[0]
+
+
+def test_shards_are_mixed_and_hold_what_the_index_says(dataset):
+    index = list(iter_records(read_index((dataset / "index/train.parquet").read_bytes(), "index")))
+    labels = {
+        shard: {r.label for r in index if r.shard == shard} for shard in {r.shard for r in index}
+    }
+    assert any(len(found) > 1 for found in labels.values())  # not sorted by class
+    for record in index:
+        data = (dataset / record.shard).read_bytes()
+        video = data[record.video_offset : record.video_offset + record.video_bytes]
+        assert hashlib.blake2b(video, digest_size=16).digest() == record.content_hash
+        with tarfile.open(
+            fileobj=io.BytesIO(data[record.entry_offset :][: record.entry_bytes])
+        ) as tar:
+            assert tar.getnames() == [f"{record.key}.json", f"{record.key}.mp4"]
+            sidecar = Sidecar.from_bytes(tar.extractfile(f"{record.key}.json").read(), "sidecar")
+        assert (sidecar.key, sidecar.num_frames) == (record.key, record.num_frames)
+
+
+def test_tar_rules(dataset):
+    for path in dataset.glob("train/*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o444)
+                assert (member.uname, member.gname, member.pax_headers) == ("", "", {})
+                assert len(member.name) <= 100
+
+
+@pytest.mark.filterwarnings("ignore")  # webdataset leaves its files to the garbage collector
+def test_plain_webdataset_reads_it(dataset):
+    import gc
+
+    import webdataset
+
+    urls = sorted(map(str, dataset.glob("train/*.tar")))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    gc.collect()
+    index = list(iter_records(read_index((dataset / "index/train.parquet").read_bytes(), "index")))
+    assert [sample["__key__"] for sample in samples] == [record.key for record in index]
+    assert all(hashlib.blake2b(s["mp4"], digest_size=16).digest() == r.content_hash
+               for s, r in zip(samples, index, strict=True))  # fmt: skip
+
+
+def test_companion_files(dataset):
+    import json
+    import struct
+
+    shards = sorted(path.relative_to(dataset).as_posix() for path in dataset.glob("train/*.tar"))
+    wids = json.loads((dataset / "wids-train.json").read_text())
+    assert [shard["url"] for shard in wids["shardlist"]] == shards
+    assert all(hashlib.md5((dataset / shard["url"]).read_bytes()).hexdigest() == shard["md5sum"]  # noqa: S324
+               for shard in wids["shardlist"])  # fmt: skip
+    info = json.loads((dataset / ".nv-meta/.info.json").read_text())
+    assert set(info) == {"energon_version", "shard_counts"}
+    assert list(info["shard_counts"]) == shards
+    for shard in shards:
+        packed = (dataset / f"{shard}.idx").read_bytes()
+        offsets = struct.unpack(f"<{len(packed) // 8}Q", packed)
+        assert len(offsets) == info["shard_counts"][shard] + 1
+        with tarfile.open(dataset / shard) as tar:
+            starts = [member.offset for member in tar if member.name.endswith(".json")]
+        assert list(offsets[:-1]) == starts
+    assert 'path: "train/*.tar"' in (dataset / "README.md").read_text()
+
+
+def test_one_worker_and_three_give_the_same_bytes(videos, dataset, tmp_path):
+    root = tmp_path / "root"
+    for workers in (1, 3):
+        shutil.rmtree(root, ignore_errors=True)
+        run_kprep("shard", videos, root, "--split", "train", "--profile", "small",
+                  "--clips-per-shard", 6, "--workers", workers)  # fmt: skip
+        assert files_of(root) == files_of(dataset)
+
+
+def test_another_seed_gives_another_order(videos, dataset, tmp_path):
+    run_kprep("shard", videos, tmp_path / "r", "--split", "train", "--profile", "small",
+              "--clips-per-shard", 6, "--seed", 1)  # fmt: skip
+
+    def order(root):
+        return read_index((root / "index/train.parquet").read_bytes(), "i")["key"].to_pylist()
+
+    assert order(tmp_path / "r") != order(dataset)
+    assert sorted(order(tmp_path / "r")) == sorted(order(dataset))
+
+
+def test_adding_a_split_changes_nothing_of_the_other(videos, dataset, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(dataset, root)
+    before = files_of(root)
+    run_kprep("shard", videos, root, "--split", "val", "--profile", "small")
+    after = files_of(root)
+    shared = {"manifest.json", "README.md", ".nv-meta/.info.json", ".nv-meta/split.yaml"}
+    assert {path for path in before if before[path] != after[path]} == shared
+    keys = [
+        read_index((root / f"index/{split}.parquet").read_bytes(), "i")["key"].to_pylist()
+        for split in ("train", "val")
+    ]
+    assert not set(keys[0]) & set(keys[1])
+    run_kprep("verify", root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment_it_continues_to_the_same_bytes(videos, dataset, tmp_path, seed):
+    """SIGKILL to the whole tree of processes, at random moments, until the conversion ends."""
+    root, rng = tmp_path / "root", random.Random(seed)
+    command = [sys.executable, "-P", "-m", "prep", "shard", str(videos), str(root), "--split", "train",
+               "--profile", "small", "--clips-per-shard", "6"]  # fmt: skip
+    for _ in range(6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(0.3, 3.0))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        for tar in root.glob("train/train-*.tar"):  # a final name is a complete file
+            assert (
+                hashlib.sha256(tar.read_bytes()).hexdigest()
+                == files_of(dataset)[f"train/{tar.name}"]
+            )
+    run_kprep(*command[4:])
+    assert files_of(root) == files_of(dataset)
+
+
+def test_ctrl_c_drains_and_continues(videos, dataset, tmp_path):
+    root = tmp_path / "root"
+    command = [sys.executable, "-P", "-m", "prep", "shard", str(videos), str(root), "--split", "train",
+               "--profile", "small", "--clips-per-shard", "6", "--workers", "1"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(root.glob(".kprep-work/train/staged/*.pack")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same command again" in err
+    assert not (root / "manifest.json").exists()
+    run_kprep(*command[4:])
+    assert files_of(root) == files_of(dataset)
+
+
+def test_two_runs_at_once_are_kept_apart(videos, tmp_path):
+    import fcntl
+
+    root = tmp_path / "root"
+    lock = root / ".kprep-work" / "train" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = run_kprep("shard", videos, root, "--split", "train", check=False)
+    assert done.returncode == 2
+    assert "another kprep" in done.stderr
+
+
+def refused(*arguments) -> str:
+    """Run a command that must be refused as a user's mistake; return its one line."""
+    done = run_kprep(*arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_mistakes_get_one_clear_sentence(videos, dataset, tmp_path):
+    assert "no folder" in refused("shard", tmp_path / "nowhere", tmp_path / "r", "--split", "train")
+    assert "profile 'tiny' is unknown" in refused(
+        "shard", videos, tmp_path / "r", "--split", "train", "--profile", "tiny"
+    )
+    text = refused("shard", videos, dataset, "--split", "val", "--profile", "general")
+    assert "short_side_px: 256, not 128" in text
+    assert "is not empty" in refused("shard", videos, videos, "--split", "train")
+    assert "split name" in refused("shard", videos, tmp_path / "r", "--split", "../x")
+    text = refused("shard", videos, dataset, "--split", "train", "--profile", "small", "--seed", 4)
+    assert "never changes" in text
+    assert "--retry" in refused(
+        "shard", videos, tmp_path / "r", "--split", "a", "--retry", "bad luck"
+    )
+    assert "s3://bucket/x" in refused("shard", videos, "s3://bucket/x", "--split", "a")
+    (tmp_path / "empty").mkdir()
+    assert "has no videos" in refused(
+        "shard", tmp_path / "empty", tmp_path / "r2", "--split", "train"
+    )
+    (tmp_path / "file").touch()
+    assert "is a file" in refused("shard", videos, tmp_path / "file", "--split", "train")
+
+
+def test_an_unknown_label_is_refused(videos, dataset, tmp_path):
+    (tmp_path / "v" / "new").mkdir(parents=True)
+    shutil.copy(next((videos / "up").glob("*.mp4")), tmp_path / "v" / "new")
+    text = refused("shard", tmp_path / "v", dataset, "--split", "val", "--profile", "small")
+    assert "label 'new' (row 1 of the list) is not among the 3 classes" in text
+
+
+def test_the_same_command_again_says_that_all_is_done(videos, dataset):
+    before = files_of(dataset)
+    done = run_kprep(
+        "shard", videos, dataset, "--split", "train", "--profile", "small", "--clips-per-shard", 6
+    )
+    assert "already published" in done.stdout
+    assert files_of(dataset) == before
+
+
+def test_a_conversion_begun_differently_is_refused(videos, tmp_path):
+    root = tmp_path / "root"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "prep", "shard", str(videos), str(root), "--split", "train", "--profile", "small"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while not list(root.glob(".kprep-work/train/staged/*.pack")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    text = refused("shard", videos, root, "--split", "train", "--profile", "small", "--seed", "9")
+    assert "seed was 0, is 9" in text
+
+
+def test_no_clip_at_all_is_a_failure_and_publishes_nothing(tmp_path):
+    write_broken_files(tmp_path / "v", seed=1)
+    done = run_kprep("shard", tmp_path / "v", tmp_path / "r", "--split", "train", check=False)
+    assert done.returncode == 1
+    assert "gave a clip" in done.stderr
+    assert not (tmp_path / "r" / "manifest.json").exists()
+
+
+def test_limit_and_classes_choose_a_subset(videos, tmp_path):
+    run_kprep(
+        "shard",
+        videos,
+        tmp_path / "r",
+        "--split",
+        "train",
+        "--profile",
+        "small",
+        "--limit",
+        3,
+        "--classes",
+        "up,a b",
+    )
+    rows = ledger(tmp_path / "r", "train")
+    assert len(rows) == 3
+    assert {row["label"] for row in rows} <= {"up", "a b"}
+    assert (tmp_path / "r" / "classes.txt").read_text() == "a b\nup\n"
+
+
+# -- Kinetics lists ------------------------------------------------------------------------------
+
+
+def kinetics_csv(path: Path, rows) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "youtube_id", "time_start", "time_end", "split", "is_cc"])
+        writer.writerows(rows)
+    return path
+
+
+def test_kinetics_list_finds_files_in_every_layout(tmp_path):
+    source, rng = tmp_path / "videos", np.random.default_rng(1)
+    rows = [
+        ("air drumming", "aaaaaaaaaaa", 1, 3, "val", 0),  # already cut, flat
+        ("air drumming", "-bbbbbbbbbb", 0, 2, "val", 0),  # already cut, torchvision's class folder
+        ("bee keeping", "__ccccccccc", 4, 6, "val", 1),  # already cut, class folder with a space
+        ("bee keeping", "ddddddddddd", 1, 3, "val", 0),  # bare id: to be cut
+        ("bee keeping", "ddddddddddd", 0, 2, "val", 0),  # a second segment of the same video
+        ("bee keeping", "ddddddddddd", 0, 2, "val", 0),  # an exact repeat
+        ("bee keeping", "eeeeeeeeeee", 0, 2, "val", 0),  # nowhere
+        ("bee keeping", "fffffffffff", 0, 2, "val", 0),  # the same segment with two labels
+        ("air drumming", "fffffffffff", 0, 2, "val", 0),
+        ("air drumming", "ggggggggggg", 5, 2, "val", 0),  # ends before it begins
+        ("air drumming", "hhhhhhhhhhh", 0, 2, "train", 0),  # another split
+    ]
+
+    def video(name, seconds=2.0):
+        import dataclasses
+
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(
+            target, dataclasses.replace(random_motion("up", rng), seconds=seconds), "libx264"
+        )
+
+    video("aaaaaaaaaaa_000001_000003.mp4")
+    video("val/air_drumming/-bbbbbbbbbb_000000_000002.mkv")
+    video("bee keeping/__ccccccccc_000004_000006.mp4")
+    video("full/ddddddddddd.mp4", 5.0)
+    root = tmp_path / "root"
+    annotations = kinetics_csv(tmp_path / "val.csv", rows)
+    run_kprep(
+        "shard", source, root, "--split", "val", "--profile", "small", "--annotations", annotations
+    )
+    found = {
+        (row["video_id"], row["start_seconds"], row["label"]): row
+        for row in ledger(root, "val")
+        if row["video_id"]
+    }
+    statuses = [row["status"] for row in ledger(root, "val")]
+    assert Counter(statuses) == {"ok": 5, "duplicate": 1, "failed": 4}
+    assert Counter(row["reason"] for row in ledger(root, "val") if row["reason"]) == {
+        "missing": 1, "conflicting rows": 2, "bad row": 1}  # fmt: skip
+    assert found["__ccccccccc", 4.0, "bee keeping"]["key"] == "v__ccccccccc_000004_000006"
+    assert found["ddddddddddd", 1.0, "bee keeping"]["seconds"] == 2.0
+    assert (root / "classes.txt").read_text().splitlines() == ["air drumming", "bee keeping"]
+    run_kprep("verify", root)
+
+
+def test_real_list_against_a_folder_with_a_dozen_clips(corpus, tmp_path):
+    listing = corpus / "annotations/activitynet/kinetics-400_val.csv"
+    with listing.open() as file:
+        rows = list(csv.DictReader(file))
+    chosen = rows[7::1600]
+    (tmp_path / "v").mkdir()
+    for row in chosen:
+        name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
+        shutil.copy(corpus / "actions/singles/abseiling_k400.mp4", tmp_path / "v" / name)
+    root = tmp_path / "root"
+    run_kprep(
+        "shard",
+        tmp_path / "v",
+        root,
+        "--split",
+        "val",
+        "--profile",
+        "small",
+        "--annotations",
+        listing,
+    )
+    found = ledger(root, "val")
+    assert len(found) == len(rows) == 19_906
+    assert Counter(row["status"] for row in found) == {
+        "ok": len(chosen),
+        "failed": 19_906 - len(chosen),
+    }
+    assert {row["reason"] for row in found if row["status"] == "failed"} == {"missing"}
+    names = (corpus / "annotations/torchvision/kinetics400_categories_torchvision.txt").read_text()
+    assert (root / "classes.txt").read_text().splitlines() == names.splitlines()
+    run_kprep("verify", root)
+
+
+@pytest.mark.slow
+def test_odd_files_of_the_corpus(corpus, tmp_path):
+    """Every file is ok or failed with the right reason; nothing hangs; the sums add up."""
+    root = tmp_path / "root"
+    run_kprep("shard", corpus / "odd", root, "--split", "train", "--profile", "small")
+    rows = {row["video_id"]: row for row in ledger(root, "train")}
+    assert len(rows) == len([path for path in (corpus / "odd").rglob("*") if path.is_file()]) == 74
+    expected = {
+        "decord/corrupted.mp4": None, "derived/vfr_drops.mkv": None, "torchcodec/av1_video.mkv": None,
+        "torchcodec/h265_10bits.mp4": None, "lipnet_mpeg1/sbwe5n.mpg": None, "mp4ff/ivf-to-mp4_vp8.ivf": None,
+        "torchcodec/testsrc2_odd_width_444.mp4": None, "hf_datasets/test_video_66x50.mov": None,
+        "derived/truncated_60pct_a.mp4": "truncated", "derived/zeros_20k.mp4": "not a video",
+        "derived/one_frame.mp4": "too short", "moviepy/doc_medias_result.webm": "empty file",
+        "moviepy/-video-with-dash-.mp4": "picture size", "mp4ff/mp4_init_prog.mp4": "no frames",
+        "mp4parse/av1-clearkey-cbcs-video.mp4": "encrypted", "mp4ff/mp4_opus.mp4": "no video stream",
+        "torchcodec/nasa_13013_hdr.mp4": "hdr", "torchcodec/reproduce_seek_bug.wav": "no video stream",
+        "torchcodec/nasa_13013.mp4.audio.mp3": "no video stream",
+    }  # fmt: skip
+    assert {name: rows[name]["reason"] for name in expected} == expected
+    run_kprep("verify", root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["small", "general"])
+def test_real_actions(corpus, tmp_path, profile):
+    root = tmp_path / "root"
+    run_kprep("shard", corpus / "actions/asl_words", root, "--split", "train", "--profile", profile)
+    run_kprep("shard", corpus / "actions/singles", root, "--split", "val", "--profile", profile)
+    run_kprep("verify", root)
+    manifest = read_manifest(Storage(str(root)))
+    assert len(manifest.class_names) == 12
+    assert [manifest.splits[name].num_clips for name in ("train", "val")] == [12, 5]
+    assert manifest.profile.short_side_px == {"small": 128, "general": 256}[profile]
+
+
+# -- workers that die ----------------------------------------------------------------------------
+
+
+def fake_ffmpeg(tmp_path: Path, victim: str, action: str) -> Path:
+    """An ffmpeg that does something else when it is given the file named `victim`."""
+    from prep.ffmpeg_binary import find_ffmpeg
+
+    script = tmp_path / "ffmpeg"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *{victim}*) {action} ;; esac\nexec "{find_ffmpeg().path}" "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_a_file_that_kills_its_worker_costs_one_row(videos, dataset, tmp_path):
+    victim = next((videos / "up").glob("*.mp4")).name
+    fake = fake_ffmpeg(tmp_path, f"up/{victim}", "kill -9 $PPID")
+    done = run_kprep("shard", videos, tmp_path / "r", "--split", "train", "--profile", "small",
+                     check=False, KPREP_FFMPEG=str(fake))  # fmt: skip
+    assert done.returncode == 1, done.stderr  # a crash may pass, so nothing is published yet
+    assert "worker crashed" in done.stdout
+    assert "--finish" in done.stderr
+    run_kprep("shard", videos, tmp_path / "r", "--split", "train", "--profile", "small", "--finish",
+              KPREP_FFMPEG=str(fake))  # fmt: skip
+    rows = ledger(tmp_path / "r", "train")
+    assert [
+        (row["video_id"], row["detail"]) for row in rows if row["reason"] == "worker crashed"
+    ] == [(f"up/{victim}", "signal 9")]
+    assert sum(row["status"] == "ok" for row in rows) == 11
+
+
+def test_workers_that_cannot_start_end_the_run(videos, tmp_path):
+    (tmp_path / "av").mkdir()
+    (tmp_path / "av" / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    done = run_kprep("shard", videos, tmp_path / "r", "--split", "train", check=False,
+                     PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot start" in done.stderr or "broken on purpose" in done.stderr
+
+
+@pytest.mark.slow
+def test_encode_workers_never_load_torch(videos, tmp_path):
+    """A torch that cannot be imported does not disturb an encode worker."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code = "import prep.worker, prep.encode, prep.shard, prep.verify, prep.info, sys; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=False, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 0
