@@ -38,8 +38,12 @@ class OneSpelling:
 
     @property
     def notes(self) -> list[str]:
-        """The list's own notes, and one for every class that had several spellings."""
-        return [*self._listing.notes, *self._notes]
+        """The list's own notes, and one about classes that had several spellings."""
+        if not self._notes:
+            return self._listing.notes
+        named = "; ".join(self._notes[:3]) + ("; …" if len(self._notes) > 3 else "")
+        what = f"{len(self._notes)} classes had labels that differ only by case: {named}"
+        return [*self._listing.notes, what]
 
     def __iter__(self) -> Iterator[Segment | BadRow]:
         """Yield the list's items with one spelling of every class."""
@@ -57,7 +61,7 @@ class OneSpelling:
         )
         classes: dict[str, list[str]] = {}
         for label in sorted({*counts, *self._classes}):
-            classes.setdefault(label.casefold(), []).append(label)
+            classes.setdefault(label.lower(), []).append(label)
         changed, self._notes = {}, []
         for labels in classes.values():
             # A class list can tell two classes apart by case alone: then they are two
@@ -68,10 +72,7 @@ class OneSpelling:
             chosen = given[0] if given else max(labels, key=lambda label: counts[label])
             merged = [f"{label!r} ({counts[label]})" for label in labels if label != chosen]
             changed |= {label: chosen for label in labels if label != chosen}
-            self._notes.append(
-                f"labels that differ only by case are one class: {', '.join(merged)} counted as "
-                f"{chosen!r} ({counts[chosen]})"
-            )
+            self._notes.append(f"{', '.join(merged)} counted as {chosen!r} ({counts[chosen]})")
         return changed
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.annotation_rows import (
-    ANY_SPLIT,
     bad_row,
     file_segment,
     file_sha256,
@@ -29,7 +29,7 @@ _VIDEO_SUFFIXES = (
 # The path ends at the last video extension, so that it can have spaces; the rest is the label
 _ROW = re.compile(
     rf'(?P<quote>"?)(?P<path>[^"]+\.(?:{"|".join(_VIDEO_SUFFIXES)}))(?P=quote)'
-    r"(?:(?:\s*[,;\t]\s*|\s+)(?P<label>\S.*?))?[\s,;]*",
+    r"(?:(?:\s*[,;\t]\s*|\s+)(?P<label>\S.*))?",
     re.IGNORECASE,
 )
 _NUMBERED_CLASS = re.compile(r"(\d+)[\s,;]+(\S.*)")
@@ -75,12 +75,12 @@ class PathList:
                 yield bad_row(self.path, number, problem)
                 continue
             label = self._label(*row)
-            numbers += label is not None and label == row[1] and label.isdecimal()
-            unlabelled += label is None
-            split = "" if self.split == ANY_SPLIT else self.split
-            found = file_segment(row[0], label, split)
-            if row[1] and self._names and label is None:
+            found = file_segment(row[0], label, self.split)
+            if row[1] and label is None:
                 found = f"class number ({shown(row[1])}) is not in the class index"
+            elif isinstance(found, Segment):
+                numbers += label is not None and label.isdecimal()
+                unlabelled += label is None
             yield bad_row(self.path, number, found) if isinstance(found, str) else found
         self._write_notes(unlabelled, numbers)
 
@@ -141,16 +141,18 @@ def read_class_index(path: Path) -> dict[int, str]:
 
 def _parse(line: str | None) -> tuple[str, str | None] | None:
     """Return path and label of a line; None where it has no path of a video."""
-    match = _ROW.fullmatch((line or "").strip())
+    match = _ROW.fullmatch((line or "").strip().rstrip(" \t,;"))
     if match is None:
         return None
-    label = match["label"]
-    return match["path"], label.strip('"').strip() or None if label else None
+    label = match["label"] or ""
+    if len(label) > 1 and label[0] == label[-1] == '"':
+        label = label[1:-1].replace('""', '"')
+    return match["path"], label.strip() or None
 
 
 def _class_folder(path: str, split: str) -> str | None:
     """Return the folder that a file stands in, unless that is the split's own."""
-    folder = PurePosixPath(path).parent.name
+    folder = posixpath.basename(posixpath.dirname(posixpath.normpath(path)))
     return None if not folder or normalise_split(folder) == normalise_split(split) else folder
 
 

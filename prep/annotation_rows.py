@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import posixpath
 import re
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import UsageError
@@ -28,6 +28,7 @@ _SPLIT_NAMES = {
 # No file stem or id of a video service has them, and each means something to a shell or a path
 _NEVER_IN_IDS = frozenset('/\\"`$<>|*?;:')
 _CLIP_STEM = re.compile(r"([A-Za-z0-9_-]{11})_(\d{6})_(\d{6})")
+_EXTRA = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -73,12 +74,24 @@ def file_sha256(path: Path) -> str:
     """Return the file's sha256; a list that cannot be read is the user's mistake."""
     try:
         with path.open("rb") as file:
-            if file.read(2) in _UTF16_MARKS:
-                raise UsageError(f"annotation list {path} is UTF-16; save it as UTF-8")
-            file.seek(0)
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"annotation list {path} cannot be read: {error.strerror}") from error
+
+
+def first_character(path: Path) -> str:
+    """Return the first character that is no space, "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 16):
+                if file.tell() == len(block) and block.startswith(_UTF16_MARKS):
+                    raise UsageError(f"annotation list {path} is UTF-16; save it as UTF-8")
+                text = block.decode("utf-8-sig", "surrogateescape").lstrip()
+                if text:
+                    return text[0]
+    except OSError as error:
+        raise UsageError(f"annotation list {path} cannot be read: {error.strerror}") from error
+    return ""
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | None]]:
@@ -136,7 +149,7 @@ def timed_segment(
     label = label.strip()
     if label and not _is_name(label):
         return f"label ({shown(label)}) must be printable UTF-8, at most 200 characters"
-    text = json.dumps(extra, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    text = _EXTRA.encode(extra) if extra else "{}"
     if len(text) > _MAX_EXTRA_CHARACTERS:
         return f"its other columns hold {len(text)} characters; at most 10,000 are kept"
     return Segment(video_id, start, end, label or None, split, text)
@@ -152,8 +165,9 @@ def file_segment(path: str, label: str | None, split: str) -> Segment | str:
         return f"path {shown(path)} {problem}"
     if label and not _is_name(label):
         return f"label ({shown(label)}) must be printable UTF-8, at most 200 characters"
-    path = str(PurePosixPath(path))
-    stem = _CLIP_STEM.fullmatch(PurePosixPath(path).stem)
+    # Not pathlib: it interns every part of every path for good
+    path = posixpath.normpath(path)
+    stem = _CLIP_STEM.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
     return Segment(stem[1] if stem else path, 0.0, None, label, split, path=path)
 
 
@@ -172,4 +186,4 @@ def _path_problem(path: str) -> str:
         return "is absolute; it must be relative to SOURCE"
     if ".." in re.split(r"[\\/]", path):
         return "leads out of SOURCE; it must not have '..'"
-    return "" if PurePosixPath(path).name else "names no file"
+    return "names no file" if posixpath.normpath(path) == "." else ""

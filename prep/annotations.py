@@ -17,8 +17,8 @@ from prep.annotation_json import DeepMindJson
 from prep.annotation_labels import OneSpelling, kinetics_class_list, read_class_list
 from prep.annotation_overlap import OverlapReport, overlap
 from prep.annotation_paths import ClassFolders, PathList, is_path_list, walk
-from prep.annotation_rows import ANY_SPLIT, Listing, file_sha256, lines, normalise_split
-from prep.annotation_table import KineticsCsv
+from prep.annotation_rows import ANY_SPLIT, Listing, first_character, lines, normalise_split
+from prep.annotation_table import KineticsCsv, table_layout
 from prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,11 +58,16 @@ def open_annotations(path: Path, split: str, classes: Sequence[str] = ()) -> Lis
 def _form(path: Path) -> type[ClassFolders | DeepMindJson | KineticsCsv | PathList]:
     if path.is_dir():
         return ClassFolders
-    file_sha256(path)
-    sample = [line or "" for _, line in islice(lines(path), _SAMPLE_ROWS)]
-    if not sample:
+    mark = first_character(path)
+    if not mark:
         raise UsageError(f"annotation list {path} is empty")
-    if sample[0].lstrip().startswith("{"):
+    if mark == "{":
         return DeepMindJson
-    # A table's header names its columns, so it is looked for first only where rows are no paths
-    return PathList if is_path_list(sample) else KineticsCsv
+    sample = [line or "" for _, line in islice(lines(path), _SAMPLE_ROWS)]
+    try:
+        table_layout(path)
+    except UsageError:
+        if is_path_list(sample):
+            return PathList
+        raise
+    return KineticsCsv

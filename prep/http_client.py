@@ -23,7 +23,7 @@ import threading
 import urllib.parse
 import urllib.request
 import zlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationValueError
@@ -84,13 +84,13 @@ class HttpClient:
     def __init__(
         self, politeness: Politeness | None = None, *, timing: Timing | None = None
     ) -> None:
-        self.politeness = politeness or Politeness()
+        self.politeness = ask = politeness or Politeness()
         self.timing = timing or Timing()
         self.bytes_received = 0
-        self.requests_made = 0
         self._breaker = CircuitBreaker(
-            self.politeness.circuit_failures, self.politeness.circuit_seconds, self.timing.monotonic
+            ask.circuit_failures, ask.circuit_seconds, self.timing.monotonic
         )
+        self._headers = {"User-Agent": ask.user_agent, "Accept-Encoding": "identity"}
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._next_turn = self.timing.monotonic()
         self._lock = threading.Lock()
@@ -201,12 +201,11 @@ class HttpClient:
 
     def _attempt(self, method: str, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
         """Ask once and follow redirects."""
-        target = url
+        target, headers = url, {**self._headers, **headers}
         for _ in range(_MOST_REDIRECTS + 1):
             try:
-                self.requests_made += 1
                 response = self._pool(target).request(
-                    method, target, headers=dict(headers), preload_content=False, redirect=False,
+                    method, target, headers=headers, preload_content=False, redirect=False,
                     decode_content=False,
                 )  # fmt: skip
             except LocationValueError as error:
@@ -262,14 +261,10 @@ class HttpClient:
     def _open_pool(self, proxy: str) -> urllib3.PoolManager:
         ask = self.politeness
         timeout = urllib3.Timeout(connect=ask.connect_seconds, read=ask.read_seconds)
-        headers = {"User-Agent": ask.user_agent, "Accept-Encoding": "identity"}
+        options: dict[str, Any] = {"timeout": timeout, "cert_reqs": "CERT_REQUIRED"}
         if proxy:
-            return urllib3.ProxyManager(
-                proxy, headers=headers, timeout=timeout, retries=False, cert_reqs="CERT_REQUIRED"
-            )
-        return urllib3.PoolManager(
-            headers=headers, timeout=timeout, retries=False, cert_reqs="CERT_REQUIRED"
-        )
+            return urllib3.ProxyManager(proxy, retries=False, **options)
+        return urllib3.PoolManager(retries=False, **options)
 
 
 class ResumableBody:

@@ -57,7 +57,7 @@ class Storage:
     """
 
     root: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
     _store: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
     _opened_in: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -72,6 +72,10 @@ class Storage:
                 "copy the dataset to one of these"
             )
         self.root = self.root.rstrip("/") or "/"
+        if self.root.startswith("s3://"):
+            # taken here and not where the client is opened: a worker process that was started
+            # earlier has an older environment
+            self.options = {**_s3_environment(), **self.options}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open client behind: another process opens its own."""
@@ -108,14 +112,11 @@ class Storage:
             if not self.local_root.is_dir():
                 raise StorageError(f"{self.root} is not a directory")
             return LocalStore(self.local_root)
-        options = dict(self.options)
-        if self.root.startswith("s3://"):
-            options = {**_s3_environment(), **options}
-        plain = str(options.get("endpoint", self.root)).startswith("http://")
+        plain = str(self.options.get("endpoint", self.root)).startswith("http://")
         client: Any = {"timeout": "20s", "connect_timeout": "3s", "allow_http": plain}
         retry: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
         opened: ObjectStore = from_url(
-            self.root, client_options=client, retry_config=retry, **options
+            self.root, client_options=client, retry_config=retry, **self.options
         )
         return opened
 
@@ -209,6 +210,11 @@ class Storage:
             raise StorageError(f"{self.where(path)} does not exist") from error
         except Exception as error:  # obstore's errors have no common base of their own
             text = " ".join(str(error).split())
+            if "169.254.169.254" in text:  # where a cloud machine asks for its role
+                text = (
+                    "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                    "AWS_SKIP_SIGNATURE=true for a public bucket"
+                )
             raise StorageError(f"{self.where(path)} cannot be reached: {text[:300]}") from error
 
 

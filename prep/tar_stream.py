@@ -98,7 +98,7 @@ class TarStream:
                 empty = True
                 while (info := archive.next()) is not None:
                     empty = False
-                    archive.members.clear()  # they would stay in memory
+                    archive.members.clear()  # type: ignore[attr-defined]  # they would stay in memory
                     yield from self._member(archive, info)
         except (tarfile.TarError, RecursionError, ValueError, OverflowError) as error:
             raise _damage(error) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from prep.errors import BadClipError, DatasetError
 
@@ -131,7 +132,10 @@ def _decode_gop(
 def _planar(frame: Any) -> Any:
     """Return a frame of a foreign clip as the format has them: 4:2:0, BT.601, limited range."""
     return frame.reformat(
-        format="yuv420p", dst_colorspace="itu601", dst_color_range="mpeg", interpolation="BICUBIC"
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU601,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC,
     )
 
 

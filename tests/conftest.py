@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from s3_server import S3Server, s3_server
 
 from prep.demo_videos import draw_class_folders, write_broken_files
 
@@ -70,3 +73,10 @@ def motion_dataset(motion_videos: Path) -> Path:
             64,
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with one bucket, for the whole test run."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -1,0 +1,68 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from stream.color import frame_bytes, yuv420_to_rgb, yuv420_to_rgb_planes
+
+
+def reference(y, cb, cr):
+    """BT.601 by its own definition, in exact fractions: Kr = 0.299, Kb = 0.114."""
+    kr, kb = Fraction(299, 1000), Fraction(114, 1000)
+    luma = Fraction(y - 16, 219)
+    blue, red = Fraction(cb - 128, 224), Fraction(cr - 128, 224)
+    r = luma + 2 * (1 - kr) * red
+    b = luma + 2 * (1 - kb) * blue
+    g = (luma - kr * r - kb * b) / (1 - kr - kb)
+    return [min(255, max(0, 255 * value)) for value in (r, g, b)]
+
+
+def test_against_the_definition():
+    rng = np.random.default_rng(0)
+    for y, cb, cr in [
+        (16, 128, 128),
+        (235, 128, 128),
+        (0, 0, 0),
+        (255, 255, 255),
+        *rng.integers(0, 256, (400, 3)),
+    ]:
+        frame = torch.tensor([y, y, y, y, cb, cr], dtype=torch.uint8)
+        pixel = yuv420_to_rgb(frame, 2, 2)[0, 0].tolist()
+        for got, exact in zip(pixel, reference(int(y), int(cb), int(cr)), strict=True):
+            assert abs(got - exact) <= Fraction(1, 2) + Fraction(1, 1000)
+
+
+def test_each_chroma_sample_serves_two_by_two_pixels():
+    frame = torch.zeros(frame_bytes(4, 6), dtype=torch.uint8)
+    frame[:24] = 120
+    frame[24:30] = torch.tensor([10, 60, 110, 160, 210, 250])
+    frame[30:] = 128
+    picture = yuv420_to_rgb(frame, 4, 6)
+    for row in range(4):
+        for column in range(6):
+            assert torch.equal(picture[row, column], picture[row // 2 * 2, column // 2 * 2])
+    assert len({tuple(p) for p in picture.reshape(-1, 3).tolist()}) == 6
+
+
+def test_planes_and_padding_and_leading_axes():
+    frames = torch.randint(0, 256, (2, 3, frame_bytes(4, 6) + 7), dtype=torch.uint8)
+    picture = yuv420_to_rgb(frames, 4, 6)
+    assert picture.shape == (2, 3, 4, 6, 3)
+    assert torch.equal(yuv420_to_rgb_planes(frames, 4, 6), picture.movedim(-1, -3))
+    assert torch.equal(picture[1, 2], yuv420_to_rgb(frames[1, 2], 4, 6))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (128, 170)])
+def test_close_to_libswscale(size):
+    import av
+
+    height, width = size
+    smooth = np.add.outer(np.arange(height * 3 // 2), np.arange(width)) % 200 + 20
+    frame = av.VideoFrame.from_ndarray(smooth.astype(np.uint8), format="yuv420p")
+    ours = yuv420_to_rgb(
+        torch.from_numpy(smooth.astype(np.uint8).reshape(-1)), height, width
+    ).numpy()
+    theirs = frame.reformat(format="rgb24", src_colorspace="itu601", src_color_range="MPEG",
+                            interpolation="POINT").to_ndarray()  # fmt: skip
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 4

@@ -1,0 +1,583 @@
+"""The loader: one sequence for any topology, exact resume, checked bytes, equal pixels."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import run_kprep
+from stream_datasets import make_dataset, relist, sequence, without_gop_index
+
+from prep.errors import (
+    BadClipError,
+    DatasetError,
+    KprepError,
+    ReplacedError,
+    StorageError,
+    UsageError,
+)
+from prep.format import iter_records, read_index
+from prep.storage import Storage
+from stream import BatchAddress, ClipBatch, clip_loader
+from stream.reads import needed_gops, runs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("loader"))
+
+
+def loader(root, **more):
+    options = {
+        "split": "train",
+        "frames": 16,
+        "batch_size": 6,
+        "seed": 3,
+        "layout": "yuv420",
+        **more,
+    }
+    return clip_loader(str(root), **options)
+
+
+def merged(root, ranks: int, batch: int, epoch: int = 0, workers: int = 0, **more):
+    """The global sequence: step by step, rank after rank."""
+    parts = []
+    for rank in range(ranks):
+        one = loader(
+            root, rank=rank, world_size=ranks, batch_size=batch, num_workers=workers, **more
+        )
+        one.set_epoch(epoch)
+        found = sequence(one)
+        parts.append([found[i : i + batch] for i in range(0, len(found), batch)])
+    assert len({len(part) for part in parts}) == 1  # equal steps on all ranks
+    return [clip for step in zip(*parts, strict=True) for part in step for clip in part]
+
+
+def test_what_a_batch_holds(root):
+    one = loader(root, layout="rgb")
+    batch = next(iter(one))
+    assert batch.video.shape[:2] == (6, 16)
+    assert batch.video.shape[2:] == (*batch.size.max(dim=0).values.tolist(), 3)
+    assert one.class_names == ["left", "up"]
+    assert set(batch.label.tolist()) <= {0, 1}
+    assert repr(batch).startswith("ClipBatch(video=uint8[6, 16, ")
+    height, width = batch.size[0].tolist()
+    assert not batch.video[0, :, height:].any()
+    assert not batch.video[0, :, :, width:].any()
+
+
+def test_short_clips_stay_out_and_are_counted(root):
+    one = loader(root)
+    assert (one.num_clips, len(one.unscored)) == (23, 1)
+    padded = loader(root, short="pad")
+    assert (padded.num_clips, padded.unscored) == (24, [])
+    rows = {padded.stream.index.key(row): row for row in range(24)}
+    row = rows[one.unscored[0]]
+    frames = padded.stream._frames(row, 0)
+    assert frames.tolist() == [
+        min(i, int(padded.stream.index.num_frames[row]) - 1) for i in range(16)
+    ]
+    assert any(
+        key == one.unscored[0]
+        for epoch in range(9)
+        for key, *_ in merged(root, 1, 6, epoch, short="pad")
+    )
+
+
+@pytest.mark.slow
+def test_ranks_and_workers_do_not_change_the_sequence(root):
+    reference = merged(root, 1, 4, clips_per_video=3)
+    assert len(reference) == 23 * 3 // 4 * 4
+    for ranks, workers in ((1, 2), (2, 1), (4, 2)):
+        assert merged(root, ranks, 4 // ranks, workers=workers, clips_per_video=3) == reference
+    assert merged(root, 1, 4, epoch=1, clips_per_video=3) != reference
+
+
+def test_python_hash_seed_does_not_change_the_sequence(root):
+    code = (
+        "import sys, hashlib; from stream import BatchAddress, clip_loader\n"
+        "one = clip_loader(sys.argv[1], split='train', batch_size=4, clips_per_video=9, seed=5)\n"
+        "items = [(one.stream.index.key(int(r)), one.stream.start(e, int(r), int(v))) for e in range(10)\n"
+        "  for s in range(one.steps_per_epoch) for r, v in zip(*one.stream.items(BatchAddress(e, s, 0)))]\n"
+        "assert len(items) >= 2000; print(hashlib.sha256(repr(items[:2000]).encode()).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(root)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout  # fmt: skip
+        for seed in ("0", "1", "4711")
+    }
+    assert len(found) == 1
+
+
+def test_accumulation_reshapes_the_same_steps(root):
+    assert merged(root, 1, 2, accumulate=3) == merged(root, 1, 6)
+    assert loader(root, batch_size=2, accumulate=3).steps_per_epoch == loader(root).steps_per_epoch
+
+
+@pytest.mark.parametrize("batch", [1, 4, 23, 24])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_evaluation_covers_every_clip_once_unpadded(root, ranks, batch):
+    found = []
+    for rank in range(ranks):
+        one = loader(
+            root, mode="eval", clips_per_video=2, rank=rank, world_size=ranks, batch_size=batch
+        )
+        for step in range(one.steps_per_epoch):
+            found += list(
+                zip(
+                    *(part.tolist() for part in one.stream.items(BatchAddress(0, step, 0))),
+                    strict=True,
+                )
+            )
+        assert len(one) <= one.steps_per_epoch
+    assert len(found) == len(set(found)) == 46
+
+
+def test_uneven_evaluation_iterates_on_every_rank(root):
+    parts = [
+        sequence(loader(root, mode="eval", rank=rank, world_size=3, batch_size=5))
+        for rank in range(3)
+    ]
+    assert [len(part) for part in parts] == [10, 8, 5]  # 23 = 5 + 5 + 5, then 5 + 3 + 0
+    assert len({key for part in parts for key, *_ in part}) == 23
+
+
+def test_a_single_evaluation_clip_stands_in_the_middle(root):
+    one = loader(root, mode="eval", batch_size=23)
+    batch = next(iter(one))
+    for key, start in zip(batch.key, batch.start_frame.tolist(), strict=True):
+        row = next(row for row in range(24) if one.stream.index.key(row) == key)
+        assert start == (int(one.stream.index.num_frames[row]) - 16) // 2
+
+
+# -- resume --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_at_every_step_equals_the_uninterrupted_run(root, accumulate):
+    whole = merged(root, 1, 3, clips_per_video=2, accumulate=accumulate)
+    steps = loader(root, batch_size=3, clips_per_video=2, accumulate=accumulate).steps_per_epoch
+    for cut in range(0, steps + 1, 2):
+        first = loader(root, batch_size=3, clips_per_video=2, accumulate=accumulate)
+        before = []
+        for number, batch in enumerate(first):
+            if number == cut * accumulate:
+                break
+            before += batch.key
+        state = json.loads(
+            json.dumps(
+                first.state_dict()
+                if cut
+                else loader(
+                    root, batch_size=3, clips_per_video=2, accumulate=accumulate
+                ).state_dict()
+            )
+        )
+        state["step"] = cut  # the batch that was fetched and not used does not count
+        second = loader(root, batch_size=3, clips_per_video=2, accumulate=accumulate)
+        second.load_state_dict(state)
+        second.set_epoch(0)
+        assert len(second) == (steps - cut) * accumulate
+        assert before + [key for key, *_ in sequence(second)] == [key for key, *_ in whole]
+
+
+def test_state_counts_what_was_consumed(root):
+    one = loader(root, batch_size=2, accumulate=2)
+    for number, _ in enumerate(one, start=1):
+        assert one.state_dict()["step"] == number // 2
+    assert one.state_dict()["step"] == one.steps_per_epoch
+    one.set_epoch(1)
+    assert (one.state_dict()["epoch"], one.state_dict()["step"]) == (1, 0)
+    assert len(json.dumps(one.state_dict())) < 1024
+
+
+@pytest.mark.slow
+def test_resume_with_persistent_workers_and_on_other_ranks(root):
+    whole = merged(root, 1, 12, clips_per_video=4)
+    one = loader(root, batch_size=12, clips_per_video=4, num_workers=2)
+    iterator = iter(one)
+    for _ in range(3):
+        next(iterator)
+    state = one.state_dict()
+    assert state["step"] == 3
+    one.load_state_dict(state)  # the same loader, its workers alive and ahead
+    assert sequence(one) == whole[36:]
+    for ranks in (2, 3, 6):
+        parts = []
+        for rank in range(ranks):
+            other = loader(
+                root, batch_size=12 // ranks, rank=rank, world_size=ranks, clips_per_video=4
+            )
+            other.load_state_dict(state)
+            parts.append(sequence(other))
+        size = 12 // ranks
+        steps = len(parts[0]) // size
+        assert [
+            clip
+            for step in range(steps)
+            for part in parts
+            for clip in part[step * size : step * size + size]
+        ] == whole[36:]
+
+
+def test_iterating_again_repeats_the_whole_epoch(root):
+    one = loader(root)
+    state = {**one.state_dict(), "step": 2}
+    one.load_state_dict(state)
+    assert (len(sequence(one)), len(sequence(one))) == (6, 18)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"batch_size": 5}, "global_batch"),
+        ({"frames": 8}, "frames"),
+        ({"fps": 7.5}, "fps"),
+        ({"clips_per_video": 2}, "clips_per_video"),
+        ({"grouping": "together"}, "grouping"),
+        ({"shuffle_block": 4}, "shuffle_block"),
+        ({"short": "pad"}, "short"),
+    ],
+)
+def test_a_state_of_another_sequence_is_refused_by_name(root, change, field):
+    with pytest.raises(UsageError, match=f"{field} was"):
+        loader(root, **change).load_state_dict(loader(root).state_dict())
+
+
+@pytest.mark.parametrize("state", [None, 7, "{", {}, {"version": 2}, {"version": 1, "step": "x"}])
+def test_a_state_that_is_none_is_refused(root, state):
+    with pytest.raises(UsageError, match="state"):
+        loader(root).load_state_dict(state)
+
+
+def test_another_dataset_is_refused(root, tmp_path):
+    state = {**loader(root).state_dict(), "fingerprint": "0" * 64}
+    with pytest.raises(UsageError, match="fingerprint was"):
+        loader(root).load_state_dict(state)
+
+
+# -- pixels --------------------------------------------------------------------------------------
+
+
+def test_fast_path_equals_the_container_path(root, tmp_path):
+    """Clips of three sizes interleaved, contexts reused, five random epochs: equal pixels."""
+    plain = Path(shutil.copytree(root, tmp_path / "plain"))
+    without_gop_index(plain)
+    for epoch in range(5):
+        for frames, fps in ((16, 15), (8, 5), (1, 15)):
+            fast = merged(root, 1, 6, epoch, frames=frames, fps=fps)
+            assert fast == merged(plain, 1, 6, epoch, frames=frames, fps=fps)
+            assert len({digest for *_, digest in fast}) > len(fast) // 2
+
+
+def test_pixels_are_those_of_a_plain_decoder(root):
+    one = loader(root, fps=7.5, frames=8)
+    index = {
+        record.key: record
+        for record in iter_records(read_index((root / "index/train.parquet").read_bytes(), "i"))
+    }
+    for batch in one:
+        for number, key in enumerate(batch.key):
+            record = index[key]
+            data = (root / record.shard).read_bytes()[record.video_offset :][: record.video_bytes]
+            import io
+
+            with av.open(io.BytesIO(data)) as file:
+                frames = [frame.to_ndarray(format="yuv420p") for frame in file.decode(video=0)]
+            start = int(batch.start_frame[number])
+            expected = np.stack([frames[start + 2 * i].reshape(-1) for i in range(8)])
+            assert np.array_equal(batch.video[number, :, : expected.shape[1]].numpy(), expected)
+
+
+def test_only_the_gops_that_hold_the_frames_are_read(root, monkeypatch):
+    one = loader(root)
+    reads = []
+    real = Storage.read_range
+    monkeypatch.setattr(
+        Storage,
+        "read_range",
+        lambda self, path, a, b, **kw: reads.append(b - a) or real(self, path, a, b, **kw),
+    )
+    for _ in one:
+        pass
+    whole = sum(one.stream.index.clip(int(row)).video_bytes for row in one.stream.rows)
+    assert len(reads) == 18  # one request a clip: 16 frames touch one or two neighbouring GOPs
+    assert sum(reads) < 0.8 * whole * 18 / 23
+
+
+def test_runs_and_gops_by_hand(root):
+    assert runs([2, 3, 7]) == [(2, 4), (7, 8)]
+    assert runs([]) == []
+    clip = loader(root).stream.index.clip(0)
+    from stream.reads import ClipRequest
+
+    assert needed_gops(ClipRequest(clip, np.array([0, 15]))) == [0]
+    assert needed_gops(ClipRequest(clip, np.array([15, 16]))) == [0, 1]
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(root, tmp_path) -> Path:
+    return Path(shutil.copytree(root, tmp_path / "root"))
+
+
+@pytest.mark.parametrize("gops", [True, False], ids=["gops", "container"])
+def test_a_flipped_bit_in_a_clip_is_a_bad_clip_by_name(copy, gops):
+    if not gops:
+        without_gop_index(copy)
+    record = next(
+        r
+        for r in iter_records(read_index((copy / "index/train.parquet").read_bytes(), "i"))
+        if r.num_frames >= 16
+    )
+    shard = copy / record.shard
+    data = bytearray(shard.read_bytes())
+    data[record.video_offset + record.video_bytes // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(BadClipError) as error:
+        for epoch in range(20):
+            one = loader(copy)
+            one.set_epoch(epoch)
+            sequence(one)
+    assert record.key in str(error.value)
+    assert record.shard in str(error.value)
+    assert "at byte" in str(error.value)
+
+
+def test_every_altered_payload_byte_is_caught(copy):
+    """The whole clip decoded once with each of 60 bytes flipped: altered pixels never pass."""
+    one = loader(copy, mode="eval", frames=16, batch_size=1)
+    address = BatchAddress(0, 0, 0)
+    record = one.stream.index.clip(int(one.stream.items(address)[0][0]))
+    gops = needed_gops_of(one, address)
+    start, end = int(record.gop_offsets[gops[0]]), int(record.gop_offsets[gops[-1] + 1])
+    shard = copy / record.shard
+    clean = shard.read_bytes()
+    for position in np.linspace(start, end - 1, 60).astype(int):
+        data = bytearray(clean)
+        data[record.video_offset + position] ^= 0x10
+        with shard.open("r+b") as file:  # in place: the same object, other bytes
+            file.write(data)
+        os.utime(shard, ns=(0, 0))
+        with pytest.raises(KprepError):
+            loader(copy, mode="eval", frames=16, batch_size=1).stream[address]
+
+
+def needed_gops_of(one, address):
+    from stream.reads import ClipRequest
+
+    rows, _ = one.stream.items(address)
+    row = int(rows[0])
+    return needed_gops(
+        ClipRequest(
+            one.stream.index.clip(row), one.stream._frames(row, one.stream.start(0, row, 0))
+        )
+    )
+
+
+def test_a_replaced_shard_is_an_error_that_names_it(copy):
+    one = loader(copy)
+    shard = copy / one.stream.index.clip(0).shard
+    data = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(data)
+    with pytest.raises(ReplacedError, match="was replaced"):
+        sequence(one)
+
+
+def test_a_truncated_or_missing_shard_is_named_at_once(copy):
+    shard = next((copy / "train").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(KprepError, match=f"{shard.name} has .* bytes, the manifest says"):
+        loader(copy)
+    shard.unlink()
+    with pytest.raises(StorageError, match=f"{shard.name} does not exist"):
+        loader(copy)
+
+
+def test_an_altered_index_is_refused(copy):
+    path = copy / "index/train.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    # the mapped copy is named by the sha256 that the manifest lists; a fresh name forces a read
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["index/train.parquet"]["sha256"] = hashlib.sha256(b"other").hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match="sha256 differs"):
+        loader(copy)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "words"),
+    [
+        ("label", lambda value: 9, "label 9"),
+        ("video_offset", lambda value: 1 << 40, "ends behind its shard"),
+        ("shard", lambda value: "train/../../x.tar", "not the split's"),
+        ("gop_offsets", lambda value: [*value[:-1], 1 << 40], "GOPs"),
+        ("gop_offsets", lambda value: value[::-1], "GOPs"),
+        ("gop_crc32", lambda value: value[1:], "GOPs"),
+        ("num_frames", lambda value: 5000, "GOPs"),
+    ],
+)
+def test_a_hostile_index_is_refused(copy, column, change, words):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = copy / "index/train.parquet"
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[2] = change(values[2])
+    at = table.column_names.index(column)
+    field = table.schema.field(at)
+    pq.write_table(table.set_column(at, field, pa.array(values, type=field.type)), path)
+    relist(copy, "index/train.parquet")
+    with pytest.raises(DatasetError, match=words):
+        loader(copy)
+
+
+# -- use -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split": "val"}, "has no split 'val'; it has train"),
+        ({"fps": 30}, "at most the stored 15"),
+        ({"fps": "x"}, "fps"),
+        ({"frames": 0}, "frames"),
+        ({"frames": 900}, "no clip of split train has 900 frames"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 100}, "cannot fill a batch"),
+        ({"rank": 2}, "together"),
+        ({"rank": 2, "world_size": 2}, "rank"),
+        ({"layout": "nv12"}, "layout"),
+        ({"num_workers": -1}, "num_workers"),
+    ],
+)
+def test_mistakes_get_one_sentence(root, change, words):
+    with pytest.raises(UsageError, match=words):
+        loader(root, **change)
+
+
+def test_rank_and_world_size_come_from_the_environment(root, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one = loader(root, batch_size=3)
+    assert (one.stream.rank, one.global_batch) == (1, 6)
+
+
+@pytest.mark.slow
+def test_a_bad_clip_in_a_worker_arrives_as_one_sentence(copy):
+    record = next(iter_records(read_index((copy / "index/train.parquet").read_bytes(), "i")))
+    shard = copy / record.shard
+    data = bytearray(shard.read_bytes())
+    for at in range(record.video_offset + 1000, record.video_offset + record.video_bytes, 50):
+        data[at] ^= 255
+    shard.write_bytes(data)
+    with pytest.raises(BadClipError) as error:
+        sequence(loader(copy, short="pad", num_workers=1, batch_size=24))
+    assert record.key in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+SCRIPT = """
+import sys
+from stream import clip_loader
+loader = clip_loader(sys.argv[1], split="train", batch_size=6, num_workers=1)
+for batch in loader:
+    print(len(batch))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_so(root, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(path), str(root)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert 'if __name__ == "__main__":' in done.stderr
+
+
+def test_a_store_does_not_survive_a_fork(root):
+    code = (
+        "import os, sys; from prep.storage import Storage\n"
+        "s = Storage(sys.argv[1]); s.read('manifest.json')\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    try: s.read('manifest.json'); os._exit(1)\n"
+        "    except Exception as e: os._exit(0 if 'forkserver' in str(e) else 2)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(root)], timeout=60, check=False).returncode
+        == 0
+    )
+
+
+@pytest.mark.parametrize("field", ["label", "video", "size"])
+def test_batches_check_their_shapes(field):
+    values = {
+        "video": torch.zeros((2, 4, 12), dtype=torch.uint8), "size": torch.zeros((2, 2), dtype=torch.int64),
+        "label": torch.zeros(2, dtype=torch.int64), "key": ["a", "b"], "start_frame": torch.zeros(2, dtype=torch.int64),
+        "view": torch.zeros(2, dtype=torch.int64), "layout": "yuv420",
+    }  # fmt: skip
+    assert len(ClipBatch(**values).to("cpu")) == 2
+    values[field] = values[field][:1]
+    with pytest.raises(ValueError, match=field):
+        ClipBatch(**values)
+
+
+# -- object storage ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_s3_gives_the_same_sequence_as_the_local_directory(root, s3, monkeypatch):
+    url = s3.upload(root, "same")
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    assert merged(url, 1, 6, clips_per_video=2) == merged(root, 1, 6, clips_per_video=2)
+    assert sequence(loader(url, num_workers=2)) == sequence(loader(root))
+    run_kprep("verify", url)
+    assert "24 clips" in run_kprep("info", url).stdout
+
+
+@pytest.mark.slow
+def test_s3_mistakes_and_replacements_are_named(root, s3, monkeypatch):
+    url = s3.upload(root, "changing")
+    one = loader(url, storage_options=s3.options)
+    import obstore
+
+    shard = one.stream.index.clip(0).shard
+    obstore.put(s3.store("changing"), shard, (root / shard).read_bytes()[:-1] + b"x")
+    with pytest.raises(ReplacedError, match="was replaced"):
+        sequence(one)
+    with pytest.raises(KprepError, match="holds no manifest"):
+        loader("s3://kprep/nowhere", storage_options=s3.options)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
+        loader(url)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        loader(url, storage_options={**s3.options, "secret_access_key": "wrong"})
