@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from fractions import Fraction
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from conftest import run_kprep
 
 from prep.demo_videos import random_motion, write_video
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIZES = ((160, 120), (120, 160), (192, 108))
 

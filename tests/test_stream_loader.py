@@ -116,7 +116,7 @@ def test_python_hash_seed_does_not_change_the_sequence(root):
             check=True,
             timeout=120,
             env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout  # fmt: skip
+        ).stdout
         for seed in ("0", "1", "4711")
     }
     assert len(found) == 1

@@ -63,7 +63,7 @@ def test_training_starts_depend_on_each_argument():
 
 @given(st.integers(1, 12), st.integers(1, 500))
 def test_torchvision_placement_is_the_floor_of_linspace(clips, starts):
-    # torchvision.datasets.samplers.UniformClipSampler: torch.linspace(first, last, n).floor()
+    # as torchvision's UniformClipSampler does it: floor of torch.linspace(first, last, n)
     expected = [i * Fraction(starts - 1, max(clips - 1, 1)) // 1 for i in range(clips)]
     assert evaluation_starts(clips, starts, "torchvision").tolist() == expected
 

@@ -1,0 +1,139 @@
+"""What holds for the project as a whole: the direction of imports, no torch in prep, the wheel."""
+
+import ast
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, run_kprep
+
+PACKAGES = ("prep", "stream", "train")
+MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+# one direction: train -> stream -> prep.{format, storage, errors}
+ALLOWED = {
+    "prep": ("prep",),
+    "stream": ("stream", "prep.format", "prep.storage", "prep.errors"),
+    "train": ("train", "stream", "prep.format", "prep.storage", "prep.errors"),
+}
+
+
+def imports(path: Path):
+    """Every module that a file imports, at any depth of nesting, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: imports are absolute"
+            if node.module in PACKAGES:
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_imports_go_one_way(path):
+    package = path.relative_to(REPOSITORY).parts[0]
+    for line, name in imports(path):
+        head = name.split(".")[0]
+        if head in PACKAGES:
+            allowed = any(name == root or name.startswith(f"{root}.") for root in ALLOWED[package])
+            assert allowed, f"{path.name}:{line} imports {name}, which {package} must not"
+        if package == "prep":
+            assert head not in ("torch", "torchvision"), f"{path.name}:{line}: prep works without torch"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_no_function_is_over_100_lines(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 100, f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), f"{path.name}: {name}"
+            for keyword in node.keywords:
+                shell = keyword.arg == "shell" and ast.unparse(keyword.value) != "False"
+                unsafe = keyword.arg == "weights_only" and ast.unparse(keyword.value) != "True"
+                assert not shell, f"{path.name}:{node.lineno} uses a shell"
+                assert not unsafe, f"{path.name}:{node.lineno} unpickles"
+
+
+def test_prep_imports_neither_stream_nor_train_nor_torch_when_it_runs():
+    code = "import prep.shard, prep.verify, prep.info, prep.demo, prep.shard_command, prep.encode, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"torch", "stream", "train", "webdataset"} & set(done.stdout.split())
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom prep.cli import main\nsys.argv = ['kprep', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\nprint(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"torch", "numpy", "pyarrow", "av", "obstore", "rich"} & set(done.stdout.split())
+
+
+def test_every_command_has_help_and_stands_in_the_guide():
+    from prep.cli import COMMANDS
+
+    guide = (REPOSITORY / "docs" / "guide.md").read_text()
+    for name in COMMANDS:
+        text = run_kprep(name, "--help").stdout
+        assert f"kprep {name}" in text
+        assert f"kprep {name}" in guide
+
+
+def test_no_machine_and_no_registry_in_the_project():
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in listed.split():
+        text = (REPOSITORY / name).read_text(errors="replace") if (REPOSITORY / name).exists() else ""
+        for word in ("/" + "work/main", "/" + "root/", "pypi" + ".org/simple"):
+            assert word not in text, f"{name} holds {word}"
+
+
+@pytest.fixture(scope="session")
+def fresh_environment(tmp_path_factory) -> Path:
+    """A new environment with the built wheel and its base dependencies only: no torch."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)],
+        check=True, timeout=300, capture_output=True,
+    )  # fmt: skip
+    wheel = next(folder.glob("*.whl"))
+    venv.create(folder / "venv", with_pip=True)
+    subprocess.run(
+        [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--constraint",
+         REPOSITORY / "constraints.txt", str(wheel)], check=True, timeout=600, cwd=folder,
+    )  # fmt: skip
+    return folder / "venv"
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_repository_and_without_torch(fresh_environment, motion_videos, tmp_path):
+    """`pip install kprep` alone converts, verifies and shows; it says what training needs."""
+    kprep = fresh_environment / "bin" / "kprep"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*arguments, code=0):
+        done = subprocess.run([kprep, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+                              cwd=tmp_path, env=clean, check=False)  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    python = fresh_environment / "bin" / "python"
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 1
+    assert "shard" in run("--help")
+    run("shard", motion_videos, "data", "--split", "val", "--profile", "small", "--limit", 4)
+    run("verify", "data")
+    assert "4 clips" in run("info", "data")
+    assert "pip install 'kprep[train]'" in run("train", "--data", "data", "--recipe", "tiny", code=2)
+    installed = subprocess.run([python, "-c", "import prep, stream, train, os; print(os.listdir(os.path.dirname(train.__file__)))"],
+                               capture_output=True, text=True, check=False, cwd=tmp_path, env=clean)  # fmt: skip
+    assert "py.typed" in installed.stdout or "torch" in installed.stderr
