@@ -97,20 +97,24 @@ class _Entries:
 
     def __iter__(self) -> Iterator[tuple[int, str, Any]]:
         self._expect("{")
-        mark = self._peek()
-        while mark != "}":
-            line = self._line
-            key = self._value()
+        if self._peek() == "}":
+            self._expect("}")
+        else:
+            yield from self._pairs()
+        if self._peek():
+            raise self._broken("something follows the closing brace")
+
+    def _pairs(self) -> Iterator[tuple[int, str, Any]]:
+        """Yield what stands between the braces, the closing one included."""
+        mark = ","
+        while mark == ",":
+            self._peek()
+            line, key = self._line, self._value()
             if not isinstance(key, str):
                 raise self._broken("a key must be text")
             self._expect(":")
             yield line, key, self._value()
             mark = self._expect(",}")
-            if mark == "," and self._peek() == "}":
-                raise self._broken("a comma stands before the closing brace")
-        self._at += mark == "}" and self._peek() == "}"
-        if self._peek():
-            raise self._broken("something follows the closing brace")
 
     def _peek(self) -> str:
         """Return the next character that is no space, and stand on it; "" at the end."""

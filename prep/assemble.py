@@ -12,7 +12,8 @@ import tarfile
 from pathlib import Path
 from typing import IO, Any
 
-from prep.storage import sync_directory, temporary_name, write_atomic
+from prep.errors import StorageError
+from prep.storage import Storage, temporary_name
 
 _BLOCK = 512  # tar: headers and data stand on multiples of it
 
@@ -40,62 +41,74 @@ class _HashingFile:
 
 
 def assemble(job: dict[str, Any]) -> dict[str, Any]:
-    """Write the tar of one shard under a temporary name, sync it, and rename it.
+    """Write the tar of one shard and its `.tar.idx`; both appear complete or not at all.
 
-    Returns sizes, hashes and where each sample stands; or `{"lost": [rows]}` when staged bytes are
-    no longer what was journaled (a power cut took them), so that these rows are encoded again.
+    In a local root the tar is written beside its place, synced and renamed; for a bucket it is
+    written in the work folder and uploaded. Returns sizes, hashes and where each sample stands; or
+    `{"lost": [rows]}` when staged bytes are no longer what was journaled (a power cut took them),
+    so that these rows are encoded again.
     """
-    target = Path(job["target"])
-    lost = [clip["row"] for clip in job["clips"] if _payload(clip) is None]
+    storage, path = Storage(job["root"], job["options"]), job["path"]
+    lost = [clip["row"] for clip in job["clips"] if _payload(clip, storage, path) is None]
     if lost:
         return {"lost": lost}
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = storage.local_root or Path(job["work"])
+    target = folder / path
     temporary = temporary_name(target)
     try:
-        with temporary.open("wb") as file:
-            hashed = _write_tar(file, job["clips"])
-            file.flush()
-            os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hashed = _write_tar(temporary, job["clips"], storage, path)
         places, end = scan(temporary)
-        write_atomic(target.with_name(f"{target.name}.idx"), energon_index(places, end))
-        temporary.replace(target)
+        index = energon_index(places, end)
+        storage.write(f"{path}.idx", index)
+        storage.move_in(temporary, path)
     except OSError as error:
-        return {"fatal": f"{target} cannot be written: {error.strerror}"}
+        return {"fatal": f"{storage.where(path)} cannot be written: {error.strerror}"}
+    except StorageError as error:
+        return {"fatal": str(error)}
     finally:
         temporary.unlink(missing_ok=True)
-    sync_directory(target.parent)
     return {
         "bytes": hashed.bytes,
         "sha256": hashed.sha256.hexdigest(),
         "md5": hashed.md5.hexdigest(),
+        "index_bytes": len(index),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
         "num_clips": len(job["clips"]),
         "places": places,
     }
 
 
-def _write_tar(file: IO[bytes], clips: list[dict[str, Any]]) -> _HashingFile:
+def _write_tar(
+    target: Path, clips: list[dict[str, Any]], storage: Storage, path: str
+) -> _HashingFile:
     from webdataset import TarWriter
 
-    hashed = _HashingFile(file)
-    # an integer mtime: a float would add a PAX header to every member
-    with TarWriter(hashed, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
-        for clip in clips:
-            data = _payload(clip)
-            if data is None:
-                raise OSError(5, f"staged clip {clip['key']} changed while it was copied")
-            tar.write(
-                {"__key__": clip["key"], "mp4": data, "json": clip["sidecar"].encode("ascii")}
-            )
+    with target.open("wb") as file:
+        hashed = _HashingFile(file)
+        # an integer mtime: a float would add a PAX header to every member
+        with TarWriter(hashed, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
+            for clip in clips:
+                data = _payload(clip, storage, path)
+                if data is None:
+                    raise OSError(5, f"staged clip {clip['key']} changed while it was copied")
+                text = clip["sidecar"].encode("ascii")
+                tar.write({"__key__": clip["key"], "mp4": data, "json": text})
+        file.flush()
+        os.fsync(file.fileno())
     return hashed
 
 
-def _payload(clip: dict[str, Any]) -> bytes | None:
-    """Read a clip from its pack (or from the tar that had it) and check its hash."""
+def _payload(clip: dict[str, Any], storage: Storage, path: str) -> bytes | None:
+    """Read a clip from its pack, or from the tar that has it, and check its hash."""
     try:
-        with Path(clip["file"]).open("rb") as file:
-            file.seek(clip["offset"])
-            data = file.read(clip["bytes"])
-    except FileNotFoundError:
+        if clip["file"] is None:
+            data = bytes(storage.read_range(path, clip["offset"], clip["offset"] + clip["bytes"]))
+        else:
+            with Path(clip["file"]).open("rb") as file:
+                file.seek(clip["offset"])
+                data = file.read(clip["bytes"])
+    except (FileNotFoundError, StorageError):
         return None
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return data if digest == clip["content_hash"] else None

@@ -17,6 +17,7 @@ COMMANDS = {
     "shard": ("prep.shard_command", "shard_command", "Convert videos into clip shards."),
     "verify": ("prep.dataset_commands", "verify_command", "Check every file of a dataset."),
     "info": ("prep.dataset_commands", "info_command", "Show what a dataset holds."),
+    "overlap": ("prep.overlap_command", "overlap_command", "Show what two lists share."),
     "train": ("train.cli", "train", "Train a video classification model on a dataset."),
     "demo": ("prep.demo", "demo_command", "Show all of kprep on generated videos."),
 }

@@ -3,41 +3,79 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from prep.errors import KprepError
-from prep.format import Sidecar, shard_path
+from prep.http_client import StoppedError
+from prep.journal import Answer
 from prep.outcome import Outcome, Reason, Status
+from prep.pending_rows import JournalRows
 from prep.progress import Progress
-from prep.publish import annotated_end
-from prep.worker_pool import Job, WorkerPool
+from prep.worker_pool import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from prep.folder_source import FolderSource
     from prep.journal import Journal, Row
     from prep.options import ShardOptions
-
+    from prep.shard_builder import ShardBuilder
+    from prep.source import Offer, Source
 
 _COMMIT_ROWS = 256
 
 
+class Pool(Protocol):
+    """Runs jobs somewhere else; prep.worker_pool.WorkerPool describes what it must do."""
+
+    @property
+    def wants_jobs(self) -> bool:
+        """Whether a worker would otherwise soon be idle."""
+        ...
+
+    @property
+    def unfinished(self) -> int:
+        """Number of jobs submitted and not answered."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        ...
+
+    def results(self, timeout_seconds: float) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Yield what has been answered by now."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class Conversion:
-    """The encoding and assembling of one planned split."""
+    """Asks the sources in turn for pending rows, and books what the encoders make of them.
+
+    A row is settled by the first source whose clip passes the output check; when all have answered
+    without one, it fails for the reason that says most, and its detail names every answer.
+    """
 
     def __init__(
-        self, options: ShardOptions, journal: Journal, work: Path, source: FolderSource
+        self,
+        options: ShardOptions,
+        journal: Journal,
+        work: Path,
+        sources: list[Source],
+        builder: ShardBuilder,
+        encoders: Pool,
     ) -> None:
         self.options = options
         self.journal = journal
         self.work = work
-        self.source = source
+        self.sources = sources
+        self.builder = builder
+        self._encoders = encoders
         self._signal = 0
-        self._labels = {name: index for index, name in enumerate(journal.setting("class_names"))}
+        self._in_flight: set[int] = set()
         self._pending = journal.pending_by_shard()
         counts = journal.counts()
         total = sum(counts.values())
@@ -45,18 +83,14 @@ class Conversion:
 
     def run(self) -> int:
         """Encode what is pending and assemble what is complete; return the signal that ended it."""
-        workers = self.options.workers or len(os.sched_getaffinity(0))
-        wall = self.options.wall_seconds + 30.0  # the worker's own limit comes first
-        with (
-            _signals(self),
-            WorkerPool("encode", workers, wall) as encoders,
-            WorkerPool("assemble", 1, 24 * 3600.0) as assembler,
-        ):
+        with _signals(self), self._encoders, self.builder:
             try:
-                self._settle_known(assembler)
-                while self._encode(encoders, assembler) and not self._signal:
-                    pass
-                self._drain(encoders, assembler)
+                self._assemble_settled_shards()
+                self._drain()
+                # more than one round only where a power cut took staged clips: that shows when
+                # their shard is built, and they are pending again
+                while not self._signal and self.journal.counts()[Status.PENDING]:
+                    self._ask_all()
             finally:
                 self.journal.commit()
                 self.progress.close()
@@ -71,155 +105,148 @@ class Conversion:
         if self._signal:
             raise KeyboardInterrupt
         self._signal = number
+        for source in self.sources:
+            source.stop()
 
-    def _settle_known(self, assembler: WorkerPool) -> None:
-        """Assemble shards whose rows were all settled before this run began."""
-        built = self.journal.shards()
-        for number in range(self.journal.planned_shards()):
-            if number not in built:
-                self._assemble_if_complete(number, assembler)
+    # -- rows ---------------------------------------------------------------------------------
 
-    def _encode(self, encoders: WorkerPool, assembler: WorkerPool) -> bool:
-        """Go through the pending rows once; return whether any was there."""
-        any_pending = False
-        for row in self.journal.pending():
-            if self._signal:
-                break
-            any_pending = True
-            self._submit(row, encoders, assembler)
+    def _ask_all(self) -> None:
+        """Ask every source once for what the ones before it did not have."""
+        for source in self.sources:
+            if not self._signal:
+                self._ask(source)
+
+    def _ask(self, source: Source) -> None:
+        rows = JournalRows(self.journal, source.name, self._settle_offers)
+        try:
+            for offer in source.offers(rows):
+                self._take(source, offer)
+                while not self._encoders.wants_jobs and not self._signal:
+                    self._book()
+                if self._signal:
+                    break
+        except StoppedError:
+            if not self._signal:
+                raise
+        self._drain()
+        if self._signal:
+            return
+        reason, detail = source.absence()
+        for row in rows.rows():
+            self._answer(row, Answer(source.name, reason, detail))
+        self.journal.commit()
+
+    def _take(self, source: Source, offer: Offer) -> None:
+        row = offer.row
+        if row.row in self._in_flight:
+            offer.release()
+        elif offer.refusal is not None:
+            self._answer(row, Answer(source.name, *offer.refusal))
+            offer.release()
             if row.row % _COMMIT_ROWS == 0:  # rows without a file come in long runs
                 self.journal.commit()
-            while not encoders.wants_jobs and not self._signal:
-                self._book(encoders, assembler)
-        self._drain(encoders, assembler)
-        return any_pending
+        else:
+            self._in_flight.add(row.row)
+            self._encoders.submit(
+                Job((source.name, offer), encode_job(self.options, self.work, offer))
+            )
 
-    def _drain(self, encoders: WorkerPool, assembler: WorkerPool) -> None:
-        while encoders.unfinished or assembler.unfinished:
-            self._book(encoders, assembler)
+    def _drain(self) -> None:
+        while self._encoders.unfinished or self.builder.unfinished:
+            self._book()
 
-    def _submit(self, row: Row, encoders: WorkerPool, assembler: WorkerPool) -> None:
-        if row.segment is None:
-            raise ValueError(f"row {row.row} is pending without a segment")
-        candidates = self.source.candidates(row.segment)
-        if not candidates:
-            self._settle(row, Outcome(Status.FAILED, Reason.MISSING), None, assembler)
-            return
-        values = {
-            "profile": self.options.profile.to_json(),
-            "cpu_seconds": self.options.cpu_seconds,
-            "wall_seconds": self.options.wall_seconds,
-            "min_seconds": self.options.min_seconds,
-            "work": str(self.work),
-            "shard": row.shard,
-            "candidates": [
-                {
-                    "path": str(candidate.path),
-                    "source": candidate.source,
-                    "start": candidate.start_seconds,
-                    "end": candidate.end_seconds,
-                }
-                for candidate in candidates
-            ],
-        }
-        encoders.submit(Job(row, values))
+    def _settle_offers(self) -> None:
+        """Wait until every offer taken so far is released."""
+        while self._encoders.unfinished:
+            self._book()
 
-    def _book(self, encoders: WorkerPool, assembler: WorkerPool) -> None:
+    def _book(self) -> None:
         """Store what has been answered by now."""
-        for job, result in encoders.results(0.05):
-            self._settle(job.tag, *_outcome(result), assembler)
+        for job, result in self._encoders.results(0.05):
+            source, offer = job.tag
+            outcome, facts = _outcome(result)
+            self._in_flight.discard(offer.row.row)
+            if outcome.status == Status.OK:
+                self._settle(offer.row, outcome, facts)
+            elif outcome.reason is not None:
+                self._answer(offer.row, Answer(source, outcome.reason, outcome.detail))
             self.journal.commit()
-        for job, result in assembler.results(0.0):
-            self._store_shard(job.tag, result)
+            offer.release()
+        for lost in self.builder.book():
+            for row, shard in lost:
+                self.progress.retreat()
+                self._pending[shard] += 1
+                self.journal.record(row, Outcome(Status.PENDING))
+                self.journal.record_answers(row, ())
+            self.journal.commit()
 
-    def _settle(
-        self, row: Row, outcome: Outcome, facts: dict[str, Any] | None, assembler: WorkerPool
-    ) -> None:
+    def _answer(self, row: Row, answer: Answer) -> None:
+        """Book that a source has no clip for a row; the last source's answer settles it."""
+        answers = (*row.answers, answer)
+        if answer.source != self.sources[-1].name:
+            self.journal.record_answers(row.row, answers)
+        else:
+            self._settle(row, _verdict(answers), None)
+
+    def _settle(self, row: Row, outcome: Outcome, facts: dict[str, Any] | None) -> None:
         self.journal.record(row.row, outcome, facts)
         self.progress.advance(failed=outcome.status == Status.FAILED)
         if row.shard is not None:
             self._pending[row.shard] -= 1
-            self._assemble_if_complete(row.shard, assembler)
+            self._assemble_if_complete(row.shard)
 
-    def _assemble_if_complete(self, number: int, assembler: WorkerPool) -> None:
-        if self._pending[number] or self.journal.unfinished_rows(
-            number, finish=self.options.finish
-        ):
-            return
-        rows = self.journal.shard_rows(number)
-        target = self.options.root / shard_path(self.options.split, number)
-        if not rows:  # no clip, no tar; its places stay empty
-            self.journal.record_shard(number, {"num_clips": 0}, {})
-            return
-        clips = [self._clip(row) for row in rows]
-        assembler.submit(Job((number, rows), {"target": str(target), "clips": clips}))
+    # -- shards -------------------------------------------------------------------------------
 
-    def _clip(self, row: Row) -> dict[str, Any]:
-        in_tar = (
-            "entry_offset" in row.facts
-        )  # a shard that is built again has its clips in the old tar
-        place = self.options.root / shard_path(self.options.split, row.shard or 0)
-        staged = self.work / "staged" / row.facts["pack"]
-        return {
-            "row": row.row,
-            "key": row.key,
-            "file": str(place if in_tar else staged),
-            "offset": row.facts["video_offset" if in_tar else "pack_offset"],
-            "bytes": row.facts["video_bytes"],
-            "content_hash": row.facts["content_hash"],
-            "sidecar": self._sidecar(row).to_bytes().decode("ascii"),
-        }
+    def _assemble_settled_shards(self) -> None:
+        """Assemble shards whose rows were all settled before this run began."""
+        built = self.journal.shards()
+        for number in range(self.journal.planned_shards()):
+            if number not in built:
+                self._assemble_if_complete(number)
 
-    def _sidecar(self, row: Row) -> Sidecar:
-        segment, profile = row.segment, self.options.profile
-        if segment is None or row.key is None:
-            raise ValueError(f"row {row.row} has a clip but no segment")
-        return Sidecar(
-            key=row.key,
-            video_id=segment.video_id,
-            split=segment.split,
-            label=segment.label or "",
-            label_index=self._labels.get(segment.label or "", -1),
-            start_seconds=float(segment.start_seconds),
-            end_seconds=float(annotated_end(row)),
-            num_frames=row.facts["num_frames"],
-            fps_num=profile.fps.numerator,
-            fps_den=profile.fps.denominator,
-            width=row.facts["width"],
-            height=row.facts["height"],
-            source=row.facts["source"],
-            profile=profile.name,
-            extra=segment.extra,
-        )
+    def _assemble_if_complete(self, number: int) -> None:
+        finish = self.options.finish
+        if not self._pending[number] and not self.journal.unfinished_rows(number, finish=finish):
+            self.builder.build(number)
 
-    def _store_shard(self, tag: tuple[int, list[Row]], result: dict[str, Any]) -> None:
-        number, rows = tag
-        _check_fatal(result)
-        if "lost" in result:  # staged bytes are gone: these rows are encoded again
-            for row in result["lost"]:
-                self.journal.record(row, Outcome(Status.PENDING))
-                self.progress.retreat()
-            self._pending[number] += len(result["lost"])
-            self.journal.commit()
-            return
-        places = {key: place for key, *place in result["places"]}
-        clips = {}
-        for row in rows:
-            entry_offset, entry_bytes, video_offset = places[str(row.key)]
-            clips[row.row] = {
-                **row.facts,
-                "entry_offset": entry_offset,
-                "entry_bytes": entry_bytes,
-                "video_offset": video_offset,
+
+def encode_job(options: ShardOptions, work: Path, offer: Offer) -> dict[str, Any]:
+    """Return the JSON of one encode; see prep.encode.encode."""
+    return {
+        "profile": options.profile.to_json(),
+        "cpu_seconds": options.cpu_seconds,
+        "wall_seconds": options.wall_seconds,
+        "min_seconds": options.min_seconds,
+        "work": str(work),
+        "shard": offer.row.shard,
+        "candidates": [
+            {
+                "path": str(candidate.path),
+                "source": candidate.source,
+                "start": candidate.start_seconds,
+                "end": candidate.end_seconds,
             }
-        facts = {name: result[name] for name in ("bytes", "sha256", "md5", "num_clips")}
-        self.journal.record_shard(number, facts, clips)
-        for row in rows:  # only now: the tar has them and the journal knows it
-            (self.work / "staged" / row.facts["pack"]).unlink(missing_ok=True)
+            for candidate in offer.candidates
+        ],
+    }
+
+
+def _verdict(answers: tuple[Answer, ...]) -> Outcome:
+    """Return why a row failed: first what may pass, last that it is missing."""
+
+    def weight(answer: Answer) -> tuple[bool, bool]:
+        absent = answer.reason in (Reason.MISSING, Reason.MISSING_UPSTREAM)
+        return not answer.reason.retryable, absent
+
+    told = min(answers, key=weight)
+    parts = [told.detail] if told.detail else []
+    if len(answers) > 1:
+        parts += [f"{answer.source}: {answer.reason}" for answer in answers]
+    return Outcome(Status.FAILED, told.reason, "; ".join(parts))
 
 
 def _outcome(result: dict[str, Any]) -> tuple[Outcome, dict[str, Any] | None]:
-    _check_fatal(result)
+    check_fatal(result)
     if "crashed" in result:
         return Outcome(Status.FAILED, Reason.CRASHED, result["crashed"]), None
     if "stalled" in result:
@@ -230,7 +257,8 @@ def _outcome(result: dict[str, Any]) -> tuple[Outcome, dict[str, Any] | None]:
     return Outcome(Status.FAILED, Reason(result["reason"]), result["detail"]), None
 
 
-def _check_fatal(result: dict[str, Any]) -> None:
+def check_fatal(result: dict[str, Any]) -> None:
+    """Raise KprepError for a result that no row is to blame for: a full disk, a fault of ours."""
     if "fatal" in result:
         raise KprepError(f"{result['fatal']}; make room, then run the same command again")
     if "error" in result:

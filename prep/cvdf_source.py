@@ -241,11 +241,7 @@ class CvdfSource:
         """
         self.findings, self.tallies = [], {}
         self._clear_folder()
-        found = self._parsed_list()
-        for line in found.refused:
-            self._find(printable(line), "not of the known layout", self.layout.archive_list)
-        paths = (*self.layout.read_first, *found.archives)
-        todo = deque(_Archive(path, mark_done) for path in paths if not archive_done(path))
+        todo = self._unread(archive_done, mark_done)
         rows = _Rows(pending, known, settle)
         failures = 0
         while todo:
@@ -257,6 +253,20 @@ class CvdfSource:
                     return
                 if isinstance(error, CircuitOpenError) and todo:
                     self.client.wait_for_circuit()
+
+    def _unread(
+        self, archive_done: Callable[[str], bool], mark_done: Callable[[str], None]
+    ) -> deque[_Archive]:
+        """Return the archives that are not done, in the order of reading."""
+        try:
+            found = self._parsed_list()
+        except FetchError as error:  # no row is missing because of it
+            self._find(self.layout.archive_list, error.reason, error.detail, retryable=True)
+            raise
+        for line in found.refused:
+            self._find(printable(line), "not of the known layout", self.layout.archive_list)
+        paths = (*self.layout.read_first, *found.archives)
+        return deque(_Archive(path, mark_done) for path in paths if not archive_done(path))
 
     def _goes_on(
         self, archive: _Archive, error: FetchError, failures: int, todo: deque[_Archive]

@@ -7,6 +7,7 @@ import sys
 import click
 
 from prep.info import DatasetInfo, SplitInfo, dataset_info
+from prep.progress import size_text
 from prep.storage import Storage
 from prep.verify import verify
 
@@ -41,7 +42,7 @@ def _print_info(info: DatasetInfo) -> None:
 def _print_split(split: SplitInfo, names: tuple[str, ...]) -> None:
     click.echo(f"  split {split.name}")
     click.echo(
-        f"    {split.num_clips} clips, {split.hours:.2f} hours, {_size(split.bytes)} "
+        f"    {split.num_clips} clips, {split.hours:.2f} hours, {size_text(split.bytes)} "
         f"in {split.num_shards} shards"
     )
     outcomes = ", ".join(f"{count} {status}" for status, count in split.outcomes.items() if count)
@@ -53,14 +54,6 @@ def _print_split(split: SplitInfo, names: tuple[str, ...]) -> None:
     if names:
         counts = [split.clips_by_label.get(label, 0) for label in range(len(names))]
         click.echo(f"    clips a class: {min(counts)} to {max(counts)}")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 @click.command("verify")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +78,7 @@ def _encode_one(
     wanted = expectation(facts, candidate, profile)
     if wanted.seconds < job["min_seconds"]:
         raise RowFailure(Reason.TOO_SHORT, f"{wanted.seconds:.2f} s")
-    work, worker = Path(job["work"]), os.getpid()
+    work, worker = Path(job["work"]), _worker_name()
     target = work / "temporary" / f"{worker}.mp4"
     try:
         arguments = command(
@@ -142,6 +144,11 @@ def _check_output(data: bytes, wanted: Expectation, profile: EncodingProfile) ->
             Reason.DAMAGED, f"{form.num_frames} frames came out where {wanted.frames:.1f} were due"
         )
     return form
+
+
+def _worker_name() -> str:
+    """Name this thread of this process on this machine, for files that only it writes."""
+    return f"{platform.node()}-{os.getpid()}-{threading.get_ident()}"
 
 
 def append(pack: Path, data: bytes) -> int:

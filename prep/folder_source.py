@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 from prep.annotations import walk
 from prep.encode import Candidate
 from prep.errors import UsageError
+from prep.outcome import Reason
+from prep.source import Offer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from prep.segment import Segment
+    from prep.source import PendingRows
 
 SOURCE_NAME = "folder"
 
@@ -23,7 +27,8 @@ class FolderSource:
     from the list are looked up among the files found; they never become part of a path.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str = SOURCE_NAME) -> None:
+        self.name = name
         if not root.is_dir():
             raise UsageError(f"source folder {root} does not exist; give the folder of the videos")
         self.root = root
@@ -32,10 +37,27 @@ class FolderSource:
             stem = path.rpartition("/")[2].rpartition(".")[0]
             self._by_stem.setdefault(stem, []).append(path)
 
+    def offers(self, pending: PendingRows) -> Iterator[Offer]:
+        """Yield an offer for every pending row, in the order of the plan."""
+        for row in pending.rows():
+            found = self.candidates(row.segment) if row.segment is not None else []
+            yield Offer(row, found, refusal=None if found else self.absence())
+
+    def absence(self) -> tuple[Reason, str]:
+        """Say that no file has the row's name."""
+        return Reason.MISSING, ""
+
+    def stop(self) -> None:
+        """Do nothing: the search is over before the first offer."""
+
+    def notes(self) -> list[str]:
+        """Return nothing: every row has its own answer."""
+        return []
+
     def candidates(self, segment: Segment) -> list[Candidate]:
         """Return the files to try, the likeliest first; none when the folder has none."""
         if segment.path is not None:
-            return [Candidate(self.root / segment.path, SOURCE_NAME, segment.start_seconds, None)]
+            return [Candidate(self.root / segment.path, self.name, segment.start_seconds, None)]
         start, end = segment.start_seconds, segment.end_seconds
         if end is None:
             return []
@@ -56,7 +78,7 @@ class FolderSource:
         return sorted(self._by_stem.get(stem, []), key=unlikely)
 
     def _candidate(self, path: str, start: float, end: float) -> Candidate:
-        return Candidate(self.root / path, SOURCE_NAME, start, end)
+        return Candidate(self.root / path, self.name, start, end)
 
 
 def torchvision_folder(label: str) -> str:

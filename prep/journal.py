@@ -24,16 +24,31 @@ _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE rows (
     row INTEGER PRIMARY KEY, video_id TEXT, start REAL, end REAL, label TEXT, extra TEXT, path TEXT,
-    key TEXT, place BLOB, shard INTEGER, slot INTEGER,
-    status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '', facts TEXT
+    key TEXT, cut TEXT, place BLOB, shard INTEGER, slot INTEGER,
+    status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '', facts TEXT,
+    answers TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
 CREATE TABLE shards (shard INTEGER PRIMARY KEY, facts TEXT NOT NULL) STRICT;
 """
 _INDICES = """
-CREATE INDEX rows_by_place ON rows (shard, slot);
-CREATE INDEX rows_by_status ON rows (status, shard, slot);
+CREATE INDEX IF NOT EXISTS rows_by_place ON rows (shard, slot);
+CREATE INDEX IF NOT EXISTS rows_by_status ON rows (status, shard, slot);
+CREATE INDEX IF NOT EXISTS rows_by_cut ON rows (cut);
 """
+_COLUMNS = (
+    "row, video_id, start, end, label, extra, path, key, shard, slot, status, reason, detail, "
+    "facts, answers"
+)
 _BATCH = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Why one source gave no clip for a row."""
+
+    source: str
+    reason: Reason
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Row:
     slot: int | None
     outcome: Outcome
     facts: dict[str, Any]
+    answers: tuple[Answer, ...] = ()
 
 
 class Journal:
@@ -76,6 +92,10 @@ class Journal:
 
     # -- the plan -----------------------------------------------------------------------------
 
+    def forget_plan(self) -> None:
+        """Empty a journal whose plan was not completed before its run ended."""
+        self._db.executescript("DELETE FROM rows; DELETE FROM shards; DELETE FROM settings;")
+
     def plan(
         self,
         items: Iterable[Segment | BadRow],
@@ -94,8 +114,8 @@ class Journal:
         """
         self._db.execute("BEGIN")
         self._db.executemany(
-            "INSERT INTO rows (video_id, start, end, label, extra, path, key, place, status, "
-            "reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO rows (video_id, start, end, label, extra, path, key, cut, place, status, "
+            "reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _planned(item, seed, taken_keys)
                 for item in items
@@ -152,6 +172,13 @@ class Journal:
             ),
         )
 
+    def record_answers(self, row: int, answers: tuple[Answer, ...]) -> None:
+        """Store what sources have answered to a row that stays pending; `commit` makes it last."""
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+        values = [[answer.source, answer.reason, answer.detail] for answer in answers]
+        self._db.execute("UPDATE rows SET answers = ? WHERE row = ?", (json.dumps(values), row))
+
     def commit(self) -> None:
         """Make everything recorded so far survive whatever comes."""
         if self._db.in_transaction:
@@ -170,7 +197,7 @@ class Journal:
             )
         ]
         changed = self._db.execute(
-            "UPDATE rows SET status = 'pending', reason = NULL, detail = '' "  # noqa: S608
+            "UPDATE rows SET status = 'pending', reason = NULL, detail = '', answers = '[]' "  # noqa: S608
             f"WHERE status = 'failed' AND shard IS NOT NULL AND reason IN ({marks})",
             wanted,
         ).rowcount
@@ -210,12 +237,27 @@ class Journal:
         """Yield rows without a result, in the order of the plan; recording meanwhile is safe."""
         yield from self._pages("status = 'pending' AND shard IS NOT NULL")
 
+    def pending_by_cut_name(self, name: str) -> Row | None:
+        """Return the row that waits for the clip `<video_id>_<start:06d>_<end:06d>`, or None."""
+        found = self._db.execute(
+            f"SELECT {_COLUMNS} FROM rows WHERE cut = ? AND status = 'pending' "  # noqa: S608
+            "ORDER BY row LIMIT 1",
+            (name,),
+        ).fetchone()
+        return self._row(found) if found else None
+
+    def has_cut_name(self, name: str) -> bool:
+        """Whether any row of the list is this segment."""
+        query = "SELECT 1 FROM rows WHERE cut = ? LIMIT 1"
+        return self._db.execute(query, (name,)).fetchone() is not None
+
     def shard_rows(self, shard: int) -> list[Row]:
         """Return the clips that a shard will hold, in order."""
         return [
             self._row(values)
             for values in self._db.execute(
-                "SELECT * FROM rows WHERE shard = ? AND status = 'ok' ORDER BY slot", (shard,)
+                f"SELECT {_COLUMNS} FROM rows WHERE shard = ? AND status = 'ok' ORDER BY slot",  # noqa: S608
+                (shard,),
             )
         ]
 
@@ -224,7 +266,8 @@ class Journal:
         last = 0
         while True:
             page = self._db.execute(
-                "SELECT * FROM rows WHERE row > ? ORDER BY row LIMIT ?", (last, _BATCH)
+                f"SELECT {_COLUMNS} FROM rows WHERE row > ? ORDER BY row LIMIT ?",  # noqa: S608
+                (last, _BATCH),
             ).fetchall()
             if not page:
                 return
@@ -273,28 +316,32 @@ class Journal:
         shard, slot = -1, -1
         while True:
             page = self._db.execute(
-                f"SELECT * FROM rows WHERE {condition} AND (shard, slot) > (?, ?) "  # noqa: S608
+                f"SELECT {_COLUMNS} FROM rows WHERE {condition} AND (shard, slot) > (?, ?) "  # noqa: S608
                 "ORDER BY shard, slot LIMIT ?",
                 (shard, slot, _BATCH),
             ).fetchall()
             if not page:
                 return
-            shard, slot = page[-1][9], page[-1][10]
+            shard, slot = page[-1][8], page[-1][9]
             yield from map(self._row, page)
 
     def _row(self, values: tuple[Any, ...]) -> Row:
-        (row, video_id, start, end, label, extra, path, key, _, shard, slot,
-         status, reason, detail, facts) = values  # fmt: skip
+        (row, video_id, start, end, label, extra, path, key, shard, slot,
+         status, reason, detail, facts, answers) = values  # fmt: skip
         segment = None
         if video_id is not None:
             segment = Segment(video_id, start, end, label, self.split, extra, path)
         outcome = Outcome(Status(status), Reason(reason) if reason else None, detail)
-        return Row(row, segment, key, shard, slot, outcome, json.loads(facts) if facts else {})
+        answered = tuple(
+            Answer(source, Reason(why), more) for source, why, more in json.loads(answers)
+        )
+        known = json.loads(facts) if facts else {}
+        return Row(row, segment, key, shard, slot, outcome, known, answered)
 
 
 def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> tuple[Any, ...]:
     if isinstance(item, BadRow):
-        return (None,) * 8 + (Status.FAILED, Reason.BAD_ROW, item.detail)
+        return (None,) * 9 + (Status.FAILED, Reason.BAD_ROW, item.detail)
     key = item.key
     place = hashlib.blake2b(key.encode(), digest_size=16, key=str(seed).encode()).digest()
     columns = (
@@ -306,12 +353,6 @@ def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> t
         item.path,
     )
     if key in taken_keys:
-        return (
-            *columns,
-            key,
-            place,
-            Status.FAILED,
-            Reason.CONFLICT,
-            "another split holds this segment",
-        )
-    return (*columns, key, place, Status.PENDING, None, "")
+        reason, detail = Reason.CONFLICT, "another split holds this segment"
+        return (*columns, key, item.cut_name, place, Status.FAILED, reason, detail)
+    return (*columns, key, item.cut_name, place, Status.PENDING, None, "")

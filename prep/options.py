@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from prep.cvdf_layout import DEFAULT_BASE
+from prep.errors import UsageError
+from prep.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -11,13 +15,20 @@ if TYPE_CHECKING:
     from prep.outcome import Reason
     from prep.profile import EncodingProfile
 
+WORK_NAME = ".kprep-work"
+
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What a user asks of one conversion. `clips_per_shard` None: by the profile's picture size."""
+    """What a user asks of one conversion.
 
-    source: Path
-    root: Path
+    `sources` are folders, `cvdf:VERSION` or `youtube:`, in the order in which they are tried.
+    `clips_per_shard` None: by the profile's picture size. `workers` 0: one for each core.
+    `work` None: a folder in the root, which then must be local.
+    """
+
+    sources: tuple[str, ...]
+    root: str
     split: str
     profile: EncodingProfile
     annotations: Path | None = None
@@ -31,5 +42,28 @@ class ShardOptions:
     work: Path | None = None
     retry: tuple[Reason, ...] = ()
     finish: bool = False
+    force: bool = False
     cpu_seconds: int = 300
     wall_seconds: int = 1800
+    engine: Literal["local", "dask"] = "local"
+    scheduler: str | None = None
+    mirror: str = DEFAULT_BASE
+    youtube: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def storage(self) -> Storage:
+        """The root as something to read and write."""
+        return Storage(self.root)
+
+    @property
+    def work_root(self) -> Path:
+        """Where unfinished work of all splits is kept; UsageError when a bucket has no place."""
+        if self.work is not None:
+            return self.work
+        local = self.storage.local_root
+        if local is None:
+            raise UsageError(
+                f"root {self.root} is not on this machine; say with --work DIR where clips are "
+                "kept until their shards are complete"
+            )
+        return local / WORK_NAME

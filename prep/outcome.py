@@ -10,6 +10,17 @@ class Reason(StrEnum):
     """Why a row gave no clip. The words are part of the format: the ledger holds them."""
 
     MISSING = "missing"
+    MISSING_UPSTREAM = "missing upstream"
+    PRIVATE = "private"
+    REMOVED = "removed"
+    COPYRIGHT = "copyright"
+    GEO_BLOCKED = "geo-blocked"
+    SIGN_IN = "sign-in"
+    BOT_CHECK = "bot check"
+    RATE_LIMITED = "rate-limited"
+    NOT_YET = "not available yet"
+    EXTRACTOR_FAILED = "extractor failed"
+    NETWORK = "network"
     BAD_ROW = "bad row"
     CONFLICT = "conflicting rows"
     EMPTY_FILE = "empty file"
@@ -33,11 +44,35 @@ class Reason(StrEnum):
     @property
     def retryable(self) -> bool:
         """Whether trying again later can give another result."""
-        return self in (Reason.STALLED, Reason.CRASHED, Reason.STORAGE)
+        return self in _RETRYABLE
 
+
+_RETRYABLE = frozenset(
+    {
+        Reason.BOT_CHECK,
+        Reason.RATE_LIMITED,
+        Reason.NOT_YET,
+        Reason.EXTRACTOR_FAILED,
+        Reason.NETWORK,
+        Reason.STALLED,
+        Reason.CRASHED,
+        Reason.STORAGE,
+    }
+)
 
 EXPLANATIONS = {
     Reason.MISSING: "no source has a file for this row",
+    Reason.MISSING_UPSTREAM: "the mirror or site does not have it",
+    Reason.PRIVATE: "the owner made the video private",
+    Reason.REMOVED: "the video or its account is gone",
+    Reason.COPYRIGHT: "taken down after a copyright claim",
+    Reason.GEO_BLOCKED: "not available in this country",
+    Reason.SIGN_IN: "needs an account: age limit, members only",
+    Reason.BOT_CHECK: "the site asked whether we are a bot",
+    Reason.RATE_LIMITED: "the site asked for fewer requests",
+    Reason.NOT_YET: "a live stream or premiere that is not over",
+    Reason.EXTRACTOR_FAILED: "yt-dlp no longer understands the site; update it",
+    Reason.NETWORK: "no answer, or a broken one",
     Reason.BAD_ROW: "the annotation row cannot be read",
     Reason.CONFLICT: "the same segment stands in the list with two labels",
     Reason.EMPTY_FILE: "the file has no bytes",

@@ -49,8 +49,8 @@ def publish(
     files = dict(manifest.files)
     for number, facts in shards.items():
         files[shard_path(split, number)] = FileEntry(facts["bytes"], facts["sha256"])
-        index = shard_path(split, number) + ".idx"
-        files[index] = _entry(storage.read(index))
+        index = FileEntry(facts["index_bytes"], facts["index_sha256"])
+        files[shard_path(split, number) + ".idx"] = index
     described = [{"path": shard_path(split, n), **facts} for n, facts in shards.items()]
     written = {
         index_path(split): write_index(tables),

@@ -39,15 +39,20 @@ class Segment:
             and _YOUTUBE_ID.fullmatch(self.video_id)
         ):
             prefix = "v" if self.video_id.startswith("__") else ""
-            stem = (
-                f"{prefix}{self.video_id}_{int(self.start_seconds):06d}_{int(self.end_seconds):06d}"
-            )
+            stem = f"{prefix}{self.cut_name}"
             if self.start_seconds.is_integer() and self.end_seconds.is_integer():
                 return stem
             return f"{stem}-{self._hash()}"
         remnant = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", self.path or self.video_id)
         remnant = re.sub(r"[^A-Za-z0-9]+", "-", remnant).strip("-")[-60:].strip("-")
         return f"{remnant or 'clip'}-{self._hash()}"
+
+    @property
+    def cut_name(self) -> str | None:
+        """What Kinetics calls a file that holds just this segment, without its extension."""
+        if self.path is not None or self.end_seconds is None:
+            return None
+        return f"{self.video_id}_{int(self.start_seconds):06d}_{int(self.end_seconds):06d}"
 
     def _hash(self) -> str:
         name = self.path or self.video_id

@@ -8,32 +8,32 @@ interruption.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
-from prep.annotations import ClassFolders, KineticsCsv
-from prep.conversion import Conversion
+from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
-from prep.folder_source import FolderSource
-from prep.format import Manifest, check_split_name, read_index, read_manifest
-from prep.format.layout import MANIFEST_PATH, index_path
+from prep.format import Manifest, check_split_name, index_path, read_index, read_manifest
+from prep.format.layout import MANIFEST_PATH
 from prep.journal import Journal
+from prep.options import WORK_NAME, ShardOptions
 from prep.outcome import Reason, Status
 from prep.publish import publish
-from prep.storage import Storage, remove_leftovers
+from prep.root_lock import LOCK_NAME, bucket_lock, publish_lock, split_lock
+from prep.shard_builder import ShardBuilder
+from prep.sources import open_listing, open_sources
+from prep.storage import remove_leftovers
+from prep.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from prep.options import ShardOptions
-
-WORK_NAME = ".kprep-work"
+    from prep.annotations import Listing
 
 
 @dataclass
@@ -55,37 +55,67 @@ def shard(options: ShardOptions) -> ShardResult:
     """
     check_split_name(options.split)
     ffmpeg = find_ffmpeg()
-    listing = _listing(options)
-    settings = _settings(options, listing.sha256)
+    work = options.work_root / options.split
+    if options.force:
+        _forget(options, work)
     existing = _existing(options)
-    if existing is not None and options.split in existing.splits:
+    published = existing is not None and options.split in existing.splits
+    if not published:
+        _make_folders(options, work)
+    listing, notes = open_listing(options, work)
+    settings = _settings(options, listing.sha256)
+    if existing is not None and published:
         return _already_published(options, existing, settings)
-    work = (options.work or options.root / WORK_NAME) / options.split
-    _make_folders(options, work)
-    with _lock(work), _journal(work, options.split) as journal:
-        notes = _plan(journal, options, listing, settings, ffmpeg, existing)
-        source = FolderSource(options.source)
-        conversion = Conversion(options, journal, work, source)
-        interrupted_by = conversion.run()
-        result = ShardResult(None, journal.counts(), journal.failures(), interrupted_by, notes)
-        if not interrupted_by and conversion.complete():
-            if not result.counts[Status.OK]:
-                raise KprepError(
-                    f"no row of split {options.split} gave a clip, so nothing was published "
-                    f"({_reasons(result.failures)})"
-                )
-            result.manifest = _publish(options, journal, ffmpeg)
+    with (
+        split_lock(work),
+        bucket_lock(options.storage, work),
+        journal_of(work, options.split) as journal,
+    ):
+        notes += plan(journal, options, listing, ffmpeg, existing)
+        result = _convert(options, journal, work, ffmpeg)
+        result.notes = notes + result.notes
     if result.manifest is not None:
         _clean_up(work)
     return result
+
+
+def _convert(options: ShardOptions, journal: Journal, work: Path, ffmpeg: FFmpeg) -> ShardResult:
+    sources = open_sources(options, work)
+    builder = ShardBuilder(options, journal, work, options.storage)
+    encoders = _pool(options, work, ffmpeg)
+    conversion = Conversion(options, journal, work, sources, builder, encoders)
+    interrupted_by = conversion.run()
+    notes = [note for source in sources for note in source.notes()]
+    result = ShardResult(None, journal.counts(), journal.failures(), interrupted_by, notes)
+    if interrupted_by or not conversion.complete():
+        return result
+    if not result.counts[Status.OK]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result.failures.items())
+        raise KprepError(
+            f"no row of split {options.split} gave a clip, so nothing was published "
+            f"({reasons or 'no rows'})"
+        )
+    result.manifest = _publish(options, journal, ffmpeg)
+    return result
+
+
+def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:
+    wall = options.wall_seconds + 30.0  # the worker's own limit comes first
+    if options.engine == "dask":
+        from prep.dask_pool import DaskPool
+
+        return DaskPool(options.scheduler, work, ffmpeg.sha256, wall)
+    return WorkerPool("encode", options.workers or len(os.sched_getaffinity(0)), wall)
 
 
 def _publish(options: ShardOptions, journal: Journal, ffmpeg: FFmpeg) -> Manifest:
     """Add the split to the root's manifest as it is now: another split may have come meanwhile."""
     tools = {"kprep": __version__, "ffmpeg": ffmpeg.version, "ffmpeg_sha256": ffmpeg.sha256}
     names = tuple(journal.setting("class_names"))
-    with _root_lock(options.root):
-        remove_leftovers(options.root / options.split)
+    storage = options.storage
+    with publish_lock(storage):
+        if storage.local_root is not None:
+            remove_leftovers(storage.local_root / options.split)
         current = _existing(options) or Manifest(options.profile, names, {}, {})
         if current.class_names not in ((), names):
             raise KprepError(
@@ -93,19 +123,7 @@ def _publish(options: ShardOptions, journal: Journal, ffmpeg: FFmpeg) -> Manifes
                 "convert this split into a new root"
             )
         start = Manifest(current.profile, names, current.splits, current.files)
-        return publish(Storage(str(options.root)), start, journal, tools)
-
-
-def _reasons(failures: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in failures.items()) or "no rows"
-
-
-def _listing(options: ShardOptions) -> KineticsCsv | ClassFolders:
-    if options.annotations is not None:
-        return KineticsCsv(options.annotations, options.split)
-    if not options.source.is_dir():
-        raise UsageError(f"source {options.source} is no folder; give the folder of the videos")
-    return ClassFolders(options.source, options.split)
+        return publish(storage, start, journal, tools)
 
 
 def _settings(options: ShardOptions, annotations_sha256: str) -> dict[str, Any]:
@@ -123,34 +141,56 @@ def _settings(options: ShardOptions, annotations_sha256: str) -> dict[str, Any]:
 
 def _existing(options: ShardOptions) -> Manifest | None:
     """Return the manifest of the root, None for a new one; refuse a root that is something else."""
-    root = options.root
-    if not root.exists():
-        return None
-    if not root.is_dir():
-        raise UsageError(f"root {root} is a file; give a folder for the dataset")
-    if (root / MANIFEST_PATH).exists():
-        manifest = read_manifest(Storage(str(root)))
+    storage, root = options.storage, options.storage.local_root
+    if root is not None:
+        if not root.exists():
+            return None
+        if not root.is_dir():
+            raise UsageError(f"root {root} is a file; give a folder for the dataset")
+    if storage.exists(MANIFEST_PATH):
+        manifest = read_manifest(storage)
         if manifest.profile != options.profile:
             different = "; ".join(options.profile.differences(manifest.profile))
             raise UsageError(
-                f"root {root} holds a dataset of profile {manifest.profile.name} ({different}); "
-                "use that profile or another root"
+                f"root {options.root} holds a dataset of profile {manifest.profile.name} "
+                f"({different}); use that profile or another root"
             )
         return manifest
-    ours = {WORK_NAME, options.split, *_begun(root)}
-    strange = sorted(path.name for path in root.iterdir() if path.name not in ours)
-    if strange or ((root / options.split).exists() and not _begun(root) and options.work is None):
-        named = ", ".join(strange[:3] or [options.split]) + (", …" if len(strange) > 3 else "")
+    strange = _strange(options)
+    if strange:
+        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         raise UsageError(
-            f"root {root} is not empty and no kprep dataset (it holds {named}); give a new folder"
+            f"root {options.root} is not empty and no kprep dataset (it holds {named}); "
+            "give a new folder"
         )
     return None
 
 
-def _begun(root: Path) -> set[str]:
-    """Return the splits that have been begun under the root's own work folder."""
-    work = root / WORK_NAME
-    return {path.name for path in work.iterdir()} if work.is_dir() else set()
+def _strange(options: ShardOptions) -> list[str]:
+    """Return the names in a root without a manifest that no conversion of ours has begun."""
+    work, root = options.work_root, options.storage.local_root
+    begun = {path.name for path in work.iterdir()} if work.is_dir() else set()
+    if root is not None:
+        names = {path.name for path in root.iterdir()}
+    else:
+        names = {info.path.split("/")[0] for info in options.storage.list()}
+    return sorted(names - begun - {WORK_NAME, LOCK_NAME})
+
+
+def _forget(options: ShardOptions, work: Path) -> None:
+    """Throw an unfinished conversion of this split away; refuse anything that is not one."""
+    existing = _existing(options)
+    if existing is not None and options.split in existing.splits:
+        raise UsageError(
+            f"split {options.split} of {options.root} is published; --force only throws away "
+            "unfinished work"
+        )
+    if not (work / "journal.sqlite").exists():
+        return
+    with split_lock(work):
+        for info in list(options.storage.list(options.split)):
+            options.storage.delete(info.path)
+        shutil.rmtree(work)
 
 
 def _already_published(
@@ -172,40 +212,18 @@ def _already_published(
 
 
 def _make_folders(options: ShardOptions, work: Path) -> None:
+    local = options.storage.local_root
+    folders = [work / "staged", work / "temporary", *([local] if local else [])]
     try:
-        options.root.mkdir(parents=True, exist_ok=True)
-        for name in ("staged", "temporary"):
-            (work / name).mkdir(parents=True, exist_ok=True)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {error.filename}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """Keep a second run of the same split out."""
-    with (work / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another kprep is converting this split (it holds {work}/lock); wait for it to end"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _root_lock(root: Path) -> Iterator[None]:
-    """Wait until no other split is being published in this root."""
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _journal(work: Path, split: str) -> Iterator[Journal]:
+def journal_of(work: Path, split: str) -> Iterator[Journal]:
+    """Open the journal of a split for the length of a block."""
     journal = Journal(work / "journal.sqlite", split)
     try:
         yield journal
@@ -213,26 +231,29 @@ def _journal(work: Path, split: str) -> Iterator[Journal]:
         journal.close()
 
 
-def _plan(
+def plan(
     journal: Journal,
     options: ShardOptions,
-    listing: KineticsCsv | ClassFolders,
-    settings: dict[str, Any],
+    listing: Listing,
     ffmpeg: FFmpeg,
     existing: Manifest | None,
 ) -> list[str]:
-    """Make the plan on the first run; on a later one see that it is the same conversion."""
+    """Make the plan on the first run; on a later one see that it is the same conversion.
+
+    Returns what the list has to say. Raises UsageError when it is another conversion.
+    """
+    settings = _settings(options, listing.sha256)
     identity = {**settings, "profile": options.profile.to_json(), "ffmpeg_sha256": ffmpeg.sha256}
     known = journal.setting("identity")
     if known is None:
-        taken = _taken_keys(options, existing)
+        journal.forget_plan()
         journal.plan(
             listing,
             seed=options.seed,
             clips_per_shard=settings["clips_per_shard"],
             limit=options.limit,
             classes=options.classes,
-            taken_keys=taken,
+            taken_keys=_taken_keys(options, existing),
         )
         if not sum(journal.counts().values()):
             raise UsageError(_nothing_to_do(options, listing))
@@ -240,43 +261,34 @@ def _plan(
         journal.set("settings", settings)
         journal.set("identity", identity)  # last: from here on the plan is complete
     elif known != identity:
-        changed = [f"{name} was {known.get(name)}, is {value}" for name, value in identity.items()
-                   if known.get(name) != value]  # fmt: skip
+        changed = "; ".join(
+            f"{name} was {known.get(name)}, is {value}"
+            for name, value in identity.items()
+            if known.get(name) != value
+        )
         raise UsageError(
-            f"split {options.split} in {options.root} was begun differently: {'; '.join(changed)}; "
-            "repeat the first command, or choose a new root"
+            f"split {options.split} in {options.root} was begun differently: {changed}; repeat the "
+            "first command, choose a new root, or throw the unfinished work away with --force"
         )
     journal.reopen([reason for reason in Reason if reason.retryable or reason in options.retry])
-    return _left_out(listing)
+    return list(listing.notes)
 
 
-def _nothing_to_do(options: ShardOptions, listing: KineticsCsv | ClassFolders) -> str:
-    if isinstance(listing, KineticsCsv):
-        other = f"; {listing.other_splits} rows are of other splits" if listing.other_splits else ""
-        return f"{listing.path} has no row of split {options.split}{other}"
-    return f"source {options.source} has no videos" + (
-        "" if not options.classes else " of these classes"
-    )
-
-
-def _left_out(listing: KineticsCsv | ClassFolders) -> list[str]:
-    if isinstance(listing, ClassFolders) and listing.left_out:
-        what = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
-        return [f"left out as no videos by their extension: {what}"]
-    if isinstance(listing, KineticsCsv) and listing.other_splits:
-        return [f"{listing.other_splits} rows of the list are of other splits"]
-    return []
+def _nothing_to_do(options: ShardOptions, listing: Listing) -> str:
+    wanted = " of these classes" if options.classes else ""
+    other = f"; {listing.other_splits} rows are of other splits" if listing.other_splits else ""
+    if listing.path.is_dir() and not options.classes:
+        return f"source {listing.path} has no videos"
+    return f"{listing.path} has no row of split {options.split}{wanted}{other}"
 
 
 def _taken_keys(options: ShardOptions, existing: Manifest | None) -> frozenset[str]:
     """Return the keys of the other splits: a key is unique in a dataset."""
-    if existing is None:
-        return frozenset()
-    storage = Storage(str(options.root))
     keys: set[str] = set()
-    for split in existing.splits:
+    for split in existing.splits if existing else ():
         path = index_path(split)
-        keys.update(read_index(storage.read(path), storage.where(path))["key"].to_pylist())
+        table = read_index(options.storage.read(path), options.storage.where(path))
+        keys.update(str(key) for key in table["key"].to_pylist())
     return frozenset(keys)
 
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from prep.annotations import read_class_list
+from prep.cvdf_layout import DEFAULT_BASE
+from prep.dry_run import estimate
 from prep.errors import UsageError
 from prep.options import ShardOptions
 from prep.outcome import EXPLANATIONS, Reason
 from prep.profile import EncodingProfile, load_profile
+from prep.progress import duration, size_text
 from prep.shard import ShardResult, shard
 
 
 @click.command("shard")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("root", type=str)
+@click.argument("source")
+@click.argument("root")
 @click.option("--split", required=True, help="Name of the split to make, e.g. train or val.")
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),
-    help="Kinetics CSV of the segments; without it the class folders of SOURCE are the list.",
+    help="List of the segments: CSV, JSON, or a path a line. Without it the class folders "
+    "of SOURCE are the list, or the mirror's own list is fetched.",
+)
+@click.option(
+    "--source",
+    "more_sources",
+    multiple=True,
+    help="Another source, tried for what the ones before it do not have. Repeatable.",
 )
 @click.option(
     "--profile",
@@ -38,7 +50,7 @@ from prep.shard import ShardResult, shard
 @click.option("--tune", help="x264's tuning, or none.  [profile: fastdecode]")
 @click.option("--gop", type=int, help="Frames between keyframes.  [profile: 16]")
 @click.option("--scaler-flags", help="Flags of ffmpeg's scaler.  [profile: exact bicubic]")
-@click.option("--classes", help="Only these labels, separated by commas (quote names with spaces).")
+@click.option("--classes", help="Only these labels, separated by commas.")
 @click.option(
     "--class-list",
     type=click.Path(path_type=Path),
@@ -68,6 +80,14 @@ from prep.shard import ShardResult, shard
     help="Encoding processes.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Where clips are encoded.",
+)
+@click.option("--scheduler", help="Address of a Dask scheduler, e.g. tcp://10.0.0.1:8786.")
+@click.option(
     "--cpu-limit",
     type=click.IntRange(1),
     default=300,
@@ -76,22 +96,38 @@ from prep.shard import ShardResult, shard
 )
 @click.option("--retry", help="Try failed rows of these reasons again, separated by commas.")
 @click.option("--finish", is_flag=True, help="Publish although some rows might succeed on a retry.")
+@click.option("--force", is_flag=True, help="Throw unfinished work on this split away first.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
     help="Where unfinished work is kept.  [default: ROOT/.kprep-work]",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Encode a few clips, say what the conversion would take, and write nothing.",
+)
+@click.option("--mirror", default=DEFAULT_BASE, show_default=True, help="Base address for cvdf:.")
+@click.option(
+    "--youtube",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting for youtube:, e.g. cookies=FILE, proxy=URL, sections=true. Repeatable.",
+)
 def shard_command(
-    source: Path, root: str, split: str, annotations: Path | None, profile_name: str,
-    fps: str | None, short_side: int | None, crf: int | None, preset: str | None, tune: str | None,
-    gop: int | None, scaler_flags: str | None, classes: str | None, class_list: Path | None,
-    clips_per_shard: int | None, seed: int, limit: int | None, min_seconds: float, workers: int,
-    cpu_limit: int, retry: str | None, finish: bool, work: Path | None,
+    source: str, root: str, split: str, annotations: Path | None, more_sources: tuple[str, ...],
+    profile_name: str, fps: str | None, short_side: int | None, crf: int | None,
+    preset: str | None, tune: str | None, gop: int | None, scaler_flags: str | None,
+    classes: str | None, class_list: Path | None, clips_per_shard: int | None, seed: int,
+    limit: int | None, min_seconds: float, workers: int, engine: Literal["local", "dask"],
+    scheduler: str | None, cpu_limit: int, retry: str | None, finish: bool, force: bool,
+    work: Path | None, dry_run: bool, mirror: str, youtube: tuple[str, ...],
 ) -> None:  # fmt: skip
-    r"""Convert the videos of SOURCE into one split of the dataset at ROOT.
+    r"""Convert videos into one split of the dataset at ROOT, a folder or s3://bucket/prefix.
 
-    SOURCE is a folder: class folders (CLASS/video.mp4), or, with --annotations, files named
-    ID_ssssss_eeeeee.* (already cut) or ID.* (to be cut), in any folders.
+    SOURCE is a folder (class folders, or with --annotations files named ID_ssssss_eeeeee.* that
+    are already cut or ID.* to be cut), cvdf:k400, cvdf:k600 or cvdf:k700-2020 (the public mirror,
+    read as a stream), or youtube: (through yt-dlp).
 
     Run the same command again after an interruption: it continues where it ended.
 
@@ -99,18 +135,15 @@ def shard_command(
     Examples:
       kprep shard videos/ dataset/ --split train --profile small
       kprep shard k400/val dataset/ --split val --annotations val.csv
+      kprep shard cvdf:k400 dataset/ --split val --source youtube: --dry-run
     """
-    if "://" in root:
-        raise UsageError(
-            f"root {root} must be a local folder; copy the finished dataset to a bucket"
-        )
     profile: EncodingProfile = load_profile(profile_name).changed(
         fps=fps, short_side_px=short_side, crf=crf, preset=preset, tune=tune,
         keyframe_interval_frames=gop, scaler_flags=scaler_flags,
     )  # fmt: skip
     options = ShardOptions(
-        source=source.absolute(),
-        root=Path(root).absolute(),
+        sources=tuple(_absolute(text) for text in (source, *more_sources)),
+        root=_absolute(root),
         split=split,
         profile=profile,
         annotations=annotations,
@@ -124,9 +157,56 @@ def shard_command(
         work=work.absolute() if work else None,
         retry=_reasons(retry),
         finish=finish,
+        force=force,
         cpu_seconds=cpu_limit,
+        engine=engine,
+        scheduler=scheduler,
+        mirror=mirror,
+        youtube=_pairs(youtube),
     )
-    _report(shard(options), options)
+    if dry_run:
+        _report_estimate(options)
+    else:
+        _report(shard(options), options)
+
+
+def _absolute(text: str) -> str:
+    """Return a folder as an absolute path, and an address or `cvdf:…` as it is."""
+    return text if re.match(r"[a-z][a-z0-9+.-]*:", text) else str(Path(text).absolute())
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--youtube {text} must be NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def _report_estimate(options: ShardOptions) -> None:
+    found = estimate(options)
+    for note in found.notes:
+        click.echo(note)
+    click.echo(f"rows             {found.num_rows}")
+    click.echo(f"expected clips   {found.expected_clips}, in {found.num_shards} shards")
+    if found.archives:
+        unknown = sum(size is None for _, size in found.archives)
+        more = f" and {unknown} of unknown size" if unknown else ""
+        click.echo(
+            f"archives         {len(found.archives)}, {size_text(found.network_bytes)}{more}"
+        )
+    if not found.sampled:
+        click.echo("no clip could be encoded as a sample, so time and disk are unknown")
+        return
+    click.echo(
+        f"dataset          {size_text(found.output_bytes)} "
+        f"({size_text(found.bytes_per_clip)} a clip, from {found.sampled} clips)"
+    )
+    click.echo(f"disk at the most {size_text(found.peak_bytes)} in ROOT and the work folder")
+    click.echo(f"encoding         {duration(found.seconds)} with {found.workers} workers here")
+    click.echo("nothing was written")
 
 
 def _reasons(text: str | None) -> tuple[Reason, ...]:

@@ -10,39 +10,76 @@ if TYPE_CHECKING:
 
     from prep.encode import Candidate
     from prep.journal import Row
+    from prep.outcome import Reason
+
+
+def _nothing() -> None:
+    """Release an offer that stored nothing."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """Files that may hold the clip of a row that is still pending.
+    """Files that may hold the clip of a pending row, or why the source has none.
 
-    `release` removes what was stored for the offer. It is called exactly when the row's outcome
-    has been recorded, or when the offer is given up; calling it again does nothing.
+    `release` removes what was stored for the offer. It is called when the row's answer has been
+    recorded, or when the offer is given up; calling it again does nothing.
     """
 
     row: Row
     candidates: list[Candidate]
-    release: Callable[[], None]
+    release: Callable[[], None] = _nothing
+    refusal: tuple[Reason, str] | None = None
+
+
+class PendingRows(Protocol):
+    """The rows that wait for a clip and that this source has not answered yet."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield them in the order of the plan."""
+        ...
+
+    def by_cut_name(self, name: str) -> Row | None:
+        """Return the row of a file name `<video_id>_<start:06d>_<end:06d>`, or None."""
+        ...
+
+    def known(self, name: str) -> bool:
+        """Whether a file name stands for any row of the list, pending or not."""
+        ...
+
+    def archive_done(self, name: str) -> bool:
+        """Whether an archive was read to its end, in this run or an earlier one."""
+        ...
+
+    def mark_done(self, name: str) -> None:
+        """Remember that an archive was read to its end."""
+        ...
+
+    def settle(self) -> None:
+        """Return when all offers made so far are released."""
+        ...
 
 
 class Source(Protocol):
     """Where clips come from, in the order that suits the source rather than the plan.
 
-    The consumer pulls: nothing is fetched before it asks for the next offer, so that what waits on
-    disk is bounded by the offers that it holds.
+    The conversion pulls: nothing is fetched before it asks for the next offer, so that what waits
+    on disk is bounded by the offers that it holds.
     """
 
     name: str
 
-    def offers(
-        self,
-        pending: Callable[[str], Row | None],
-        archive_done: Callable[[str], bool],
-        mark_done: Callable[[str], None],
-    ) -> Iterator[Offer]:
-        """Yield an offer for every pending row that the source has something for.
+    def offers(self, pending: PendingRows) -> Iterator[Offer]:
+        """Yield an offer for pending rows; those left out get `absence` as their answer."""
+        ...
 
-        `pending` maps `<video_id>_<start:06d>_<end:06d>` to the row when it waits for a clip, else
-        to None. `archive_done` and `mark_done` keep the names of what was read to its end.
-        """
+    def absence(self) -> tuple[Reason, str]:
+        """Return why the rows without an offer have none, after the last offer."""
+        ...
+
+    def stop(self) -> None:
+        """End what is under way soon; called from a signal handler."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of the pass: one line each."""
         ...

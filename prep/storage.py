@@ -187,6 +187,53 @@ class Storage:
         with self._errors(path):
             write_atomic(target, data)
 
+    def read_with_etag(self, path: str) -> tuple[bytes, str | None]:
+        """Return a whole object and its version."""
+        import obstore
+
+        with self._errors(path):
+            result = obstore.get(self.store(), check_relative_path(path))
+            return bytes(result.bytes()), result.meta["e_tag"]
+
+    def put_if(self, path: str, data: bytes, etag: str | None) -> str | None:
+        """Write an object only if it is absent (`etag` None) or of that version.
+
+        Returns the new version. Raises FileExistsError when the object is there already, or is
+        another version by now.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        mode: Any = "create" if etag is None else {"e_tag": etag}
+        try:
+            with self._errors(path):
+                result = obstore.put(self.store(), check_relative_path(path), data, mode=mode)
+                return result["e_tag"]
+        except StorageError as error:
+            if isinstance(error.__cause__, AlreadyExistsError | PreconditionError):
+                raise FileExistsError(path) from error
+            raise
+
+    def delete(self, path: str) -> None:
+        """Remove an object."""
+        import obstore
+
+        with self._errors(path):
+            obstore.delete(self.store(), check_relative_path(path))
+
+    def move_in(self, file: Path, path: str) -> None:
+        """Make a finished local file the object `path`: renamed, or uploaded and removed."""
+        import obstore
+
+        if self.local_root is not None:
+            target = self.local_root / check_relative_path(path)
+            file.replace(target)
+            sync_directory(target.parent)
+            return
+        with self._errors(path):
+            obstore.put(self.store(), check_relative_path(path), file)  # in parts, then complete
+        file.unlink()
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below `prefix`, in the order of their paths."""
         import obstore

@@ -25,6 +25,7 @@ MAX_MEMBER_BYTES = 2 << 30  # a 10-second clip has some 2 MB; the longest are fa
 _MAX_HEADER_BYTES = 1 << 20  # of an extended header; tarfile reads it into memory
 _BLOCK = tarfile.BLOCKSIZE
 _READ_BYTES = 1 << 16
+_MOST_ENDS = 3
 _REST_BYTES = 1 << 20  # tars are padded with zeros, to 10 KiB as a rule
 _COMPRESSIONS = {
     b"BZh": "bzip2",
@@ -170,13 +171,22 @@ class _Content:
     def __init__(self, head: bytes, body: Body) -> None:
         self._head = head
         self._body = body
+        self._ends = 0
 
     def read(self, size: int) -> bytes:
-        """Return the next 1 to `size` bytes, or none at the end."""
+        """Return the next 1 to `size` bytes, or none at the end; ArchiveError far beyond it.
+
+        tarfile passes over a member in steps, which for one that claims 2^88 bytes would go on for
+        ever behind the end.
+        """
         if self._head:
             data, self._head = self._head[:size], self._head[size:]
             return data
-        return self._body.read(size)
+        data = self._body.read(size)
+        self._ends += not data
+        if self._ends > _MOST_ENDS:
+            raise ArchiveError(TRUNCATED, "it ends inside a member")
+        return data
 
     def finish(self) -> None:
         """Read what stands behind the end of the tar, so that a checksum there is compared."""

@@ -1,0 +1,137 @@
+"""`kprep shard --dry-run`: what a conversion would read, write and take, from a measured sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prep.conversion import encode_job
+from prep.ffmpeg_binary import find_ffmpeg
+from prep.folder_source import FolderSource
+from prep.pending_rows import JournalRows
+from prep.remote_sources import MirrorSource
+from prep.shard import journal_of, plan
+from prep.sources import open_listing, open_sources
+from prep.worker_pool import Job, WorkerPool
+
+if TYPE_CHECKING:
+    from prep.journal import Journal
+    from prep.options import ShardOptions
+    from prep.source import Offer, Source
+
+_SAMPLE_CLIPS = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion would come to. Without a sampled clip its time and disk are unknown.
+
+    `expected_clips` are the pending rows that a folder has files for, or all of them where a
+    remote source is asked. `archives` are the mirror's, with bytes where it tells them.
+    """
+
+    num_rows: int
+    expected_clips: int
+    num_shards: int
+    workers: int
+    sampled: int
+    seconds_per_clip: float
+    bytes_per_clip: float
+    archives: tuple[tuple[str, int | None], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Time of encoding with all workers busy."""
+        return self.seconds_per_clip * self.expected_clips
+
+    @property
+    def output_bytes(self) -> float:
+        """Bytes of the finished split."""
+        return self.bytes_per_clip * self.expected_clips
+
+    @property
+    def peak_bytes(self) -> float:
+        """Most that root and work folder hold at a time: the split once, and one shard twice."""
+        return self.output_bytes * (1 + 1 / max(1, self.num_shards))
+
+    @property
+    def network_bytes(self) -> int:
+        """Bytes of the archives whose size is known."""
+        return sum(size or 0 for _, size in self.archives)
+
+
+def estimate(options: ShardOptions) -> Estimate:
+    """Plan in a temporary folder and encode a few clips; nothing of it stays."""
+    with tempfile.TemporaryDirectory(prefix="kprep-dry-run-") as name:
+        work = Path(name)
+        for folder in ("staged", "temporary"):
+            (work / folder).mkdir()
+        options = dataclasses.replace(options, work=work)
+        listing, notes = open_listing(options, work)
+        with journal_of(work, options.split) as journal:
+            notes += plan(journal, options, listing, find_ffmpeg(), None)
+            sources = open_sources(options, work)
+            return _measure(options, journal, work, sources, tuple(notes))
+
+
+def _measure(
+    options: ShardOptions,
+    journal: Journal,
+    work: Path,
+    sources: list[Source],
+    notes: tuple[str, ...],
+) -> Estimate:
+    workers = options.workers or len(os.sched_getaffinity(0))
+    offers = _sample(journal, sources)
+    begun = time.monotonic()
+    made: list[int] = []
+    with WorkerPool("encode", workers, options.wall_seconds) as pool:
+        for offer in offers:
+            pool.submit(Job(None, encode_job(options, work, offer)))
+        while pool.unfinished:
+            made += [
+                result["video_bytes"] for _, result in pool.results(0.1) if "video_bytes" in result
+            ]
+    elapsed = time.monotonic() - begun
+    for offer in offers:
+        offer.release()
+    mirrors = [source for source in sources if isinstance(source, MirrorSource)]
+    return Estimate(
+        num_rows=sum(journal.counts().values()),
+        expected_clips=_expected(journal, sources),
+        num_shards=journal.planned_shards(),
+        workers=workers,
+        sampled=len(made),
+        seconds_per_clip=elapsed / len(made) if made else 0.0,
+        bytes_per_clip=sum(made) / len(made) if made else 0.0,
+        archives=tuple(entry for source in mirrors for entry in source.mirror.archive_sizes()),
+        notes=notes,
+    )
+
+
+def _sample(journal: Journal, sources: list[Source]) -> list[Offer]:
+    """Take the first offers with files of the first source that has any."""
+    for source in sources:
+        rows = JournalRows(journal, source.name, lambda: None)
+        found = (offer for offer in source.offers(rows) if offer.candidates)
+        sample = list(islice(found, _SAMPLE_CLIPS))
+        if sample:
+            return sample
+    return []
+
+
+def _expected(journal: Journal, sources: list[Source]) -> int:
+    folders = [source for source in sources if isinstance(source, FolderSource)]
+    if len(folders) < len(sources):
+        return journal.counts()["pending"]
+    return sum(
+        any(row.segment is not None and folder.candidates(row.segment) for folder in folders)
+        for row in journal.pending()
+    )

@@ -1,0 +1,49 @@
+"""The journal's pending rows as a source sees them; see prep.source.PendingRows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prep.journal import Journal, Row
+
+
+class JournalRows:
+    """The rows that wait for a clip and that one source has not answered.
+
+    `settle` returns when all offers made so far are released.
+    """
+
+    def __init__(self, journal: Journal, source: str, settle: Callable[[], None]) -> None:
+        self._journal = journal
+        self._source = source
+        self.settle = settle
+
+    def rows(self) -> Iterator[Row]:
+        """Yield them in the order of the plan."""
+        for row in self._journal.pending():
+            if self._waits(row):
+                yield row
+
+    def by_cut_name(self, name: str) -> Row | None:
+        """Return the row of a file name `<video_id>_<start:06d>_<end:06d>`, or None."""
+        row = self._journal.pending_by_cut_name(name)
+        return row if row is not None and self._waits(row) else None
+
+    def known(self, name: str) -> bool:
+        """Whether a file name stands for any row of the list, pending or not."""
+        return self._journal.has_cut_name(name)
+
+    def archive_done(self, name: str) -> bool:
+        """Whether an archive was read to its end, in this run or an earlier one."""
+        return bool(self._journal.setting(f"done {self._source} {name}"))
+
+    def mark_done(self, name: str) -> None:
+        """Remember that an archive was read to its end."""
+        self._journal.commit()
+        self._journal.set(f"done {self._source} {name}", value=True)
+
+    def _waits(self, row: Row) -> bool:
+        return all(answer.source != self._source for answer in row.answers)

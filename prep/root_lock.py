@@ -1,0 +1,145 @@
+"""Keeping two conversions into one root apart: a file lock on disk, an object in a bucket."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from prep.errors import KprepError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from prep.storage import Storage
+
+LOCK_NAME = ".kprep-lock"
+_TTL_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def split_lock(work: Path) -> Iterator[None]:
+    """Keep a second run of the same split on this machine out."""
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another kprep is converting this split (it holds {work}/lock); wait for it to end"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def publish_lock(storage: Storage) -> Iterator[None]:
+    """Wait until no other split is being published in a local root."""
+    if storage.local_root is None:  # a bucket is locked for the whole run
+        yield
+        return
+    descriptor = os.open(storage.local_root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def bucket_lock(storage: Storage, work: Path) -> Iterator[None]:
+    """Hold a bucket's lock while the block runs; do nothing for a local root.
+
+    The lock is an object made by a conditional PUT, renewed while we live and void after two
+    minutes. It names the work folder's owner: the work folder is locked on this machine, so a run
+    that finds its own name there follows one that was killed, and takes over at once.
+    """
+    if storage.local_root is not None:
+        yield
+        return
+    lock = _BucketLock(storage, _owner(work))
+    lock.acquire()
+    try:
+        yield
+        lock.check()
+    finally:
+        lock.release()
+
+
+def _owner(work: Path) -> str:
+    path = work / "owner"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    return path.read_text()
+
+
+class _BucketLock:
+    def __init__(self, storage: Storage, owner: str) -> None:
+        self.storage = storage
+        self.owner = owner
+        self._etag: str | None = None
+        self._ended = threading.Event()
+        self._lost: str = ""
+        self._thread = threading.Thread(target=self._renew, name="kprep-lock", daemon=True)
+
+    def acquire(self) -> None:
+        try:
+            self._etag = self.storage.put_if(LOCK_NAME, self._text(), None)
+        except FileExistsError:
+            self._take_over()
+        self._thread.start()
+
+    def _take_over(self) -> None:
+        """Replace a lock that is void or our own; UsageError while somebody else holds it."""
+        data, etag = self.storage.read_with_etag(LOCK_NAME)
+        try:
+            held: dict[str, Any] = json.loads(data)
+            left, owner = float(held["expires"]) - time.time(), held["owner"]
+        except (ValueError, KeyError, TypeError):
+            left, owner = 0.0, None
+        if owner != self.owner and left > 0:
+            raise UsageError(
+                f"another kprep is converting into {self.storage.root} (its lock is void in "
+                f"{left:.0f} s unless it lives); wait for it to end"
+            )
+        try:
+            self._etag = self.storage.put_if(LOCK_NAME, self._text(), etag)
+        except FileExistsError:
+            raise UsageError(
+                f"another kprep has just begun to convert into {self.storage.root}; wait for it"
+            ) from None
+
+    def _text(self) -> bytes:
+        return json.dumps({"owner": self.owner, "expires": time.time() + _TTL_SECONDS}).encode()
+
+    def _renew(self) -> None:
+        failing_since = 0.0
+        while not self._ended.wait(_TTL_SECONDS / 4):
+            try:
+                self._etag = self.storage.put_if(LOCK_NAME, self._text(), self._etag)
+                failing_since = 0.0
+            except FileExistsError:
+                self._lost = "another run took the lock"
+                return
+            except KprepError as error:
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > _TTL_SECONDS:
+                    self._lost = str(error)
+                    return
+
+    def check(self) -> None:
+        """Raise KprepError when the lock was lost."""
+        if self._lost:
+            raise KprepError(f"the lock of {self.storage.root} was lost: {self._lost}; run again")
+
+    def release(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self._lost:
+            with contextlib.suppress(KprepError):  # it becomes void by itself
+                self.storage.delete(LOCK_NAME)
