@@ -131,9 +131,16 @@ class Conversion:
         self._drain()
         if self._signal:
             return
+        self._end_pass(source, rows)
+
+    def _end_pass(self, source: Source, rows: JournalRows) -> None:
+        """Answer for what the source left out; after the last source nothing stays pending."""
         reason, detail = source.absence()
         for row in rows.rows():
-            self._answer(row, Answer(source.name, reason, detail))
+            self._answer(source, row, reason, detail)
+        if source is self.sources[-1] and source.several_files:
+            for row in self.journal.pending():
+                self._settle(row, _verdict(row.answers), None)
         self.journal.commit()
 
     def _take(self, source: Source, offer: Offer) -> None:
@@ -141,15 +148,13 @@ class Conversion:
         if row.row in self._in_flight:
             offer.release()
         elif offer.refusal is not None:
-            self._answer(row, Answer(source.name, *offer.refusal))
+            self._answer(source, row, *offer.refusal)
             offer.release()
             if row.row % _COMMIT_ROWS == 0:  # rows without a file come in long runs
                 self.journal.commit()
         else:
             self._in_flight.add(row.row)
-            self._encoders.submit(
-                Job((source.name, offer), encode_job(self.options, self.work, offer))
-            )
+            self._encoders.submit(Job((source, offer), encode_job(self.options, self.work, offer)))
 
     def _drain(self) -> None:
         while self._encoders.unfinished or self.builder.unfinished:
@@ -169,7 +174,7 @@ class Conversion:
             if outcome.status == Status.OK:
                 self._settle(offer.row, outcome, facts)
             elif outcome.reason is not None:
-                self._answer(offer.row, Answer(source, outcome.reason, outcome.detail))
+                self._answer(source, offer.row, outcome.reason, outcome.detail)
             self.journal.commit()
             offer.release()
         for lost in self.builder.book():
@@ -180,10 +185,10 @@ class Conversion:
                 self.journal.record_answers(row, ())
             self.journal.commit()
 
-    def _answer(self, row: Row, answer: Answer) -> None:
+    def _answer(self, source: Source, row: Row, reason: Reason, detail: str) -> None:
         """Book that a source has no clip for a row; the last source's answer settles it."""
-        answers = (*row.answers, answer)
-        if answer.source != self.sources[-1].name:
+        answers = (*row.answers, Answer(source.name, reason, detail))
+        if source is not self.sources[-1] or source.several_files:
             self.journal.record_answers(row.row, answers)
         else:
             self._settle(row, _verdict(answers), None)

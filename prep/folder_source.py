@@ -27,6 +27,8 @@ class FolderSource:
     from the list are looked up among the files found; they never become part of a path.
     """
 
+    several_files = False  # a row's files are all in one offer
+
     def __init__(self, root: Path, name: str = SOURCE_NAME) -> None:
         self.name = name
         if not root.is_dir():

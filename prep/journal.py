@@ -40,6 +40,9 @@ _COLUMNS = (
     "facts, answers"
 )
 _BATCH = 256
+# Rows of these reasons are in archives that were not read to their end; for the others, archives
+# that were must be read again
+_OF_UNREAD_ARCHIVES = frozenset({str(Reason.NETWORK), str(Reason.RATE_LIMITED)})
 
 
 @dataclass(frozen=True)
@@ -188,20 +191,21 @@ class Journal:
         """Make failed rows of the given reasons pending again; return how many."""
         wanted = [str(reason) for reason in reasons]
         marks = ",".join("?" * len(wanted))
-        shards = [
-            shard
-            for (shard,) in self._db.execute(
-                f"SELECT DISTINCT shard FROM rows WHERE status = 'failed' AND shard IS NOT NULL "  # noqa: S608
-                f"AND reason IN ({marks})",
-                wanted,
-            )
-        ]
+        failed = f"status = 'failed' AND shard IS NOT NULL AND reason IN ({marks})"
+        found = self._db.execute(f"SELECT DISTINCT shard, reason FROM rows WHERE {failed}", wanted)  # noqa: S608
+        pairs = found.fetchall()
+        if not pairs:
+            return 0
+        self._db.execute("BEGIN")
         changed = self._db.execute(
             "UPDATE rows SET status = 'pending', reason = NULL, detail = '', answers = '[]' "  # noqa: S608
-            f"WHERE status = 'failed' AND shard IS NOT NULL AND reason IN ({marks})",
+            f"WHERE {failed}",
             wanted,
         ).rowcount
-        self._db.executemany("DELETE FROM shards WHERE shard = ?", [(shard,) for shard in shards])
+        self._db.executemany("DELETE FROM shards WHERE shard = ?", {(shard,) for shard, _ in pairs})
+        if not {reason for _, reason in pairs} <= _OF_UNREAD_ARCHIVES:
+            self._db.execute("DELETE FROM settings WHERE name LIKE 'done %'")
+        self._db.execute("COMMIT")
         return changed
 
     def counts(self) -> dict[str, int]:

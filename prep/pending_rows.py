@@ -24,13 +24,15 @@ class JournalRows:
     def rows(self) -> Iterator[Row]:
         """Yield them in the order of the plan."""
         for row in self._journal.pending():
-            if self._waits(row):
+            if all(answer.source != self._source for answer in row.answers):
                 yield row
 
     def by_cut_name(self, name: str) -> Row | None:
-        """Return the row of a file name `<video_id>_<start:06d>_<end:06d>`, or None."""
-        row = self._journal.pending_by_cut_name(name)
-        return row if row is not None and self._waits(row) else None
+        """Return the row of a file name `<video_id>_<start:06d>_<end:06d>`, or None.
+
+        Also one that the source has answered with a file that gave no clip: here is another.
+        """
+        return self._journal.pending_by_cut_name(name)
 
     def known(self, name: str) -> bool:
         """Whether a file name stands for any row of the list, pending or not."""
@@ -44,6 +46,3 @@ class JournalRows:
         """Remember that an archive was read to its end."""
         self._journal.commit()
         self._journal.set(f"done {self._source} {name}", value=True)
-
-    def _waits(self, row: Row) -> bool:
-        return all(answer.source != self._source for answer in row.answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prep.http_client import FetchError
+from prep.http_client import CircuitOpenError, FetchError, StoppedError
 from prep.outcome import Reason
 from prep.source import Offer
 
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
     from prep.cvdf_source import CvdfSource
     from prep.encode import Candidate
+    from prep.segment import Segment
     from prep.source import PendingRows
     from prep.youtube_source import YoutubeSource
+
+
+_MOST_CIRCUITS = 3  # so often the site may turn us away before its other rows wait for another run
 
 
 class MirrorSource:
     """The CVDF mirror: archives are read as a stream, finished members are skipped."""
 
     name = "cvdf"
+    several_files = True  # the repaired archive and the original
 
     def __init__(self, mirror: CvdfSource) -> None:
         self.mirror = mirror
@@ -63,10 +68,13 @@ class VideoSiteSource:
     """YouTube through yt-dlp, one video at a time."""
 
     name = "youtube"
+    several_files = False
 
     def __init__(self, site: YoutubeSource) -> None:
         self.site = site
         self._refused = 0
+        self._circuits = 0
+        self._ended = ""
 
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Fetch the video of each pending row; a refusal is an answer, and the next row goes on."""
@@ -74,19 +82,32 @@ class VideoSiteSource:
             if row.segment is None:
                 continue
             try:
-                candidate = self.site.fetch(row.segment)
+                candidate = self._fetch(row.segment)
+            except (StoppedError, CircuitOpenError) as error:
+                self._ended = error.detail
+                if isinstance(error, StoppedError):
+                    raise
+                return
             except FetchError as error:
                 self._refused += 1
                 yield Offer(row, [], refusal=(Reason(error.reason), error.detail))
             else:
-                yield Offer(row, [candidate], self._release(candidate))
+                yield Offer(row, [candidate], Release(self.site, candidate))
 
-    def _release(self, candidate: Candidate) -> Release:
-        return Release(self.site, candidate)
+    def _fetch(self, segment: Segment) -> Candidate:
+        """Fetch a video; when the site turns us away, wait until it may be asked again."""
+        while True:
+            try:
+                return self.site.fetch(segment)
+            except CircuitOpenError:
+                self._circuits += 1
+                if self._circuits > _MOST_CIRCUITS:
+                    raise
+                self.site.wait_for_circuit()
 
     def absence(self) -> tuple[Reason, str]:
-        """Every row gets an offer or a refusal; none is left out."""
-        return Reason.MISSING_UPSTREAM, ""
+        """Say that the site was not asked any more: it may answer in another run."""
+        return Reason.BOT_CHECK, self._ended
 
     def stop(self) -> None:
         """End the download that is under way."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
+from prep.annotations import kinetics_class_list
 from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
@@ -62,7 +63,8 @@ def shard(options: ShardOptions) -> ShardResult:
     published = existing is not None and options.split in existing.splits
     if not published:
         _make_folders(options, work)
-    listing, notes = open_listing(options, work)
+    known_classes = existing.class_names if existing is not None else ()
+    listing, notes = open_listing(options, work, known_classes)
     settings = _settings(options, listing.sha256)
     if existing is not None and published:
         return _already_published(options, existing, settings)
@@ -297,7 +299,8 @@ def _class_names(
 ) -> tuple[str, ...]:
     """Return the class names in label order: the dataset's, those given, or the list's, sorted."""
     found = journal.labels()
-    known = options.class_list or (existing.class_names if existing else ()) or tuple(found)
+    listed = tuple(kinetics_class_list(found))
+    known = options.class_list or (existing.class_names if existing else ()) or listed
     if existing and existing.class_names and known != existing.class_names:
         raise UsageError(f"--class-list differs from the classes of {options.root}; leave it out")
     for label in found:

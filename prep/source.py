@@ -67,6 +67,9 @@ class Source(Protocol):
     """
 
     name: str
+    several_files: bool
+    """Whether a row can be offered again when the clip of its first file is refused. Then its
+    answer is final only at the end of the pass."""
 
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Yield an offer for pending rows; those left out get `absence` as their answer."""

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 _MIRROR, _SITE = "cvdf:", "youtube:"
 
 
-def open_listing(options: ShardOptions, work: Path) -> tuple[Listing, list[str]]:
+def open_listing(
+    options: ShardOptions, work: Path, known_classes: tuple[str, ...] = ()
+) -> tuple[Listing, list[str]]:
     """Return the annotation list of a conversion, and notes on where it comes from.
 
     The list that is given; else the official one, if the first source is the mirror (fetched once
-    and kept, with its sha256 in the settings); else the first folder is its own list.
+    and kept, with its sha256 in the settings); else the first folder is its own list. Labels that
+    differ only by case take the spelling of the classes that are known already.
     """
-    classes = options.class_list or ()
+    classes = options.class_list or known_classes
     if options.annotations is not None:
         return open_annotations(options.annotations, options.split, classes), []
     first = options.sources[0]

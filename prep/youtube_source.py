@@ -179,6 +179,12 @@ class YoutubeSource:
         """How long YouTube will be left alone."""
         return self._breaker.seconds_left
 
+    def wait_for_circuit(self) -> None:
+        """Return when the site may be asked again; raise StoppedError when told to stop."""
+        while (left := self.circuit_seconds_left) > 0:
+            self._check_stopped()
+            self._timing.sleep(min(left, _SLICE_SECONDS))
+
     def _admit(self) -> None:
         """Wait for the next turn; raise CircuitOpenError while the circuit is open."""
         self._check_stopped()

@@ -42,7 +42,9 @@ def test_imports_go_one_way(path):
             allowed = any(name == root or name.startswith(f"{root}.") for root in ALLOWED[package])
             assert allowed, f"{path.name}:{line} imports {name}, which {package} must not"
         if package == "prep":
-            assert head not in ("torch", "torchvision"), f"{path.name}:{line}: prep works without torch"
+            assert head not in ("torch", "torchvision"), (
+                f"{path.name}:{line}: prep works without torch"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
@@ -57,7 +59,9 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), f"{path.name}: {name}"
+            assert name not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), (
+                f"{path.name}: {name}"
+            )
             for keyword in node.keywords:
                 shell = keyword.arg == "shell" and ast.unparse(keyword.value) != "False"
                 unsafe = keyword.arg == "weights_only" and ast.unparse(keyword.value) != "True"
@@ -67,7 +71,9 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path):
 
 def test_prep_imports_neither_stream_nor_train_nor_torch_when_it_runs():
     code = "import prep.shard, prep.verify, prep.info, prep.demo, prep.shard_command, prep.encode, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert not {"torch", "stream", "train", "webdataset"} & set(done.stdout.split())
 
 
@@ -76,7 +82,9 @@ def test_help_imports_nothing_heavy():
         "import sys\nfrom prep.cli import main\nsys.argv = ['kprep', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\nprint(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert not {"torch", "numpy", "pyarrow", "av", "obstore", "rich"} & set(done.stdout.split())
 
 
@@ -91,9 +99,13 @@ def test_every_command_has_help_and_stands_in_the_guide():
 
 
 def test_no_machine_and_no_registry_in_the_project():
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     for name in listed.split():
-        text = (REPOSITORY / name).read_text(errors="replace") if (REPOSITORY / name).exists() else ""
+        text = (
+            (REPOSITORY / name).read_text(errors="replace") if (REPOSITORY / name).exists() else ""
+        )
         for word in ("/" + "work/main", "/" + "root/", "pypi" + ".org/simple"):
             assert word not in text, f"{name} holds {word}"
 
@@ -116,7 +128,9 @@ def fresh_environment(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_works_away_from_the_repository_and_without_torch(fresh_environment, motion_videos, tmp_path):
+def test_the_wheel_works_away_from_the_repository_and_without_torch(
+    fresh_environment, motion_videos, tmp_path
+):
     """`pip install kprep` alone converts, verifies and shows; it says what training needs."""
     kprep = fresh_environment / "bin" / "kprep"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -128,12 +142,17 @@ def test_the_wheel_works_away_from_the_repository_and_without_torch(fresh_enviro
         return done.stdout + done.stderr
 
     python = fresh_environment / "bin" / "python"
-    assert subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode == 1
+    assert (
+        subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode
+        == 1
+    )
     assert "shard" in run("--help")
     run("shard", motion_videos, "data", "--split", "val", "--profile", "small", "--limit", 4)
     run("verify", "data")
     assert "4 clips" in run("info", "data")
-    assert "pip install 'kprep[train]'" in run("train", "--data", "data", "--recipe", "tiny", code=2)
+    assert "pip install 'kprep[train]'" in run(
+        "train", "--data", "data", "--recipe", "tiny", code=2
+    )
     installed = subprocess.run([python, "-c", "import prep, stream, train, os; print(os.listdir(os.path.dirname(train.__file__)))"],
                                capture_output=True, text=True, check=False, cwd=tmp_path, env=clean)  # fmt: skip
     assert "py.typed" in installed.stdout or "torch" in installed.stderr

@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
@@ -71,7 +71,7 @@ def joined_world(device: str | None = None) -> Iterator[World]:
         )
     try:
         control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        yield World(rank, size, chosen, control)
+        yield World(rank, size, chosen, cast("dist.ProcessGroup", control))
     finally:
         if not adopted:
             dist.destroy_process_group()
@@ -160,9 +160,11 @@ def broadcast_text(world: World, text: str) -> str:
     """Return rank 0's text on every rank."""
     if world.size == 1:
         return text
-    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
     length = torch.tensor([len(data)])
     dist.broadcast(length, src=0, group=world.control)
+    if not int(length):
+        return ""
     data = data if world.is_first else torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(data, src=0, group=world.control)
     return data.numpy().tobytes().decode()
@@ -237,6 +239,6 @@ def _start_copy(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | No
         return loss.detach().clone(), None
     host = torch.empty((), dtype=loss.dtype, pin_memory=True)
     host.copy_(loss.detach(), non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return host, event

@@ -7,6 +7,7 @@ nothing has to be estimated; what cannot be scored is listed by name.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ import torch
 
 from prep.errors import KprepError, UsageError
 from train.distributed import World, broadcast_buffers, broadcast_text, gather_to_first
-from train.models import check_logits
-from train.transforms import eval_clips
+from train.models import run_model
+from train.transforms import eval_clips, video_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -116,6 +117,7 @@ def evaluate(
     return Accuracy(**values)
 
 
+@torch.inference_mode()
 def score_clips(
     model: torch.nn.Module,
     batches: Iterable[ClipBatch],
@@ -137,8 +139,8 @@ def score_clips(
             keys += batch.key
             views.append(batch.view)
             labels.append(batch.label)
-            logits = forward(model, eval_input(batch, recipe, device), recipe)
-            check_logits(logits, len(batch), num_classes, recipe.model.name)
+            clips = eval_clips(video_on(batch, device), recipe.augment)
+            logits = run_model(model, clips, recipe, num_classes)
             probabilities.append(logits.float().softmax(dim=1).cpu())
     finally:
         for module, training in training_modes.items():
@@ -146,6 +148,103 @@ def score_clips(
     return Scores(keys, torch.cat(views), torch.cat(labels), torch.cat(probabilities))
 
 
-def eval_input(batch: ClipBatch, recipe: Recipe, device: torch.device) -> torch.Tensor:
-    """Return the network's input for an evaluation batch, on the device."""
-    return eval_clips(batch.video_on(device), recipe.augment)
+def _gather_scores(world: World, scores: Scores) -> list[Scores]:
+    """Return the scores of all ranks on rank 0, nothing elsewhere; as tensors, without pickle."""
+    keys = gather_to_first(world, keys_to_tensor(scores.key))
+    views = gather_to_first(world, scores.view)
+    labels = gather_to_first(world, scores.label)
+    probabilities = gather_to_first(world, scores.probability)
+    return [
+        Scores(tensor_to_keys(key), view, label, probability)
+        for key, view, label, probability in zip(keys, views, labels, probabilities, strict=True)
+    ]
+
+
+def keys_to_tensor(keys: list[str]) -> torch.Tensor:
+    """Return keys as uint8 (N, longest), padded with zero bytes; no key holds one."""
+    encoded = [key.encode() for key in keys]
+    longest = max(map(len, encoded), default=0)
+    padded = b"".join(key.ljust(longest, b"\0") for key in encoded)
+    if not padded:
+        return torch.empty((len(keys), longest), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(padded), dtype=torch.uint8).view(len(keys), longest)
+
+
+def tensor_to_keys(tensor: torch.Tensor) -> list[str]:
+    """Invert `keys_to_tensor`, whatever the width that was padded to."""
+    return [row.tobytes().rstrip(b"\0").decode() for row in tensor.numpy()]
+
+
+def count_hits(parts: Sequence[Scores], protocol_text: str, unscored: list[str]) -> Accuracy:
+    """Turn the scores of all ranks into accuracies.
+
+    A video is all clips of one key. The result does not depend on how clips are spread over parts.
+    Raises UsageError when nothing has a label, and KprepError when a (key, view) occurs twice.
+    """
+    clips = sorted(
+        (
+            (key, int(view), int(label), part.probability[row])
+            for part in parts
+            for row, (key, view, label) in enumerate(
+                zip(part.key, part.view, part.label, strict=True)
+            )
+        ),
+        key=lambda clip: clip[:2],
+    )
+    _refuse_repeats([clip[:2] for clip in clips])
+    videos = {key: label for key, _, label, _ in clips}
+    labeled = [clip for clip in clips if clip[2] >= 0]
+    if not labeled:
+        raise UsageError(
+            "no video of the evaluation split could be scored against a label; "
+            "evaluate a split that has labels, or train with --val-split none"
+        )
+    labels = torch.tensor([label for _, _, label, _ in labeled])
+    probability = torch.stack([scores for _, _, _, scores in labeled]).double()
+    video_probability, video_labels = _mean_by_video(
+        [clip[0] for clip in labeled], probability, labels
+    )
+    clip_top1, clip_top5 = _top_shares(probability, labels)
+    video_top1, video_top5 = _top_shares(video_probability, video_labels)
+    return Accuracy(
+        clip_top1=clip_top1,
+        clip_top5=clip_top5,
+        video_top1=video_top1,
+        video_top5=video_top5,
+        clips=len(labeled),
+        videos=len(video_labels),
+        unlabeled=sum(label < 0 for label in videos.values()),
+        protocol=protocol_text,
+        unscored=unscored,
+    )
+
+
+def _refuse_repeats(clips: list[tuple[str, int]]) -> None:
+    """Raise KprepError where two neighbours of a sorted list are the same clip."""
+    for before, after in itertools.pairwise(clips):
+        if before == after:
+            raise KprepError(
+                f"clip {after[0]} (view {after[1]}) was scored twice; "
+                "the ranks' slices must not overlap: check their rank and world size"
+            )
+
+
+def _mean_by_video(
+    keys: list[str], probability: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average the rows of each key; rows of one key stand together.
+
+    Returns:
+        float64 (videos, C) and int64 (videos,).
+    """
+    starts = [row for row, key in enumerate(keys) if row == 0 or keys[row - 1] != key]
+    lengths = torch.tensor([b - a for a, b in itertools.pairwise([*starts, len(keys)])])
+    video = torch.repeat_interleave(torch.arange(len(starts)), lengths)
+    sums = torch.zeros(len(starts), probability.shape[1], dtype=probability.dtype)
+    return sums.index_add_(0, video, probability) / lengths[:, None], labels[starts]
+
+
+def _top_shares(probability: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Return the shares of rows whose label is the best, and among the best min(5, C)."""
+    best = probability.topk(min(5, probability.shape[1]), dim=1).indices == labels[:, None]
+    return best[:, 0].double().mean().item(), best.any(dim=1).double().mean().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -31,7 +32,7 @@ def launch(num_processes: int, target: Callable[..., object], *arguments: object
     the KprepError of a process that fails with one, and a KprepError for any other end, after all
     processes are gone.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     # The store's port is chosen by the system and held by this process: no other run can take it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -40,7 +41,7 @@ def launch(num_processes: int, target: Callable[..., object], *arguments: object
     processes = [
         context.Process(
             target=_run_rank,
-            args=(rank, num_processes, store.port, pipes[rank][1], target, arguments),
+            args=(_environment(rank, num_processes, store.port), pipes[rank][1], target, arguments),
         )
         for rank in range(num_processes)
     ]
@@ -53,35 +54,44 @@ def launch(num_processes: int, target: Callable[..., object], *arguments: object
         _end(processes)
 
 
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """Return the variables that torchrun would set for one process."""
+    threads = max(1, (os.cpu_count() or 1) // size)
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store: rank 0 makes none
+        # N processes with a thread for each core would only fight over them
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+
+
 def _run_rank(
-    rank: int,
-    size: int,
-    port: int,
+    environment: dict[str, str],
     report: Connection,
     target: Callable[..., object],
     arguments: tuple[object, ...],
 ) -> None:
     """Be one rank: run the target, and report the error that ended it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher holds the store; rank 0 makes none
-    )
-    # torchrun's default as well: N processes with a thread for each core would only fight
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    os.environ.update(environment)
     try:
         target(*arguments)
     except KprepError as error:
         report.send((error.exit_code, str(error)))
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception:  # noqa: BLE001 - whatever it is, the launcher shows it
         report.send((0, traceback.format_exc()))
         sys.exit(1)
+    finally:
+        # process groups that hang in a reference cycle until the interpreter is torn down abort it
+        gc.collect()
 
 
 def _end_with_parent() -> None:
@@ -103,9 +113,7 @@ def _watch(processes: list[SpawnProcess], receivers: list[Connection]) -> None:
                 raise _cause(processes, receivers, rank)
 
 
-def _cause(
-    processes: list[SpawnProcess], receivers: list[Connection], first: int
-) -> KprepError:
+def _cause(processes: list[SpawnProcess], receivers: list[Connection], first: int) -> KprepError:
     """Return the error to show: a rank's own sentence if there is one, else how `first` ended."""
     reports = {rank: _report(receiver) for rank, receiver in enumerate(receivers)}
     for exit_code, message in filter(None, reports.values()):

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prep.errors import UsageError
 
@@ -33,10 +33,10 @@ class DataRecipe:
     """Batches whose gradients are summed up before one optimiser step."""
     workers: int = 4
     """Processes of each rank that read and decode; 0 decodes in the training process."""
-    layout: str = "yuv420"
+    layout: Literal["yuv420", "rgb"] = "yuv420"
     """What workers hand over: "yuv420" (half the bytes, converted on the device) or "rgb"."""
-    short: str = "skip"
-    """Videos that are too short for a clip: "skip" leaves them out, "pad" repeats the last frame."""
+    short: Literal["skip", "pad"] = "skip"
+    """Videos shorter than a clip: "skip" leaves them out, "pad" repeats their last frame."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ModelRecipe:
 class OptimRecipe:
     """The optimiser and the loss."""
 
-    name: str = "sgd"
+    name: Literal["sgd", "adamw"] = "sgd"
     """"sgd" or "adamw"."""
     lr: float = 0.01
     """Learning rate for `lr_batch` clips a step; the rate used is lr * B / lr_batch."""
@@ -111,7 +111,7 @@ class EvalRecipe:
     """Frames of a clip; 0: as in training."""
     clips_per_video: int = 1
     """Clips of every video, over which its class probabilities are averaged."""
-    placement: str = "even"
+    placement: Literal["even", "torchvision"] = "even"
     """"even" (one clip is the middle one) or "torchvision" (one clip is the first)."""
     batch_size: int = 0
     """Clips that one rank takes through the model at a time; 0: as in training."""
@@ -125,7 +125,7 @@ class RunRecipe:
 
     seed: int = 0
     """Decides the order, the clips, the augmentation and the first weights."""
-    precision: str = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
     """"float32", or "bf16": matrix products and convolutions in bfloat16 (autocast)."""
     channels_last_3d: bool = False
     """Keep activations as (N, T, H, W, C) in memory: faster bf16 convolutions on NVIDIA GPUs."""
@@ -179,14 +179,6 @@ _SECTIONS: dict[str, type[Any]] = {
     "augment": AugmentRecipe,
     "eval": EvalRecipe,
     "run": RunRecipe,
-}
-
-_CHOICES = {
-    "data.layout": ("yuv420", "rgb"),
-    "data.short": ("skip", "pad"),
-    "optim.name": ("sgd", "adamw"),
-    "eval.placement": ("even", "torchvision"),
-    "run.precision": ("float32", "bf16"),
 }
 
 # key: (least, most); a bound that is None does not exist
@@ -304,6 +296,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()  # model.name=r3d_18
     _known(section, list(_SECTIONS), "section", "--set")
+    hints = get_type_hints(_SECTIONS[section])
+    _known(name, list(hints), f"key in [{section}]", "--set")
+    _typed(value, hints[name], f"{section}.{name}", "--set")
     values.setdefault(section, {})
     if isinstance(values[section], dict):
         values[section] = {**values[section], name: value}
@@ -334,6 +329,11 @@ def _typed(value: Any, hint: Any, key: str, where: str) -> Any:
             return tuple(_typed(part, kinds[0], key, where) for part in value)
         wanted = f"a list of {'' if many else f'{len(kinds)} '}{kinds[0].__name__}"
         raise UsageError(f"{key} in {where} must be {wanted}, not {value!r}")
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = " or ".join(map(repr, get_args(hint)))
+            raise UsageError(f"{key} in {where} must be {choices}, not {value!r}")
+        return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -342,11 +342,6 @@ def _typed(value: Any, hint: Any, key: str, where: str) -> Any:
 
 
 def _check_ranges(recipe: Recipe) -> None:
-    for key, choices in _CHOICES.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(recipe, section), name)
-        if value not in choices:
-            raise UsageError(f"{key} ({value!r}) must be {' or '.join(map(repr, choices))}")
     for key, (least, most) in _RANGES.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(recipe, section), name)

@@ -7,6 +7,7 @@ random draws come from `train.augment`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,12 +44,10 @@ def eval_clips(batch: ClipBatch, recipe: AugmentRecipe) -> torch.Tensor:
     top, left = (
         round((size - crop) / 2) for size, crop in zip(recipe.resize, recipe.crop, strict=True)
     )
-    return clips_from_draws(batch, recipe, [Draws(False, top, left)] * len(batch))
+    return clips_from_draws(batch, recipe, [Draws(flip=False, top=top, left=left)] * len(batch))
 
 
-def clips_from_draws(
-    batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]
-) -> torch.Tensor:
+def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]) -> torch.Tensor:
     """Resize, flip, crop and normalise each clip by its own draws.
 
     Returns:
@@ -57,7 +56,7 @@ def clips_from_draws(
     height, width = recipe.crop
     frames = batch.video.shape[1]
     device = batch.video.device
-    clips = torch.empty((len(batch), 3, frames, height, width), device=device)
+    clips = torch.empty((len(batch), 3, frames, height, width), dtype=torch.float32, device=device)
     for (clip_height, clip_width), members in _by_size(batch).items():
         pixels = rgb_planes(batch, members, clip_height, clip_width)
         resized = resize_clips(pixels, recipe.resize)
@@ -66,6 +65,14 @@ def clips_from_draws(
     mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1, 1)
     std = torch.tensor(recipe.std, device=device).view(3, 1, 1, 1)
     return clips.sub_(mean).div_(std)
+
+
+def video_on(batch: ClipBatch, device: torch.device) -> ClipBatch:
+    """Return the batch with its pixels on `device`; sizes, labels and views stay on the CPU.
+
+    They decide which kernels are started: reading them back from a device would wait for its queue.
+    """
+    return replace(batch, video=batch.video.to(device, non_blocking=True))
 
 
 def rgb_planes(batch: ClipBatch, members: list[int], height: int, width: int) -> torch.Tensor:
@@ -91,7 +98,7 @@ def resize_clips(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         frames = functional.interpolate(
             frames, size=size, mode="bilinear", align_corners=False, antialias=False
         )
-    return frames.unflatten(0, pixels.shape[:2])
+    return frames.reshape(*pixels.shape[:2], *frames.shape[1:])
 
 
 def _by_size(batch: ClipBatch) -> dict[tuple[int, int], list[int]]:

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prep.errors import KprepError, UsageError
+from train.checkpoint import (
+    Checkpoint,
+    check_class_names,
+    checkpoint_path,
+    checkpoints_in,
+    find_checkpoint,
+    load_checkpoint,
+    rotate_checkpoints,
+    save_checkpoint,
+)
+
+SAVED = Checkpoint(
+    epoch=3,
+    step=12,
+    model={"weight": torch.arange(4.0)},
+    optimizer={"state": {0: {"momentum_buffer": torch.ones(4)}}, "param_groups": [{"lr": 0.1}]},
+    recipe='name = "x"\n',
+    class_names=["a", "b"],
+    loader={"epoch": 2, "step": 4},
+    rng={"cpu": torch.get_rng_state()[None]},
+)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path / "new", 3)
+    save_checkpoint(path, SAVED)
+    found = load_checkpoint(path)
+    assert torch.equal(found.model["weight"], SAVED.model["weight"])
+    assert torch.equal(found.rng["cpu"], SAVED.rng["cpu"])
+    assert found.optimizer["param_groups"] == [{"lr": 0.1}]
+    same = {"model": {}, "optimizer": None, "rng": {}}
+    assert replace(found, **same) == replace(SAVED, **same)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    save_checkpoint(path, SAVED)
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(KprepError, match=r"epoch-0003.pt cannot be written: .*No space left"):
+        save_checkpoint(path, replace(SAVED, step=99))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for epoch in (1, 2, 9, 10, 10_000):
+        checkpoint_path(tmp_path, epoch).touch()
+    (tmp_path / "notes.pt").touch()
+    rotate_checkpoints(tmp_path, keep=2)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["epoch-0010.pt", "epoch-10000.pt"]
+    assert (tmp_path / "notes.pt").exists()
+
+
+def test_which_checkpoint_resume_means(tmp_path: Path) -> None:
+    directory = tmp_path / "run" / "checkpoints"
+    assert find_checkpoint("auto", directory) is None
+    directory.mkdir(parents=True)
+    assert find_checkpoint("auto", directory) is None
+    with pytest.raises(UsageError, match="no checkpoint in this directory"):
+        find_checkpoint(str(tmp_path / "run"), directory)
+    newest = checkpoint_path(directory, 2)
+    newest.touch()
+    checkpoint_path(directory, 1).touch()
+    (directory / ".epoch-0003.pt.77.tmp").touch()  # a write that was cut off
+    assert find_checkpoint("auto", directory) == newest
+    assert find_checkpoint(str(tmp_path / "run"), tmp_path) == newest
+    assert find_checkpoint(str(directory), tmp_path) == newest
+    assert find_checkpoint("other.pt", directory) == Path("other.pt")
+
+
+class _Harmful:
+    """Would touch a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.pt")
+    path = tmp_path / "x.pt"
+    torch.save({"model": {}}, path)
+    with pytest.raises(UsageError, match="not a checkpoint of kprep"):
+        load_checkpoint(path)
+    for damaged in (b"", b"hello", b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(damaged)
+        with pytest.raises(KprepError, match=r"x.pt cannot be read"):
+            load_checkpoint(path)
+    save_checkpoint(path, SAVED)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(KprepError, match=r"x.pt cannot be read"):
+        load_checkpoint(path)
+
+
+def test_loading_executes_nothing(tmp_path: Path) -> None:
+    path, touched = tmp_path / "x.pt", tmp_path / "touched"
+    torch.save({"format": "kprep-checkpoint-1", "model": _Harmful(touched)}, path)
+    with pytest.raises(KprepError, match="cannot be read"):
+        load_checkpoint(path)
+    assert not touched.exists()
+
+
+def test_other_classes_are_refused_by_name() -> None:
+    path = Path("x.pt")
+    check_class_names(["a", "b"], ["a", "b"], path)
+    with pytest.raises(UsageError, match="class 1 is 'b', the dataset's 'c'"):
+        check_class_names(["a", "b"], ["a", "c"], path)
+    with pytest.raises(UsageError, match="2 classes, the dataset 3"):
+        check_class_names(["a", "b"], ["a", "b", "c"], path)

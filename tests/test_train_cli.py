@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import train
+from prep.errors import UsageError
+from train.cli import train as command
+
+
+def test_the_public_names_are_these() -> None:
+    assert train.__all__ == [
+        "Accuracy",
+        "Recipe",
+        "Trainer",
+        "World",
+        "build_model",
+        "evaluate",
+        "joined_world",
+        "load_recipe",
+        "train",
+    ]
+    for name in train.__all__:
+        home = importlib.import_module(train._HOMES[name])
+        assert getattr(train, name) is getattr(home, name)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = train.nothing
+
+
+def test_help_needs_no_torch_and_shows_examples() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from train.cli import train;"
+        "result = CliRunner().invoke(train, ['--help']); print(result.output);"
+        "sys.exit(result.exit_code or ('torch' in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kprep train --data k400 --recipe resnet --nproc 8" in done.stdout
+
+
+def test_the_options_are_these() -> None:
+    names = {option for parameter in command.params for option in parameter.opts}
+    assert names == {
+        "--data",
+        "--recipe",
+        "--set",
+        "--output",
+        "--nproc",
+        "--resume",
+        "--train-split",
+        "--val-split",
+        "--epochs",
+        "--device",
+        "--test-only",
+    }
+
+
+def test_every_option_stands_in_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    for parameter in command.params:
+        assert f"`{parameter.opts[0]}" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "resnt"], "did you mean 'resnet'"),
+        (["--recipe", "tiny", "--set", "optim.momentun=1"], "did you mean 'momentum'"),
+        (["--recipe", "tiny", "--epochs", "0"], "schedule.epochs"),
+    ],
+)
+def test_mistakes_are_errors_of_usage(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(command, ["--data", "x", *options])
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+
+
+def test_a_missing_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.cli.find_spec", lambda name: None)
+    result = CliRunner().invoke(command, ["--data", "x", "--recipe", "tiny"])
+    assert isinstance(result.exception, UsageError)
+    assert "pip install 'kprep[train]'" in str(result.exception)

@@ -1,0 +1,217 @@
+"""Training on a converted dataset: four classes that only motion tells apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from conftest import run_kprep
+
+from prep.errors import KprepError, UsageError
+from train import load_recipe, train
+from train.checkpoint import load_checkpoint
+from train.launch import launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stream import ClipBatch
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+SHORT = ("schedule.epochs=1", "run.log_every_steps=5")
+
+
+def _lines(output: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for a core that another process has make a small network many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(motion_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of the tiny recipe, run as a user runs it."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    options = ("--data", motion_dataset, "--recipe", "tiny", "--output", output)
+    done = run_kprep("train", *options, "--device", "cpu", OMP_NUM_THREADS="1")
+    assert "learning rate 0.003 = 0.003 x 16 / 16 (factor 1" in done.stdout
+    assert "clips/s" in done.stdout
+    return output
+
+
+def test_the_tiny_recipe_learns_motion(trained: Path) -> None:
+    last = _lines(trained, "eval")[-1]
+    assert last["videos"] == 40
+    assert last["video_top1"] > 0.9  # chance is 0.25
+    assert last["protocol"] == "2 x 8 frames @ 7.5 fps, even placement, centre crop"
+
+
+def _shuffle_each(batch: ClipBatch) -> ClipBatch:
+    """Put the frames of each clip into an order of its own."""
+    frames = [clip[torch.randperm(len(clip))] for clip in batch.video]
+    return replace(batch, video=torch.stack(frames))
+
+
+def test_without_the_order_of_frames_there_is_nothing_to_learn(
+    motion_dataset: Path, tmp_path: Path
+) -> None:
+    """The same training stays near chance (0.25 of 40 videos, standard deviation 0.07)."""
+    recipe = load_recipe("tiny")
+    metrics = train(recipe, motion_dataset, tmp_path, device="cpu", transform_batch=_shuffle_each)
+    assert metrics["video_top1"] < 0.25 + 4 * 0.07
+
+
+def test_test_only_gives_the_number_of_the_run(trained: Path, motion_dataset: Path) -> None:
+    options = ("--data", motion_dataset, "--recipe", "tiny", "--output", trained)
+    done = run_kprep("train", *options, "--resume", trained / "final.pt", "--test-only")
+    share = _lines(trained, "eval")[-1]["video_top1"]
+    assert f"video top-1 {share:.2%}" in done.stdout
+    assert "loss" not in done.stdout
+
+
+def test_videos_too_short_for_the_protocol_are_counted_and_left_out(
+    trained: Path, motion_dataset: Path
+) -> None:
+    """16 frames at 7.5 of 15 fps span 31 stored frames; the videos have 22 to 45."""
+    options = ("--data", motion_dataset, "--recipe", "tiny", "--set", "eval.frames=16")
+    done = run_kprep("train", *options, "--resume", trained, "--test-only", OMP_NUM_THREADS="1")
+    videos = int(re.findall(r"\((\d+) videos", done.stdout)[0])
+    unscored = int(re.findall(r"(\d+) not scored", done.stdout)[0])
+    assert unscored > 0
+    assert videos + unscored == 40
+    assert "2 x 16 frames @ 7.5 fps" in done.stdout
+
+
+def _evaluate(data: str, trained: str, output: str) -> None:
+    recipe = load_recipe("tiny", ["eval.batch_size=7"])
+    metrics = train(recipe, data, output, resume=trained, device="cpu", test_only=True)
+    (Path(output) / f"{torch.initial_seed()}.json").write_text(json.dumps(metrics))
+
+
+def test_three_ranks_score_exactly_what_one_does(
+    trained: Path, motion_dataset: Path, tmp_path: Path
+) -> None:
+    """80 clips in batches of 7 fill no rank evenly."""
+    launch(3, _evaluate, str(motion_dataset), str(trained), str(tmp_path))
+    found = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    last = _lines(trained, "eval")[-1]
+    assert len(found) == 3
+    for metrics in found:
+        assert {name: metrics[name] for name in metrics if "top" in name} == {
+            name: last[name] for name in last if "top" in name
+        }
+
+
+def test_the_same_seed_gives_the_same_weights(motion_dataset: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("tiny", SHORT)
+    models = []
+    for name in ("a", "b"):
+        train(recipe, motion_dataset, tmp_path / name, val_split=None, device="cpu")
+        models.append(load_checkpoint(tmp_path / name / "final.pt").model)
+    torch.testing.assert_close(models[0], models[1], rtol=0, atol=0)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(motion_dataset: Path, tmp_path: Path) -> None:
+    runs = {"whole": (None, 2), "cut": (None, 1), "cut again": ("auto", 2)}
+    for name, (resume, epochs) in runs.items():
+        recipe = load_recipe("tiny", [f"schedule.epochs={epochs}"])
+        output = tmp_path / name.split()[0]
+        train(recipe, motion_dataset, output, val_split=None, resume=resume, device="cpu")
+    models = [load_checkpoint(tmp_path / name / "final.pt").model for name in ("whole", "cut")]
+    torch.testing.assert_close(models[0], models[1], rtol=0, atol=0)
+
+
+FROZEN = ("model.freeze_batchnorm=true", "optim.name=sgd", "optim.lr=0.01")
+
+
+def _record(data: str, output: str, overrides: tuple[str, ...]) -> None:
+    """Train, and write down which clips this rank saw."""
+    seen: list[str] = []
+
+    def note(batch: ClipBatch) -> ClipBatch:
+        views, starts = batch.view.tolist(), batch.start_frame.tolist()
+        seen.extend(map(str, zip(batch.key, views, starts, strict=True)))
+        return batch
+
+    recipe = load_recipe("tiny", [*SHORT, *FROZEN, *overrides])
+    train(recipe, data, output, val_split=None, device="cpu", transform_batch=note)
+    (Path(output) / f"seen-{torch.initial_seed()}").write_text("\n".join(seen))
+
+
+def test_two_ranks_and_one_see_the_same_clips_and_reach_the_same_weights(
+    motion_dataset: Path, tmp_path: Path
+) -> None:
+    data = str(motion_dataset)
+    _record(data, str(tmp_path / "one"), ("data.batch_size=16",))
+    launch(2, _record, data, str(tmp_path / "two"), ("data.batch_size=8",))
+    seen = {
+        name: [path.read_text().splitlines() for path in sorted((tmp_path / name).glob("seen-*"))]
+        for name in ("one", "two")
+    }
+    assert [len(rank) for rank in seen["two"]] == [160, 160]
+    assert sorted(seen["one"][0]) == sorted(seen["two"][0] + seen["two"][1])
+    one, two = (load_checkpoint(tmp_path / name / "final.pt").model for name in ("one", "two"))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    losses = [_lines(tmp_path / name, "train")[-1]["loss"] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_nproc_trains_and_reports_once(motion_dataset: Path, tmp_path: Path) -> None:
+    options = ("--data", motion_dataset, "--recipe", "tiny", "--output", tmp_path / "run")
+    done = run_kprep("train", *options, "--nproc", 2, "--epochs", 1, "--set", "data.workers=1")
+    assert "2 process(es) on cpu; 10 steps an epoch" in done.stdout
+    assert "learning rate 0.006 = 0.003 x 32 / 16 (factor 2" in done.stdout
+    assert done.stdout.count("after 1 epochs") == 1
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_sentence(
+    motion_dataset: Path, tmp_path: Path
+) -> None:
+    options = ("--data", motion_dataset, "--recipe", "tiny", "--output", tmp_path / "run")
+    settings = ("--set", "optim.lr=1e30", "--set", "optim.name=sgd")
+    done = run_kprep("train", *options, *settings, "--nproc", 2, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("the loss is not finite") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_split": "trian"}, "trian"),
+        ({"val_split": "test"}, "test"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"resume": "nowhere.pt"}, "nowhere.pt does not exist"),
+        ({"test_only": True}, "needs a checkpoint"),
+        ({"device": "tpu"}, "must be cpu or cuda"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(
+    motion_dataset: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    options = {"data": motion_dataset, "output": tmp_path, "device": "cpu", **changes}
+    with pytest.raises(KprepError, match=message):
+        train(load_recipe("tiny"), **options)
+
+
+def test_an_output_with_checkpoints_is_not_overwritten(trained: Path, motion_dataset: Path) -> None:
+    with pytest.raises(UsageError, match="earlier run; go on with --resume auto"):
+        train(load_recipe("tiny"), motion_dataset, trained, device="cpu")
+
+
+def test_resuming_with_another_batch_names_the_field(trained: Path, motion_dataset: Path) -> None:
+    recipe = load_recipe("tiny", ["data.batch_size=8", "schedule.epochs=16"])
+    with pytest.raises(UsageError, match="global_batch"):
+        train(recipe, motion_dataset, trained, resume="auto", device="cpu")

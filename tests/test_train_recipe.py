@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import ast
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train.recipe as recipe_module
+from prep.errors import UsageError
+from train.recipe import (
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_differences,
+    recipe_from_dict,
+    recipe_names,
+)
+
+
+def test_the_resnet_recipe_is_torchvisions() -> None:
+    recipe = load_recipe("resnet")
+    assert recipe.model.name == "r2plus1d_18"
+    assert (recipe.data.frames, recipe.data.fps, recipe.data.clips_per_video) == (16, 15, 5)
+    # 0.01 for 24 clips is 0.64 for the original's 64 GPUs x 24 clips
+    assert recipe.optim.lr * 64 * 24 / recipe.optim.lr_batch == pytest.approx(0.64)
+    assert (recipe.optim.name, recipe.optim.momentum, recipe.optim.weight_decay) == (
+        "sgd",
+        0.9,
+        1e-4,
+    )
+    assert recipe.schedule.milestones == (20, 30, 40)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (45, 10)
+    assert (recipe.schedule.warmup_factor, recipe.schedule.gamma) == (0.001, 0.1)
+    assert (recipe.augment.resize, recipe.augment.crop) == ((128, 171), (112, 112))
+    assert recipe.augment.flip == 0.5
+    assert recipe.augment.mean == (0.43216, 0.394666, 0.37645)
+    assert recipe.augment.std == (0.22803, 0.22145, 0.216989)
+    assert (recipe.eval.clips_per_video, recipe.eval.placement) == (5, "torchvision")
+
+
+def test_the_s3d_recipe_is_torchvisions() -> None:
+    recipe = load_recipe("s3d")
+    assert (recipe.data.frames, recipe.data.batch_size, recipe.eval_frames) == (64, 12, 128)
+    assert recipe.optim.lr * 64 * 12 / recipe.optim.lr_batch == pytest.approx(0.2)
+    assert (recipe.augment.resize, recipe.augment.crop) == ((256, 256), (224, 224))
+    assert recipe.model.sync_batchnorm
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_written_back_is_the_same(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert parse_recipe(recipe.to_toml(), "test") == recipe
+
+
+@given(
+    name=st.text(st.characters(exclude_categories=["Cs"])),
+    lr=st.floats(0, 1e6),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_any_values_survive_toml(name: str, lr: float, seed: int) -> None:
+    recipe = Recipe(name=name)
+    recipe = replace(recipe, optim=replace(recipe.optim, lr=lr), run=replace(recipe.run, seed=seed))
+    assert parse_recipe(recipe.to_toml(), "test") == recipe
+
+
+def test_overrides_apply_in_order_and_strings_need_no_quotes() -> None:
+    overrides = ["optim.lr=1", "optim.lr=0.5", "model.name=r3d_18", "schedule.milestones=[1, 2.5]"]
+    recipe = load_recipe("resnet", overrides)
+    assert (recipe.optim.lr, recipe.model.name) == (0.5, "r3d_18")
+    assert recipe.schedule.milestones == (1, 2.5)
+    assert recipe_differences(load_recipe("resnet"), recipe) == [
+        "model.name: r2plus1d_18 -> r3d_18",
+        "optim.lr: 0.01 -> 0.5",
+        "schedule.milestones: (20.0, 30.0, 40.0) -> (1.0, 2.5)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning=1", "'learning' .* no key in \\[optim\\]"),
+        ("optim.momentun=0.5", "did you mean 'momentum'"),
+        ("optm.lr=1", "did you mean 'optim'"),
+        ("optim.lr", "section.key=value"),
+        ("lr=1", "section.key=value"),
+        ("optim.lr=fast", "optim.lr in .* must be of type float, not 'fast'"),
+        ("optim.lr=-1", "optim.lr \\(-1.0\\) must be at least 0"),
+        ("optim.lr=nan", "optim.lr \\(nan\\) must be"),
+        ("optim.name=sdg", "optim.name in .* must be 'sgd' or 'adamw', not 'sdg'"),
+        ("data.frames=16.5", "data.frames in .* must be of type int"),
+        ("data.frames=true", "data.frames in .* must be of type int"),
+        ("data.frames=0", "data.frames \\(0\\) must be at least 1"),
+        ("data.fps=0", "data.fps .* above 0"),
+        ("augment.crop=[112]", "augment.crop in .* list of 2 int"),
+        ("augment.crop=[200, 112]", "augment.crop .* must fit into augment.resize"),
+        ("augment.std=[1, 1, 0]", "augment.std"),
+        ("run.precision=fp8", "'float32' or 'bf16'"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_a_clear_sentence(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_recipe("resnet", [override])
+
+
+def test_unknown_recipes_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'resnet'"):
+        load_recipe("resnt")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_recipe(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[optim\nlr = 1")
+    with pytest.raises(UsageError, match=r"broken.toml is not TOML"):
+        load_recipe(broken)
+    with pytest.raises(UsageError, match=r"'optimizer' in .* did you mean 'optim'"):
+        recipe_from_dict({"optimizer": {}})
+    with pytest.raises(UsageError, match="must be a section"):
+        recipe_from_dict({"optim": 3})
+
+
+def test_a_file_of_ones_own_is_named_after_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[optim]\nlr = 2\n")
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.optim.lr) == ("mine", 2.0)
+    assert isinstance(recipe.optim.lr, float)
+
+
+def _documented_fields() -> set[str]:
+    tree = ast.parse(Path(recipe_module.__file__).read_text())
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for entry, after in zip(node.body, node.body[1:], strict=False):
+                has_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if (
+                    isinstance(entry, ast.AnnAssign)
+                    and isinstance(entry.target, ast.Name)
+                    and has_text
+                ):
+                    found.add(f"{node.name}.{entry.target.id}")
+    return found
+
+
+def test_every_setting_has_a_description_and_stands_in_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    documented = _documented_fields()
+    for section, kind in recipe_module._SECTIONS.items():
+        for entry in fields(kind):
+            assert f"{kind.__name__}.{entry.name}" in documented
+            assert f"`{section}.{entry.name}`" in page

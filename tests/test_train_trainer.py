@@ -1,0 +1,278 @@
+"""The trainer on clips made in memory; with a real dataset it is in test_train_integration.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from prep.errors import DatasetError, KprepError, UsageError
+from stream import ClipBatch
+from train.checkpoint import checkpoints_in, load_checkpoint
+from train.distributed import World, joined_world
+from train.launch import launch
+from train.recipe import Recipe, load_recipe
+from train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CPU = World(0, 1, torch.device("cpu"), None)
+SMALL = [
+    "data.frames=4",
+    "data.batch_size=4",
+    "augment.resize=[20, 20]",
+    "augment.crop=[16, 16]",
+    "schedule.epochs=2",
+    "schedule.milestones=[]",
+    "run.log_every_steps=2",
+    "optim.lr_batch=8",
+]
+
+# Two epochs of six steps, logged every second one: not the first of an epoch (losses arrive two
+# steps late), and the last of an epoch in any case.
+LOGGED_STEPS = [4, 6, 10, 12]
+
+
+def _recipe(*overrides: str) -> Recipe:
+    return load_recipe("tiny", [*SMALL, *overrides])
+
+
+def _batch(numbers: list[int], epoch: int = 0) -> ClipBatch:
+    """Clips whose pixels are a function of their number and the epoch."""
+    videos = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(1000 * epoch + number)
+        videos.append(torch.randint(0, 256, (4, 24, 24, 3), dtype=torch.uint8, generator=generator))
+    count = len(numbers)
+    return ClipBatch(
+        video=torch.stack(videos),
+        size=torch.full((count, 2), 24),
+        label=torch.tensor([number % 3 for number in numbers]),
+        key=[f"clip{number}" for number in numbers],
+        start_frame=torch.zeros(count, dtype=torch.int64),
+        view=torch.zeros(count, dtype=torch.int64),
+        layout="rgb",
+    )
+
+
+class _Loader:
+    """What `clip_loader` offers, for 24 clips in memory and in order."""
+
+    def __init__(self, world: World, batch_size: int, accumulate: int = 1) -> None:
+        self.class_names = ["a", "b", "c"]
+        self.num_clips = 24
+        self.unscored: list[str] = []
+        self.global_batch = world.size * batch_size * accumulate
+        self.steps_per_epoch = self.num_clips // self.global_batch
+        self._rank, self._batch_size, self._accumulate = world.rank, batch_size, accumulate
+        self._epoch = 0
+        self.loaded: list[dict[str, Any]] = []
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        for step in range(self.steps_per_epoch):
+            for micro in range(self._accumulate):
+                first = step * self.global_batch
+                first += (self._rank * self._accumulate + micro) * self._batch_size
+                yield _batch(list(range(first, first + self._batch_size)), self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded.append(state)
+
+
+def _trainer(output: Path, recipe: Recipe, world: World = CPU, **options: Any) -> Trainer:
+    loader = _Loader(world, recipe.data.batch_size, recipe.data.accumulate)
+    return Trainer(recipe, world, loader, None, output, **options)
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def _assert_same(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **close: Any
+) -> None:
+    assert one.keys() == other.keys()
+    torch.testing.assert_close(one, other, **(close or {"rtol": 0, "atol": 0}))
+
+
+def _lines(output: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+def test_a_run_writes_checkpoints_metrics_and_its_recipe(tmp_path: Path) -> None:
+    recipe = _recipe("run.keep_checkpoints=1")
+    metrics = _trainer(tmp_path, recipe).fit()
+    assert (metrics["epochs"], metrics["steps"]) == (2, 12)
+    assert [path.name for path in checkpoints_in(tmp_path / "checkpoints")] == ["epoch-0002.pt"]
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
+    assert load_checkpoint(tmp_path / "final.pt").optimizer is None
+    lines = _lines(tmp_path, "train")
+    assert [line["step"] for line in lines] == LOGGED_STEPS
+    assert all(0 <= line["data_wait_share"] <= 1 for line in lines)
+    assert all(line["clips_per_second"] > 0 for line in lines)
+    assert lines[-1]["loss"] == metrics["loss"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    weights = []
+    for number, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(number)  # what ran before must not matter
+        trainer = _trainer(tmp_path / str(number), _recipe(f"run.seed={seed}"))
+        trainer.fit()
+        weights.append(_weights(trainer))
+    _assert_same(weights[0], weights[1])
+    assert not torch.equal(weights[0]["0.weight"], weights[2]["0.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
+    overrides = (f"optim.name={optimizer}", "schedule.epochs=3")
+    whole = _trainer(tmp_path / "whole", _recipe(*overrides))
+    whole.fit()
+    _trainer(tmp_path / "cut", _recipe(*overrides, "schedule.epochs=2")).fit()
+    resumed = _trainer(tmp_path / "cut", _recipe(*overrides))
+    resumed.restore(checkpoints_in(tmp_path / "cut" / "checkpoints")[-1])
+    assert resumed._train_loader.loaded == [{"epoch": 1}]
+    resumed.fit()
+    _assert_same(_weights(whole), _weights(resumed))
+    steps = [line["step"] for line in _lines(tmp_path / "whole", "train")]
+    assert [line["step"] for line in _lines(tmp_path / "cut", "train")] == steps
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    _trainer(tmp_path, _recipe()).fit()
+    resumed = _trainer(tmp_path, _recipe())
+    resumed.restore(tmp_path / "checkpoints" / "epoch-0001.pt")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # cut off by a crash
+    resumed.fit()
+    assert [line["step"] for line in _lines(tmp_path, "train")] == LOGGED_STEPS
+
+
+def test_settings_changed_on_resume_take_effect(tmp_path: Path) -> None:
+    _trainer(tmp_path, _recipe()).fit()
+    resumed = _trainer(tmp_path, _recipe("optim.weight_decay=0.5", "schedule.epochs=3"))
+    resumed.restore(tmp_path / "checkpoints" / "epoch-0002.pt")
+    assert resumed._optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
+    _trainer(tmp_path, _recipe()).fit()
+    path = tmp_path / "checkpoints" / "epoch-0002.pt"
+    other = _trainer(tmp_path, _recipe("optim.name=sgd"))
+    with pytest.raises(UsageError, match=r"state of adamw, and optim.name is 'sgd'"):
+        other.restore(path)
+    with pytest.raises(UsageError, match="holds only the network"):
+        _trainer(tmp_path, _recipe()).restore(tmp_path / "final.pt")
+    other = _trainer(tmp_path, _recipe())
+    other.class_names = ["a", "c", "b"]
+    with pytest.raises(UsageError, match="class 1 is 'b', the dataset's 'c'"):
+        other.restore(path)
+    other = _trainer(tmp_path, _recipe("model.name=r3d_18"))
+    with pytest.raises(UsageError, match="another network than 'r3d_18'"):
+        other.restore(path)
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
+    frozen = ("model.freeze_batchnorm=true", "optim.name=sgd")
+    large = _trainer(tmp_path / "a", _recipe(*frozen, "data.batch_size=8"))
+    small = _trainer(tmp_path / "b", _recipe(*frozen, "data.batch_size=2", "data.accumulate=4"))
+    losses = [trainer.fit()["loss"] for trainer in (large, small)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    _assert_same(_weights(large), _weights(small), rtol=1e-4, atol=1e-6)
+
+
+def test_a_hook_changes_what_the_network_sees(tmp_path: Path) -> None:
+    plain = _trainer(tmp_path / "a", _recipe("schedule.epochs=1"))
+    seen: list[str] = []
+
+    def blacken(batch: ClipBatch) -> ClipBatch:
+        seen.extend(batch.key)
+        return replace(batch, video=torch.zeros_like(batch.video))
+
+    black = _trainer(tmp_path / "b", _recipe("schedule.epochs=1"), transform_batch=blacken)
+    assert plain.fit()["loss"] != black.fit()["loss"]
+    assert seen == [f"clip{number}" for number in range(24)]
+
+
+def test_clips_without_a_usable_label_stop_training(tmp_path: Path) -> None:
+    def unlabel(batch: ClipBatch) -> ClipBatch:
+        return replace(batch, label=torch.tensor([0, -1, 0, 0]))
+
+    with pytest.raises(DatasetError, match="clip1 has no label"):
+        _trainer(tmp_path / "a", _recipe(), transform_batch=unlabel).fit()
+    unknown = _trainer(tmp_path / "b", _recipe())
+    unknown.class_names = ["a", "b"]
+    with pytest.raises(DatasetError, match="clip2 has label 2 of 2 classes"):
+        unknown.fit()
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KprepError, match=r"loss is not finite on rank 0.*lower optim.lr"):
+        _trainer(tmp_path, _recipe("optim.name=sgd", "optim.lr=1e30")).fit()
+    assert checkpoints_in(tmp_path / "checkpoints") == []
+
+
+def test_sync_batchnorm_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs CUDA"):
+        _trainer(tmp_path, _recipe("model.sync_batchnorm=true"))
+
+
+def _fit_ranks(output: str, overrides: tuple[str, ...]) -> None:
+    with joined_world("cpu") as world:
+        trainer = _trainer(Path(output), _recipe(*overrides), world)
+        metrics = trainer.fit()
+        Path(output, f"loss{world.rank}").write_text(repr(metrics["loss"]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_two_ranks_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
+    frozen = ("model.freeze_batchnorm=true", "optim.name=sgd")
+    alone = _trainer(tmp_path / "alone", _recipe(*frozen, "data.batch_size=8"))
+    metrics = alone.fit()
+    together = (*frozen, "data.batch_size=2", "data.accumulate=2")
+    launch(2, _fit_ranks, str(tmp_path / "two"), together)
+    losses = [float((tmp_path / "two" / f"loss{rank}").read_text()) for rank in range(2)]
+    assert losses[0] == losses[1] == pytest.approx(metrics["loss"], rel=1e-5)
+    saved = load_checkpoint(tmp_path / "two" / "final.pt").model
+    _assert_same(_weights(alone), saved, rtol=1e-4, atol=1e-6)
+    rng = load_checkpoint(tmp_path / "two" / "checkpoints" / "epoch-0002.pt").rng["cpu"]
+    assert len(rng) == 2
+    assert not torch.equal(rng[0], rng[1])  # dropout must differ between ranks
+
+
+def _poison_rank_1(output: str) -> None:
+    with joined_world("cpu") as world:
+        trainer = _trainer(Path(output), _recipe("model.freeze_batchnorm=true"), world)
+        post = trainer._losses.post
+
+        def poisoned(loss: torch.Tensor) -> list[list[float]]:
+            return post(loss * float("nan") if world.rank == 1 and trainer.step == 2 else loss)
+
+        trainer._losses.post = poisoned  # type: ignore[method-assign]
+        try:
+            trainer.fit()
+        except KprepError as error:
+            Path(output, f"rank{world.rank}").write_text(f"{trainer.step} {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_all_ranks_stop_at_the_same_step_when_one_loss_is_nan(tmp_path: Path) -> None:
+    launch(2, _poison_rank_1, str(tmp_path))
+    messages = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert "not finite on rank 1" in messages[0]

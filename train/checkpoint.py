@@ -1,0 +1,132 @@
+"""Checkpoints: one file for each epoch, complete or not there, readable without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prep.errors import KprepError, UsageError
+from prep.storage import sync_directory
+
+FORMAT = "kprep-checkpoint-1"
+_NAME = re.compile(r"epoch-(\d{4,})\.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on, as tensors, numbers and text.
+
+    epoch        epochs that are complete: training goes on with this one
+    step         optimiser steps that are complete
+    model        the network's `state_dict`, without DDP's prefix
+    optimizer    the optimiser's `state_dict`; None where only the network was kept
+    recipe       the recipe as TOML
+    class_names  names of the classes, in the order of the network's outputs
+    loader       the training loader's state
+    rng          states of the ranks' random generators, uint8 (ranks, bytes), by device type
+    """
+
+    epoch: int
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    recipe: str
+    class_names: list[str]
+    loader: dict[str, Any]
+    rng: dict[str, torch.Tensor]
+
+
+def checkpoint_path(directory: Path, epoch: int) -> Path:
+    """Return the path of the checkpoint that is written when `epoch` epochs are complete."""
+    return directory / f"epoch-{epoch:04d}.pt"
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """Return the checkpoints of a directory, oldest first; [] where there is no directory."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("epoch-")))
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that it appears complete or not at all, also when power fails."""
+    values = {**vars(checkpoint), "format": FORMAT, "loader": json.dumps(checkpoint.loader)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise KprepError(f"checkpoint {path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rotate_checkpoints(directory: Path, keep: int) -> None:
+    """Delete all checkpoints of a directory but the newest `keep`."""
+    for path in checkpoints_in(directory)[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises UsageError where there is no file or it is none of kprep's, and KprepError where it is
+    damaged. Nothing in the file is executed (`weights_only=True`).
+    """
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path} does not exist")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint can raise anything
+        text = str(error).partition("\n")[0] or type(error).__name__
+        raise KprepError(
+            f"checkpoint {path} cannot be read ({text}); resume from an older one"
+        ) from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise UsageError(f"{path} is not a checkpoint of kprep")
+    return Checkpoint(**{**values, "loader": json.loads(values["loader"])})
+
+
+def find_checkpoint(resume: str, directory: Path) -> Path | None:
+    """Return the file that `--resume` means, or None when training starts from the beginning.
+
+    "auto" is the newest checkpoint in `directory`, if there is one; anything else is a file, or a
+    run's output directory, whose newest checkpoint is meant.
+    """
+    if resume == "auto":
+        found = checkpoints_in(directory)
+        return found[-1] if found else None
+    path = Path(resume)
+    if not path.is_dir():
+        return path
+    found = checkpoints_in(path / "checkpoints") or checkpoints_in(path)
+    if not found:
+        raise UsageError(f"--resume {path}: there is no checkpoint in this directory")
+    return found[-1]
+
+
+def check_class_names(saved: list[str], present: list[str], path: Path) -> None:
+    """Raise UsageError, naming the first difference, when a dataset's classes are not the saved."""
+    if saved == present:
+        return
+    if len(saved) != len(present):
+        difference = f"it has {len(saved)} classes, the dataset {len(present)}"
+    else:
+        index = next(i for i in range(len(saved)) if saved[i] != present[i])
+        difference = f"its class {index} is {saved[index]!r}, the dataset's {present[index]!r}"
+    raise UsageError(
+        f"checkpoint {path} was trained on other classes: {difference}; "
+        "use a dataset with the same class list in the same order"
+    )

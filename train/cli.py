@@ -1,0 +1,132 @@
+"""The command `kprep train`. Importing this loads no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from prep.errors import UsageError
+from train.launch import launch
+from train.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for; travels to the processes of `--nproc`."""
+
+    recipe: Recipe
+    data: str
+    output: Path
+    train_split: str
+    val_split: str | None
+    resume: str | None
+    device: str | None
+    test_only: bool
+
+
+@click.command("train")
+@click.option("--data", required=True, metavar="ROOT", help="The dataset: a directory or a URL.")
+@click.option("--recipe", required=True, metavar="NAME|FILE", help="resnet, s3d, tiny, or a .toml.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting."
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where checkpoints and metrics go.  [default: runs/NAME]",
+)
+@click.option(
+    "--nproc", type=click.IntRange(min=1), metavar="N", help="Start N processes on this machine."
+)
+@click.option(
+    "--resume", metavar="auto|PATH", help="Go on from DIR's newest checkpoint, or from this one."
+)
+@click.option("--train-split", default="train", show_default=True, metavar="SPLIT")
+@click.option(
+    "--val-split", default="val", show_default=True, metavar="SPLIT", help="'none': no evaluation."
+)
+@click.option("--epochs", type=int, metavar="N", help="The same as --set schedule.epochs=N.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda, if there is one."
+)
+@click.option("--test-only", is_flag=True, help="Evaluate the checkpoint of --resume and stop.")
+def train(
+    *,
+    data: str,
+    recipe: str,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    nproc: int | None,
+    resume: str | None,
+    train_split: str,
+    val_split: str,
+    epochs: int | None,
+    device: str | None,
+    test_only: bool,
+) -> None:
+    r"""Train a video classifier on a converted dataset.
+
+    \b
+    Examples:
+      kprep train --data k400 --recipe resnet --nproc 8
+      kprep train --data k400 --recipe resnet --set model.name=r3d_18 --resume auto
+      kprep train --data k400 --recipe resnet --resume runs/resnet --test-only
+
+    Under torchrun or srun, leave out --nproc: every process runs this command.
+    """
+    if epochs is not None:
+        overrides = (*overrides, f"schedule.epochs={epochs}")
+    loaded = load_recipe(recipe, overrides)
+    request = _Request(
+        recipe=loaded,
+        data=data if "://" in data else str(Path(data).absolute()),
+        output=(output or Path("runs") / loaded.name).absolute(),
+        train_split=train_split,
+        val_split=None if val_split == "none" else val_split,
+        resume=resume,
+        device=device,
+        test_only=test_only,
+    )
+    _check_torch()
+    if nproc is None:
+        _run(request)
+        return
+    launch(nproc, _run, request)
+
+
+def _check_torch() -> None:
+    missing = [name for name in ("torch", "torchvision") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"training needs {' and '.join(missing)}: pip install 'kprep[train]'")
+
+
+class _Echo(logging.Handler):
+    """Write log messages to the terminal as they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage())
+
+
+def _run(request: _Request) -> None:
+    """Be one rank of the run."""
+    from train.run import train as run_training
+
+    logger = logging.getLogger("kprep")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Echo) for handler in logger.handlers):
+        logger.addHandler(_Echo())
+    run_training(
+        request.recipe,
+        request.data,
+        request.output,
+        train_split=request.train_split,
+        val_split=request.val_split,
+        resume=request.resume,
+        device=request.device,
+        test_only=request.test_only,
+    )

@@ -1,0 +1,138 @@
+"""One call for a whole run: dataset in, trained network and metrics out."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from prep.errors import UsageError
+from stream import clip_loader
+from train.checkpoint import checkpoints_in, find_checkpoint
+from train.distributed import World, broadcast_text, joined_world
+from train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from stream.batch import ClipBatch
+    from train.recipe import Recipe
+    from train.trainer import Loader
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    output: str | Path,
+    *,
+    train_split: str = "train",
+    val_split: str | None = "val",
+    resume: str | None = None,
+    device: str | None = None,
+    test_only: bool = False,
+    transform_batch: Callable[[ClipBatch], ClipBatch] | None = None,
+) -> dict[str, float]:
+    """Train on a dataset, or only evaluate; called by every rank of a distributed run.
+
+    Args:
+        recipe: from `load_recipe`.
+        data: root of the dataset: a directory, s3://, gs:// or https://.
+        output: directory for checkpoints and metrics.
+        train_split: split to train on.
+        val_split: split to evaluate; None evaluates nothing.
+        resume: "auto" goes on from the newest checkpoint in `output`, if there is one; else a
+            checkpoint, or another run's output directory. None starts from the beginning and
+            refuses an `output` that has checkpoints.
+        device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
+        test_only: evaluate the checkpoint named by `resume`, train nothing.
+        transform_batch: changes every decoded batch before augmentation.
+
+    Returns:
+        The final metrics: epochs, steps, loss, and clip and video top-1 and top-5 in [0, 1].
+
+    Raises UsageError for what cannot be done as asked, DatasetError and StorageError for what is
+    wrong with the dataset, and KprepError when training fails.
+    """
+    output = Path(output)
+    with joined_world(device) as world, _determinism(recipe):
+        checkpoint = _checkpoint_to_load(resume, output, world, test_only=test_only)
+        training = None if test_only else _train_loader(recipe, str(data), train_split, world)
+        scored = _val_loader(recipe, str(data), val_split, world) if val_split else None
+        trainer = Trainer(recipe, world, training, scored, output, transform_batch=transform_batch)
+        if checkpoint is not None:
+            trainer.restore(checkpoint, weights_only=test_only)
+        return trainer.test() if test_only else trainer.fit()
+
+
+def _checkpoint_to_load(
+    resume: str | None, output: Path, world: World, *, test_only: bool
+) -> Path | None:
+    """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one."""
+    found = find_checkpoint(resume, output / "checkpoints") if resume is not None else None
+    if test_only and found is None:
+        raise UsageError("--test-only needs a checkpoint; name one with --resume PATH")
+    if resume is None and checkpoints_in(output / "checkpoints"):
+        raise UsageError(
+            f"--output {output} has the checkpoints of an earlier run; go on with --resume auto, "
+            "or choose another directory"
+        )
+    shared = broadcast_text(world, str(found or ""))
+    return Path(shared) if shared else None
+
+
+def _train_loader(recipe: Recipe, data: str, split: str, world: World) -> Loader:
+    return clip_loader(
+        data,
+        split=split,
+        frames=recipe.data.frames,
+        fps=Fraction(str(recipe.data.fps)),
+        clips_per_video=recipe.data.clips_per_video,
+        batch_size=recipe.data.batch_size,
+        seed=recipe.run.seed,
+        num_workers=recipe.data.workers,
+        rank=world.rank,
+        world_size=world.size,
+        mode="train",
+        accumulate=recipe.data.accumulate,
+        layout=recipe.data.layout,
+        short=recipe.data.short,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _val_loader(recipe: Recipe, data: str, split: str, world: World) -> Loader:
+    return clip_loader(
+        data,
+        split=split,
+        frames=recipe.eval_frames,
+        fps=Fraction(str(recipe.data.fps)),
+        clips_per_video=recipe.eval.clips_per_video,
+        batch_size=recipe.eval.batch_size or recipe.data.batch_size,
+        seed=recipe.run.seed,
+        num_workers=recipe.data.workers,
+        rank=world.rank,
+        world_size=world.size,
+        mode="eval",
+        layout=recipe.data.layout,
+        placement=recipe.eval.placement,
+        short=recipe.data.short,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+@contextmanager
+def _determinism(recipe: Recipe) -> Iterator[None]:
+    """Switch PyTorch to deterministic algorithms for this run, if the recipe wants it."""
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if recipe.run.deterministic:
+        torch.use_deterministic_algorithms(mode=True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)
+        torch.backends.cudnn.benchmark = benchmark
