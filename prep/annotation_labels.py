@@ -62,7 +62,8 @@ class OneSpelling:
         classes: dict[str, list[str]] = {}
         for label in sorted({*counts, *self._classes}):
             classes.setdefault(label.lower(), []).append(label)
-        changed, self._notes = {}, []
+        changed: dict[str, str] = {}
+        self._notes = []
         for labels in classes.values():
             # A class list can tell two classes apart by case alone: then they are two
             given = [label for label in labels if label in self._classes]

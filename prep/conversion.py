@@ -132,6 +132,7 @@ class Conversion:
         if self._signal:
             return
         self._end_pass(source, rows)
+        self._drain()
 
     def _end_pass(self, source: Source, rows: JournalRows) -> None:
         """Answer for what the source left out; after the last source nothing stays pending."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
-from prep.info import DatasetInfo, SplitInfo, dataset_info
+from prep.errors import UsageError
+from prep.info import DatasetInfo, SplitInfo, dataset_info, write_ledger_csv
 from prep.progress import size_text
 from prep.storage import Storage
 from prep.verify import verify
@@ -14,14 +16,26 @@ from prep.verify import verify
 
 @click.command("info")
 @click.argument("root")
-def info_command(root: str) -> None:
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the ledger of all splits here: what became of every annotation row.",
+)
+def info_command(root: str, csv_path: Path | None) -> None:
     r"""Show what the dataset at ROOT holds: splits, classes, clips, hours, bytes, failures.
 
     \b
     Example:
       kprep info dataset/
     """
-    _print_info(dataset_info(Storage(root)))
+    storage = Storage(root)
+    _print_info(dataset_info(storage))
+    if csv_path is not None:
+        try:
+            write_ledger_csv(storage, csv_path)
+        except OSError as error:
+            raise UsageError(f"{csv_path} cannot be written: {error.strerror}") from error
 
 
 def _print_info(info: DatasetInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from prep.format import index_path, ledger_path, read_index, read_manifest
 from prep.ledger import read_ledger
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from prep.format import Manifest
     from prep.storage import Storage
 
@@ -45,6 +48,21 @@ def dataset_info(storage: Storage) -> DatasetInfo:
     manifest = read_manifest(storage)
     splits = tuple(_split(storage, manifest, name) for name in sorted(manifest.splits))
     return DatasetInfo(storage.root, manifest, splits)
+
+
+def write_ledger_csv(storage: Storage, path: Path) -> None:
+    """Write the ledgers of all splits as one CSV, with a first column `split`."""
+    manifest = read_manifest(storage)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for number, name in enumerate(sorted(manifest.splits)):
+            where = ledger_path(name)
+            ledger = read_ledger(storage.read(where), storage.where(where))
+            if not number:
+                writer.writerow(["split", *ledger.column_names])
+            for batch in ledger.to_batches(max_chunksize=4096):
+                columns = [column.to_pylist() for column in batch.columns]
+                writer.writerows((name, *values) for values in zip(*columns, strict=True))
 
 
 def _split(storage: Storage, manifest: Manifest, name: str) -> SplitInfo:

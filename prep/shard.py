@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -226,11 +227,17 @@ def _make_folders(options: ShardOptions, work: Path) -> None:
 @contextlib.contextmanager
 def journal_of(work: Path, split: str) -> Iterator[Journal]:
     """Open the journal of a split for the length of a block."""
-    journal = Journal(work / "journal.sqlite", split)
+    path = work / "journal.sqlite"
     try:
-        yield journal
-    finally:
-        journal.close()
+        journal = Journal(path, split)
+        try:
+            yield journal
+        finally:
+            journal.close()
+    except sqlite3.Error as error:
+        raise KprepError(
+            f"{path} cannot be written ({error}); make room, then run the same command again"
+        ) from error
 
 
 def plan(

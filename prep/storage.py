@@ -255,6 +255,12 @@ class Storage:
             raise
         except FileNotFoundError as error:
             raise StorageError(f"{self.where(path)} does not exist") from error
+        except OSError as error:
+            what = error.strerror or str(error)
+            raise StorageError(
+                f"{self.where(path)} cannot be read or written: {what}; "
+                "mend that, then run the same command again"
+            ) from error
         except Exception as error:  # obstore's errors have no common base of their own
             text = " ".join(str(error).split())
             if "169.254.169.254" in text:  # where a cloud machine asks for its role

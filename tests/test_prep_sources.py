@@ -1,0 +1,513 @@
+"""`kprep shard` from the mirror, from YouTube, from several sources, into a bucket, on Dask."""
+
+import contextlib
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_kprep
+from mirror_server import Fault, mirror
+from test_prep_shard import files_of, kinetics_csv, ledger
+
+from prep.demo_videos import random_motion, write_video
+from prep.format import read_index
+
+IDS = [f"{letter * 11}" for letter in "abcdefghij"]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Ten clips of two seconds, named as Kinetics names them, and their list."""
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(3)
+    (folder / "videos").mkdir()
+    for name in IDS:
+        motion = dataclasses.replace(random_motion("left", rng), seconds=2.0)
+        write_video(folder / "videos" / f"{name}_000003_000005.mp4", motion, "libx264")
+    rows = [
+        (("bee keeping", "abseiling")[i % 2], name, 3, 5, "val", 0) for i, name in enumerate(IDS)
+    ]
+    kinetics_csv(folder / "val.csv", [*rows, ("abseiling", "zzzzzzzzzzz", 3, 5, "val", 0)])
+    return folder
+
+
+def archive(members: dict[str, bytes], *, compress: bool = True) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return gzip.compress(sink.getvalue(), 1) if compress else sink.getvalue()
+
+
+def serve(server, clips: Path, *faults: Fault) -> None:
+    """Put the list and three archives on a server: one damaged in every way that has been seen."""
+    data = {path.name: path.read_bytes() for path in (clips / "videos").iterdir()}
+    names = sorted(data)
+    first = {f"./{name}": data[name] for name in names[:4]}
+    first |= {
+        f"./._{names[0]}": b"apple",
+        "./readme.txt": b"x",
+        "./yyyyyyyyyyy_000001_000011.mp4": data[names[0]],
+    }
+    second = {f"/data/somebody/{name}": data[name] for name in names[4:7]}
+    second[f"../../{names[7]}"] = data[names[7]]
+    third = {f"a class/{name}": data[name] for name in names[8:]}
+    third["a class/zzzzzzzzzzz_000003_000005.mp4"] = b""
+    server.put("400/annotations/val.csv", (clips / "val.csv").read_bytes())
+    paths = [f"400/val/part_{number}.tar.gz" for number in range(4)]
+    text = "".join(f"https://s3.amazonaws.com/kinetics/{path}\n" for path in paths)
+    server.put("400/val/k400_val_path.txt", text.encode())
+    server.put(paths[0], archive(first), *faults)
+    server.put(paths[1], archive(second, compress=False))  # a plain tar named .gz
+    server.put(paths[2], archive(third))
+    server.put(paths[3], b"")  # an empty archive
+
+
+def convert_folder(clips: Path, root: Path, *more) -> None:
+    run_kprep("shard", clips / "videos", root, "--split", "val", "--profile", "small", "--clips-per-shard", 4,
+              "--annotations", clips / "val.csv", *more)  # fmt: skip
+
+
+def hashes(root: Path) -> dict[str, bytes]:
+    table = read_index((root / "index/val.parquet").read_bytes(), "index")
+    return dict(zip(table["key"].to_pylist(), table["content_hash"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def reference(clips, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("reference") / "root"
+    convert_folder(clips, root)
+    return root
+
+
+# -- the mirror ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_the_mirror_gives_the_clips_that_a_folder_gives(clips, reference, tmp_path, ranges):
+    faults = [Fault(status=503), Fault(after=3000, ends="reset"), Fault(after=9000, ends="close")]
+    root = tmp_path / "root"
+    with mirror() as server:
+        server.ranges = ranges
+        serve(server, clips, *faults)
+        done = run_kprep("shard", "cvdf:k400", root, "--split", "val", "--profile", "small",
+                         "--mirror", server.base, "--clips-per-shard", 4)  # fmt: skip
+    assert hashes(root) == hashes(reference)
+    rows = {row["video_id"]: row for row in ledger(root, "val")}
+    assert Counter(row["status"] for row in rows.values()) == {"ok": 10, "failed": 1}
+    assert rows["zzzzzzzzzzz"]["reason"] == "missing upstream"
+    assert rows[IDS[0]]["source"] == "cvdf"
+    assert "empty archive" in done.stdout
+    assert "fetched" in done.stdout
+    run_kprep("verify", root)
+
+
+def test_what_is_stored_of_an_archive_is_what_is_in_work(clips, tmp_path):
+    """After a kill no archive and no extracted tree is there; the next run skips finished clips."""
+    root, work = tmp_path / "root", tmp_path / "work"
+    with mirror() as server:
+        serve(server, clips)
+        command = [sys.executable, "-P", "-m", "prep", "shard", "cvdf:k400", str(root), "--split", "val", "--profile", "small",
+                   "--mirror", server.base, "--clips-per-shard", "4", "--work", str(work), "--workers", "1"]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list(work.glob("val/staged/*.pack")) and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        stored = [path for path in work.rglob("*") if path.is_file() and path.suffix == ".video"]
+        assert len(stored) <= 4  # those in flight; a whole archive has more members
+        run_kprep(*command[4:])
+        assert not work.exists()
+    assert len(hashes(root)) == 10
+
+
+def test_a_mirror_that_goes_away_leaves_rows_to_another_run(clips, reference, tmp_path):
+    root = tmp_path / "root"
+    with mirror() as server:
+        serve(server, clips)
+        held = server.files["/kinetics/400/val/part_1.tar.gz"]
+        arguments = ("shard", "cvdf:k400", root, "--split", "val", "--profile", "small", "--mirror", server.base,
+                     "--clips-per-shard", 4)  # fmt: skip
+        server.put("400/val/part_1.tar.gz", b"<html>come back later</html>")
+        done = run_kprep(*arguments, check=False)
+        assert done.returncode == 1
+        assert "network" in done.stdout
+        assert not (root / "manifest.json").exists()
+        server.put("400/val/part_1.tar.gz", held)
+        before = len(server.asked("400/val/part_0.tar.gz"))
+        run_kprep(*arguments)
+        assert (
+            len(server.asked("400/val/part_0.tar.gz")) == before
+        )  # read to its end, not read again
+    assert hashes(root) == hashes(reference)
+
+
+def test_kinetics_700_of_2019_is_not_silently_replaced(tmp_path):
+    done = run_kprep("shard", "cvdf:k700", tmp_path / "r", "--split", "val", check=False)
+    assert done.returncode == 2
+    assert "2019" in done.stderr
+
+
+# -- several sources -----------------------------------------------------------------------------
+
+
+def test_the_next_source_fills_the_gaps(clips, tmp_path):
+    """A folder that lacks some clips, the mirror for others, YouTube for the rest."""
+    folder, root = tmp_path / "v", tmp_path / "root"
+    folder.mkdir()
+    for name in IDS[:3]:
+        (folder / f"{name}_000003_000005.mp4").write_bytes(
+            (clips / "videos" / f"{name}_000003_000005.mp4").read_bytes()
+        )
+    (folder / f"{IDS[3]}_000003_000005.mp4").touch()  # a zero-byte file is no hit
+    with mirror() as server:
+        serve(server, clips)
+        del server.files["/kinetics/400/val/part_2.tar.gz"]
+        motion = dataclasses.replace(random_motion("up", np.random.default_rng(0)), seconds=8.0)
+        write_video(tmp_path / "whole.mp4", motion, "libx264")
+        for name in IDS[8:]:
+            server.put(f"watch/{name}.mp4", (tmp_path / "whole.mp4").read_bytes())
+        done = run_kprep(
+            "shard", folder, root, "--split", "val", "--profile", "small", "--annotations", clips / "val.csv",
+            "--source", "cvdf:k400", "--mirror", server.base, "--source", "youtube:",
+            "--youtube", f"url_template={server.base}/watch/{{id}}.mp4", "--youtube", "extractors=generic",
+            "--youtube", "seconds_between_videos=0", "--youtube", "seconds_between_requests=0",
+        )  # fmt: skip
+    rows = {row["video_id"]: row for row in ledger(root, "val")}
+    assert [rows[name]["source"] for name in IDS] == ["folder"] * 3 + ["cvdf"] * 5 + ["youtube"] * 2
+    lost = rows["zzzzzzzzzzz"]
+    assert lost["status"] == "failed"
+    assert all(f"{source}: " in lost["detail"] for source in ("folder", "cvdf", "youtube"))
+    assert rows[IDS[9]]["seconds"] == 2.0
+    assert "part_2" in done.stdout
+    run_kprep("verify", root)
+
+
+def test_sources_that_have_no_list(tmp_path):
+    done = run_kprep("shard", "youtube:", tmp_path / "r", "--split", "val", check=False)
+    assert (done.returncode, "--annotations" in done.stderr) == (2, True)
+    done = run_kprep(
+        "shard",
+        tmp_path,
+        tmp_path / "r",
+        "--split",
+        "val",
+        "--source",
+        "youtube:",
+        "--youtube",
+        "colour=red",
+        check=False,
+    )
+    assert done.returncode == 2
+
+
+# -- asking first, trying again, starting over ---------------------------------------------------
+
+
+def test_a_dry_run_writes_nothing_and_tells_what_is_to_come(clips, tmp_path):
+    done = run_kprep("shard", clips / "videos", tmp_path / "root", "--split", "val", "--profile", "small",
+                     "--annotations", clips / "val.csv", "--dry-run")  # fmt: skip
+    assert not (tmp_path / "root").exists()
+    assert "rows             11" in done.stdout
+    assert "expected clips   10, in 1 shards" in done.stdout
+    assert "from 8 clips" in done.stdout
+    with mirror() as server:
+        serve(server, clips)
+        done = run_kprep("shard", "cvdf:k400", tmp_path / "root", "--split", "val", "--profile", "small",
+                         "--mirror", server.base, "--dry-run")  # fmt: skip
+        assert "archives         4, " in done.stdout
+    assert not (tmp_path / "root").exists()
+
+
+def test_retry_tries_just_the_reasons_asked_for(clips, tmp_path):
+    source, root = tmp_path / "v", tmp_path / "root"
+    source.mkdir()
+    for name in IDS[:4]:
+        (source / f"{name}_000003_000005.mp4").write_bytes(
+            (clips / "videos" / f"{name}_000003_000005.mp4").read_bytes()
+        )
+    (source / f"{IDS[4]}_000003_000005.mp4").touch()
+    arguments = ("shard", source, root, "--split", "val", "--profile", "small", "--annotations", clips / "val.csv",
+                 "--clips-per-shard", 4)  # fmt: skip
+    env = {"KPREP_FFMPEG": str(_crashing(tmp_path, IDS[3]))}
+    assert run_kprep(*arguments, check=False, **env).returncode == 1  # one row's worker crashed
+    (source / f"{IDS[4]}_000003_000005.mp4").write_bytes(
+        (clips / "videos" / f"{IDS[4]}_000003_000005.mp4").read_bytes()
+    )
+    again = run_kprep(*arguments, "--retry", "empty-file", "--finish", **env)
+    assert "worker crashed" in again.stdout
+    rows = {row["video_id"]: row for row in ledger(root, "val")}
+    assert rows[IDS[4]]["status"] == "ok"
+    assert Counter(row["reason"] for row in rows.values())["missing"] == 6
+    run_kprep("verify", root)
+
+
+def _crashing(tmp_path: Path, victim: str) -> Path:
+    from prep.ffmpeg_binary import find_ffmpeg
+
+    script = tmp_path / "ffmpeg"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *{victim}*) kill -9 $PPID ;; esac\nexec "{find_ffmpeg().path}" "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_force_throws_unfinished_work_away_and_nothing_else(clips, reference, tmp_path):
+    root = tmp_path / "root"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "prep", "shard", str(clips / "videos"), str(root), "--split", "val", "--profile", "small",
+         "--annotations", str(clips / "val.csv"), "--seed", "5"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while not list(root.glob(".kprep-work/val/staged/*.pack")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    convert_folder(clips, root, "--force")
+    assert files_of(root) == files_of(reference)
+    done = run_kprep("shard", clips / "videos", root, "--split", "val", "--profile", "small", "--annotations", clips / "val.csv",
+                     "--force", check=False)  # fmt: skip
+    assert (done.returncode, "is published" in done.stderr) == (2, True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    done = run_kprep("shard", clips / "videos", tmp_path / "mine", "--split", "val", "--annotations", clips / "val.csv",
+                     "--force", check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+# -- scale ---------------------------------------------------------------------------------------
+
+
+def _peak_kilobytes(*arguments) -> int:
+    """Run the command; return the peak memory of its main process, not of its workers."""
+    code = (
+        "import resource, sys\nfrom prep.cli import main\nsys.argv = ['kprep', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, *map(str, arguments)], capture_output=True, text=True,
+                          timeout=300, check=True)  # fmt: skip
+    assert resource.RUSAGE_SELF == 0
+    return int(done.stdout.rpartition("peak ")[2])
+
+
+@pytest.mark.slow
+def test_memory_is_flat_in_the_number_of_rows_that_fail(tmp_path):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "readme.mp4").touch()
+    peaks = {}
+    for count in (1_000, 100_000):
+        rows = [("abseiling", f"{number:011d}", 0, 10, "val", 0) for number in range(count)]
+        listing = kinetics_csv(tmp_path / f"{count}.csv", rows)
+        peaks[count] = _peak_kilobytes("shard", tmp_path / "v", tmp_path / f"r{count}", "--split", "val", "--profile", "small",
+                                       "--annotations", listing)  # fmt: skip
+    assert peaks[100_000] < 1.1 * peaks[1_000], peaks
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int):
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=False
+    )
+    if mounted.returncode and not os.environ.get("CI"):
+        pytest.skip("a small file system can only be mounted by root")
+    assert not mounted.returncode, "CI must be able to mount a small file system"
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_loses_nothing(clips, reference, tmp_path):
+    disk = tmp_path / "disk"
+    with small_disk(disk, 1):
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(850_000))
+        done = run_kprep("shard", clips / "videos", disk / "root", "--split", "val", "--profile", "small", "--clips-per-shard", 4,
+                         "--annotations", clips / "val.csv", check=False)  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
+        assert "full" in done.stderr or "No space" in done.stderr
+        for path in (disk / "root").glob("val/val-*.tar"):
+            assert path.read_bytes() == (reference / "val" / path.name).read_bytes()
+        assert not (disk / "root" / "manifest.json").exists()
+        ballast.unlink()
+        convert_folder(clips, disk / "root")
+        assert files_of(disk / "root") == files_of(reference)
+
+
+# -- a bucket ------------------------------------------------------------------------------------
+
+
+def download(s3, prefix: str, folder: Path) -> Path:
+    store = s3.store(prefix)
+    for page in obstore.list(store):
+        for meta in page:
+            target = folder / meta["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(bytes(obstore.get(store, meta["path"]).bytes()))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_bucket_gets_the_same_bytes_after_any_kill(clips, reference, s3, tmp_path):
+    url, rng = "s3://kprep/converted", random.Random(1)
+    command = [sys.executable, "-P", "-m", "prep", "shard", str(clips / "videos"), url, "--split", "val", "--profile", "small",
+               "--clips-per-shard", "4", "--annotations", str(clips / "val.csv"), "--work", str(tmp_path / "work")]  # fmt: skip
+    env = {**os.environ, **s3.environment}
+    for _ in range(4):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
+        )
+        try:
+            process.wait(rng.uniform(0.5, 3.0))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    if process.returncode:
+        run_kprep(*command[4:], **s3.environment)
+    assert files_of(download(s3, "converted", tmp_path / "copy")) == files_of(reference)
+    run_kprep("verify", url, **s3.environment)
+
+
+@pytest.mark.slow
+def test_two_runs_into_one_bucket_are_kept_apart(clips, s3, tmp_path):
+    store = s3.store("locked")
+    text = json.dumps({"owner": "somebody else", "expires": time.time() + 60}).encode()
+    obstore.put(store, ".kprep-lock", text)
+    arguments = ("shard", clips / "videos", "s3://kprep/locked", "--split", "val", "--profile", "small",
+                 "--annotations", clips / "val.csv", "--work", tmp_path / "work")  # fmt: skip
+    done = run_kprep(*arguments, check=False, **s3.environment)
+    assert done.returncode == 2
+    assert "another kprep" in done.stderr
+    void = json.dumps({"owner": "somebody else", "expires": time.time() - 1}).encode()
+    obstore.put(store, ".kprep-lock", void)
+    run_kprep(*arguments, **s3.environment)
+    assert ".kprep-lock" not in [meta["path"] for page in obstore.list(store) for meta in page]
+    done = run_kprep(
+        "shard",
+        clips / "videos",
+        "s3://kprep/locked2",
+        "--split",
+        "val",
+        check=False,
+        **s3.environment,
+    )
+    assert (done.returncode, "--work" in done.stderr) == (2, True)
+
+
+# -- Dask ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def dask_cluster(count: int, folder: Path):
+    """A scheduler and `count` workers on this machine; yields the address and the workers."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker"]
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    processes = [
+        subprocess.Popen(
+            [*dask, "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
+        )
+    ]
+    try:
+        _wait_for_port(port)
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        processes += [subprocess.Popen([*worker, address, *options], **quiet) for _ in range(count)]
+        _wait_for_workers(address, count)
+        yield address, processes[1:]
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError("the Dask scheduler did not start")
+
+
+def _wait_for_workers(address: str, count: int) -> None:
+    code = f"from distributed import Client; c = Client({address!r}); c.wait_for_workers({count}, 60); c.close()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)
+
+
+@pytest.mark.slow
+def test_dask_gives_the_same_bytes_also_when_a_worker_dies(clips, reference, tmp_path):
+    root = tmp_path / "root"
+    command = [sys.executable, "-P", "-m", "prep", "shard", str(clips / "videos"), str(root), "--split", "val", "--profile", "small",
+               "--clips-per-shard", "4", "--annotations", str(clips / "val.csv")]  # fmt: skip
+    with dask_cluster(2, tmp_path) as (address, workers):
+        process = subprocess.Popen([*command, "--engine", "dask", "--scheduler", address],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        while not list(root.glob(".kprep-work/val/staged/*.pack")) and process.poll() is None:
+            time.sleep(0.005)
+        workers[0].kill()
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert files_of(root) == files_of(reference)
+
+
+@pytest.mark.slow
+def test_dask_mistakes_get_one_sentence(clips, tmp_path):
+    arguments = (
+        "shard",
+        clips / "videos",
+        tmp_path / "r",
+        "--split",
+        "val",
+        "--annotations",
+        clips / "val.csv",
+        "--engine",
+        "dask",
+    )
+    assert "needs --scheduler" in run_kprep(*arguments, check=False).stderr
+    done = run_kprep(*arguments, "--scheduler", "tcp://127.0.0.1:9", check=False)
+    assert (done.returncode, "no Dask scheduler answers" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_ledger_as_csv(clips, reference, tmp_path):
+    run_kprep("info", reference, "--csv", tmp_path / "ledger.csv")
+    with (tmp_path / "ledger.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = pq.read_table(reference / "ledger/val.parquet").to_pylist()
+    assert [(row["split"], row["key"], row["status"], row["reason"]) for row in rows] == [
+        ("val", row["key"], row["status"], row["reason"] or "") for row in found
+    ]
