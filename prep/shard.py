@@ -68,7 +68,12 @@ def shard(options: ShardOptions) -> ShardResult:
     listing, notes = open_listing(options, work, known_classes)
     settings = _settings(options, listing.sha256)
     if existing is not None and published:
-        return _already_published(options, existing, settings)
+        result = _already_published(options, existing, settings)
+        if work.exists():  # a run was killed between publishing and cleaning up
+            with split_lock(work), bucket_lock(options.storage, work):
+                pass
+            _clean_up(work)
+        return result
     with (
         split_lock(work),
         bucket_lock(options.storage, work),

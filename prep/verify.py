@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from prep.storage import Storage
 
 _BLOCK = 512
-_WORK_FOLDER = ".kprep-work/"  # of unfinished conversions; no part of the dataset
+_UNFINISHED = (".kprep-work/", ".kprep-lock")  # of conversions that run; no part of the dataset
 
 
 @dataclass
@@ -70,7 +70,7 @@ def _file_set(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Name files that the manifest does not list; missing ones are named where they are read."""
     for info in storage.list():
         known = info.path in manifest.files or info.path == MANIFEST_PATH
-        if not known and not info.path.startswith(_WORK_FOLDER):
+        if not known and not info.path.startswith(_UNFINISHED):
             yield f"{info.path}: not listed in the manifest"
     for name, split in manifest.splits.items():
         wanted = [shard.path for shard in split.shards]

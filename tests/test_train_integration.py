@@ -211,6 +211,23 @@ def test_an_output_with_checkpoints_is_not_overwritten(trained: Path, motion_dat
         train(load_recipe("tiny"), motion_dataset, trained, device="cpu")
 
 
+@pytest.mark.slow
+def test_real_words_through_r3d_18(corpus: Path, tmp_path: Path) -> None:
+    """The seed's recipe on real video: twelve signed words, one epoch of a few steps on a CPU."""
+    root = tmp_path / "data"
+    run_kprep("shard", corpus / "actions/asl_words", root, "--split", "train", "--profile", "small")
+    small = ("data.frames=8", "data.batch_size=4", "data.clips_per_video=1", "data.workers=0",
+             "schedule.epochs=1", "augment.resize=[64, 86]", "augment.crop=[56, 56]")  # fmt: skip
+    settings = [word for value in small for word in ("--set", value)]
+    run_kprep("train", "--data", root, "--recipe", "resnet", "--set", "model.name=r3d_18", *settings,
+              "--val-split", "train", "--output", tmp_path / "run")  # fmt: skip
+    trained = _lines(tmp_path / "run", "train")
+    assert trained[-1]["step"] == 3  # 12 clips in batches of 4
+    assert 0 < trained[-1]["loss"] < 20
+    assert _lines(tmp_path / "run", "eval")[-1]["videos"] == 12
+    assert (tmp_path / "run" / "final.pt").exists()
+
+
 def test_resuming_with_another_batch_names_the_field(trained: Path, motion_dataset: Path) -> None:
     recipe = load_recipe("tiny", ["data.batch_size=8", "schedule.epochs=16"])
     with pytest.raises(UsageError, match="global_batch"):
