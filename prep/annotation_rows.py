@@ -95,7 +95,7 @@ def first_character(path: Path) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    r"""Yield number and text of every line that is not blank; None stands for an overlong line.
+    """Yield number and text of every line that is not blank; None stands for an overlong line.
 
     Lines end with \n, \r\n or \r. A byte-order mark is left out; bytes that are no UTF-8 become
     surrogates, which no check lets pass.

@@ -58,7 +58,7 @@ def _torch_missing(command: str) -> str:
 @click.version_option(__version__, prog_name="kprep")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the workers' messages.")
 def kprep(debug: bool) -> None:
-    r"""Kinetics to clip shards, exact streaming, and training.
+    """Kinetics to clip shards, exact streaming, and training.
 
     \b
     kprep shard videos/ dataset/ --split train --profile small

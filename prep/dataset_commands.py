@@ -23,7 +23,7 @@ from prep.verify import verify
     help="Write the ledger of all splits here: what became of every annotation row.",
 )
 def info_command(root: str, csv_path: Path | None) -> None:
-    r"""Show what the dataset at ROOT holds: splits, classes, clips, hours, bytes, failures.
+    """Show what the dataset at ROOT holds: splits, classes, clips, hours, bytes, failures.
 
     \b
     Example:
@@ -73,7 +73,7 @@ def _print_split(split: SplitInfo, names: tuple[str, ...]) -> None:
 @click.command("verify")
 @click.argument("root")
 def verify_command(root: str) -> None:
-    r"""Check the dataset at ROOT: every hash, every index entry against its tar, every companion.
+    """Check the dataset at ROOT: every hash, every index entry against its tar, every companion.
 
     Prints one line for each fault, beginning with the file, and exits 1 when there is any.
 

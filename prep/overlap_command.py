@@ -18,7 +18,7 @@ from prep.errors import UsageError
     "--ids", type=click.Path(dir_okay=False, path_type=Path), help="Write the shared ids here."
 )
 def overlap_command(a: Path, b: Path, ids: Path | None) -> None:
-    r"""Show which videos the annotation lists A and B share, by id, in all their splits.
+    """Show which videos the annotation lists A and B share, by id, in all their splits.
 
     A model that is trained on one list and evaluated on the other has seen these videos:
     Kinetics-400's val sits largely inside Kinetics-700's train.

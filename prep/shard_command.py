@@ -123,7 +123,7 @@ def shard_command(
     scheduler: str | None, cpu_limit: int, retry: str | None, finish: bool, force: bool,
     work: Path | None, dry_run: bool, mirror: str, youtube: tuple[str, ...],
 ) -> None:  # fmt: skip
-    r"""Convert videos into one split of the dataset at ROOT, a folder or s3://bucket/prefix.
+    """Convert videos into one split of the dataset at ROOT, a folder or s3://bucket/prefix.
 
     SOURCE is a folder (class folders, or with --annotations files named ID_ssssss_eeeeee.* that
     are already cut or ID.* to be cut), cvdf:k400, cvdf:k600 or cvdf:k700-2020 (the public mirror,

@@ -69,7 +69,7 @@ def train(
     device: str | None,
     test_only: bool,
 ) -> None:
-    r"""Train a video classifier on a converted dataset.
+    """Train a video classifier on a converted dataset.
 
     \b
     Examples:
