@@ -222,13 +222,18 @@ def _split_folder(root: Path, split: str) -> str:
     return ""
 
 
+def _unreadable(error: OSError) -> None:
+    """Refuse a folder that cannot be searched: its clips would be left out in silence."""
+    raise UsageError(f"folder {error.filename} cannot be read: {error.strerror}") from error
+
+
 def walk(root: Path) -> list[str]:
     """Return the paths of all files below `root` that are not hidden, relative to it, sorted.
 
     Links are followed, as dataset folders are often made of them; a loop of links ends.
     """
     found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()

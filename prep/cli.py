@@ -19,9 +19,19 @@ COMMANDS = {
     "info": ("prep.dataset_commands", "info_command", "Show what a dataset holds."),
     "overlap": ("prep.overlap_command", "overlap_command", "Show what two lists share."),
     "train": ("train.cli", "train", "Train a video classification model on a dataset."),
+    "plan": (
+        "stream.plan_command",
+        "plan_command",
+        "Simulate a training run before it is paid for.",
+    ),
+    "bench": (
+        "stream.bench_command",
+        "bench_group",
+        "Measure how fast this machine reads a dataset.",
+    ),
     "demo": ("prep.demo", "demo_command", "Show all of kprep on generated videos."),
 }
-_NEEDS_TORCH = {"train"}
+_NEEDS_TORCH = {"train", "plan", "bench"}
 
 
 class _Commands(click.Group):
@@ -75,24 +85,31 @@ def main() -> None:
         code = kprep.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except KprepError as error:
+    except (KprepError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("KPREP_DEBUG"):
             raise
-        click.echo(f"Error: {error}", err=True)
-        code = error.exit_code
-    except ModuleNotFoundError as error:
-        if os.environ.get("KPREP_DEBUG") or (error.name or "").split(".")[0] not in (
-            "torch",
-            "torchvision",
-        ):
-            raise
-        click.echo(f"Error: {_torch_missing(sys.argv[1])}", err=True)
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
+        code = _explain(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: KprepError | OSError | ModuleNotFoundError) -> int:
+    """Print one sentence; return the exit code."""
+    if isinstance(error, KprepError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    elif isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        text, code = f"{where}{error.strerror or error}", 1
+    elif (error.name or "").split(".")[0] in ("torch", "torchvision"):
+        text, code = _torch_missing(sys.argv[1]), 1
+    else:
+        raise error
+    click.echo(f"Error: {text}", err=True)
+    return code

@@ -139,7 +139,7 @@ class Conversion:
         reason, detail = source.absence()
         for row in rows.rows():
             self._answer(source, row, reason, detail)
-        if source is self.sources[-1] and source.several_files:
+        if source is self.sources[-1]:  # also rows whose sources of an earlier run are gone now
             for row in self.journal.pending():
                 self._settle(row, _verdict(row.answers), None)
         self.journal.commit()

@@ -133,7 +133,19 @@ class DaskPool:
                 if self._futures.pop(future, None) is not None:
                     yield job, _value(future)
                 job, future = self._answers.get_nowait()
+        yield from self._overdue()
         self._check_alive()
+
+    def _overdue(self) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Give up jobs that have had their time, with that of the jobs before them in the queue."""
+        threads: int = sum(self._client.nthreads().values())
+        limit = self.wall_seconds * (1 + len(self._futures) / max(1, threads))
+        now = time.monotonic()
+        for future, (job, begun) in list(self._futures.items()):
+            if now - begun > limit:
+                del self._futures[future]
+                future.cancel()
+                yield job, {"stalled": f"no result in {limit:.0f} s on the Dask cluster"}
 
     def _check_alive(self) -> None:
         """Raise KprepError when the cluster has had no worker for minutes: nobody works on."""

@@ -16,6 +16,7 @@ from prep.ffmpeg_binary import find_ffmpeg
 from prep.folder_source import FolderSource
 from prep.pending_rows import JournalRows
 from prep.remote_sources import MirrorSource
+from prep.root_state import check_places, existing_manifest
 from prep.shard import journal_of, plan
 from prep.sources import open_listing, open_sources
 from prep.worker_pool import Job, WorkerPool
@@ -73,10 +74,12 @@ def estimate(options: ShardOptions) -> Estimate:
         work = Path(name)
         for folder in ("staged", "temporary"):
             (work / folder).mkdir()
+        check_places(options)
+        existing = existing_manifest(options)
         options = dataclasses.replace(options, work=work)
         listing, notes = open_listing(options, work)
         with journal_of(work, options.split) as journal:
-            notes += plan(journal, options, listing, find_ffmpeg(), None)
+            notes += plan(journal, options, listing, find_ffmpeg(), existing)
             sources = open_sources(options, work)
             return _measure(options, journal, work, sources, tuple(notes))
 

@@ -5,7 +5,8 @@
     ├── DatasetError           a dataset is not what its manifest, index or format says
     │   └── BadClipError       one clip's bytes fail their checksum or do not decode
     └── StorageError           a file or object cannot be read or written
-        └── ReplacedError      an object changed while it was being read
+        ├── ReplacedError      an object changed while it was being read
+        └── MissingBucketError the bucket itself does not exist
 
 Messages say what is wrong, where, and what to do. Users never see a traceback for them.
 """
@@ -39,3 +40,7 @@ class StorageError(KprepError):
 
 class ReplacedError(StorageError):
     """An object is no longer the one that was pinned when reading began."""
+
+
+class MissingBucketError(StorageError):
+    """There is no bucket of that name at that endpoint."""

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SCHEMA = """
-CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE rows (
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS rows (
     row INTEGER PRIMARY KEY, video_id TEXT, start REAL, end REAL, label TEXT, extra TEXT, path TEXT,
     key TEXT, cut TEXT, place BLOB, shard INTEGER, slot INTEGER,
     status TEXT NOT NULL, reason TEXT, detail TEXT NOT NULL DEFAULT '', facts TEXT,
     answers TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
-CREATE TABLE shards (shard INTEGER PRIMARY KEY, facts TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS shards (shard INTEGER PRIMARY KEY, facts TEXT NOT NULL) STRICT;
 """
 _INDICES = """
 CREATE INDEX IF NOT EXISTS rows_by_place ON rows (shard, slot);
@@ -73,12 +73,10 @@ class Journal:
 
     def __init__(self, path: Path, split: str) -> None:
         self.split = split
-        fresh = not path.exists()
-        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if fresh:
-            self._db.executescript(_SCHEMA)
+        self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
         """Close the file; everything recorded is in it."""
@@ -115,13 +113,14 @@ class Journal:
         the seed. Exact repeats become duplicates; one segment with two labels, or one that another
         split of the dataset holds already, is a conflict.
         """
+        self._labels: set[str] = set()
         self._db.execute("BEGIN")
         self._db.executemany(
             "INSERT INTO rows (video_id, start, end, label, extra, path, key, cut, place, status, "
             "reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _planned(item, seed, taken_keys)
-                for item in items
+                for item in self._with_labels(items)
                 if not classes or (isinstance(item, Segment) and item.label in classes)
             ),
         )
@@ -140,6 +139,14 @@ class Journal:
         )
         self._db.execute("COMMIT")
         self._db.executescript(_INDICES)
+        self.set("labels", sorted(self._labels))
+
+    def _with_labels(self, items: Iterable[Segment | BadRow]) -> Iterator[Segment | BadRow]:
+        """Note the labels of the whole list: classes do not depend on the rows at hand."""
+        for item in items:
+            if isinstance(item, Segment) and item.label is not None:
+                self._labels.add(item.label)
+            yield item
 
     def _settle_repeats(self) -> None:
         self._db.execute("CREATE TEMP TABLE repeats AS SELECT key, MIN(row) AS first, "
@@ -208,6 +215,14 @@ class Journal:
         self._db.execute("COMMIT")
         return changed
 
+    def use_sources(self, sources: list[str]) -> None:
+        """Forget answers of pending rows when other sources than last time are asked."""
+        known = self.setting("sources")
+        if known is not None and known != sources:
+            self._db.execute("UPDATE rows SET answers = '[]' WHERE status = 'pending'")
+            self._db.execute("DELETE FROM settings WHERE name LIKE 'done %'")
+        self.set("sources", sources)
+
     def counts(self) -> dict[str, int]:
         """Return the number of rows by status; every status is there."""
         found = dict(self._db.execute("SELECT status, COUNT(*) FROM rows GROUP BY status"))
@@ -223,14 +238,13 @@ class Journal:
         )
 
     def labels(self) -> list[str]:
-        """Return the distinct labels of the rows, sorted."""
-        found = self._db.execute("SELECT DISTINCT label FROM rows WHERE label IS NOT NULL")
-        return sorted(label for (label,) in found)
+        """Return the distinct labels of the whole list, sorted; also those that no row here has."""
+        return list(self.setting("labels") or [])
 
     def first_with_label(self, label: str) -> int:
-        """Return the number of the first row of a label."""
+        """Return the number of the first row of a label; 0 when it has no row here."""
         found = self._db.execute("SELECT MIN(row) FROM rows WHERE label = ?", (label,)).fetchone()
-        return int(found[0])
+        return int(found[0] or 0)
 
     def planned_shards(self) -> int:
         """Return the number of shards of the plan, those that stay empty included."""

@@ -5,6 +5,7 @@ Container durations are not trusted; packets are walked (not decoded), and one f
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -95,8 +96,12 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
 
 def _read_head(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise RowFailure(Reason.UNSAFE_INPUT, "no regular file")
         with path.open("rb") as file:
             head = file.read(1 << 16)
+    except FileNotFoundError as error:
+        raise RowFailure(Reason.MISSING, f"{path.name} is gone, or a link to nowhere") from error
     except OSError as error:
         raise RowFailure(Reason.STORAGE, f"{path.name}: {error.strerror}") from error
     if not head:

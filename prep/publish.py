@@ -24,7 +24,7 @@ from prep.format.layout import MANIFEST_PATH
 from prep.ledger import write_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
@@ -33,12 +33,18 @@ if TYPE_CHECKING:
 
 
 def publish(
-    storage: Storage, manifest: Manifest, journal: Journal, tools: dict[str, str]
+    storage: Storage,
+    manifest: Manifest,
+    journal: Journal,
+    tools: dict[str, str],
+    check_lock: Callable[[], None],
 ) -> Manifest:
     """Write everything that makes the journaled split readable; return the new manifest.
 
-    The files of other splits are not touched. Until the manifest is replaced, readers see the
-    dataset as it was.
+    The shards, indices and ledgers of other splits are not touched, so their readers notice
+    nothing. README.md, classes.txt and .nv-meta speak of all splits and are replaced just before
+    the manifest that lists them: `kprep verify` at that moment finds them ahead of it. `check_lock`
+    raises when the root is no longer ours.
     """
     import pyarrow as pa
 
@@ -69,10 +75,15 @@ def publish(
     )
     files.update({path: _entry(data) for path, data in written.items()})
     published = replace(manifest, splits={**manifest.splits, split: added}, files=files)
-    return write_root_files(storage, published, written)
+    return write_root_files(storage, published, written, check_lock)
 
 
-def write_root_files(storage: Storage, manifest: Manifest, written: dict[str, bytes]) -> Manifest:
+def write_root_files(
+    storage: Storage,
+    manifest: Manifest,
+    written: dict[str, bytes],
+    check_lock: Callable[[], None],
+) -> Manifest:
     """Write a split's own files, then those that speak of all splits, then the manifest."""
     names = "".join(f"{name}\n" for name in manifest.class_names)
     shared = {
@@ -86,6 +97,7 @@ def write_root_files(storage: Storage, manifest: Manifest, written: dict[str, by
     complete = replace(manifest, files=files)
     for path, data in {**written, **shared}.items():
         storage.write(path, data)
+    check_lock()
     storage.write(MANIFEST_PATH, complete.to_bytes())
     return complete
 

@@ -1,4 +1,4 @@
-"""Keeping two conversions into one root apart: a file lock on disk, an object in a bucket."""
+"""Keeping two conversions apart: locks on the work folder and on the root."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prep.errors import KprepError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from prep.storage import Storage
@@ -24,48 +24,37 @@ _TTL_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def split_lock(work: Path) -> Iterator[None]:
-    """Keep a second run of the same split on this machine out."""
-    with (work / "lock").open("w") as file:
+def file_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; raise UsageError with `busy` when another run does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(
-                f"another kprep is converting this split (it holds {work}/lock); wait for it to end"
-            ) from None
+            raise UsageError(f"{busy} (it holds {path}); wait for it to end") from None
+        if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            raise UsageError(f"{busy}; it has just ended, so run the same command again")
         yield
 
 
 @contextlib.contextmanager
-def publish_lock(storage: Storage) -> Iterator[None]:
-    """Wait until no other split is being published in a local root."""
-    if storage.local_root is None:  # a bucket is locked for the whole run
-        yield
-        return
-    descriptor = os.open(storage.local_root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def root_lock(storage: Storage, work: Path, lock_folder: Path) -> Iterator[Callable[[], None]]:
+    """Hold the lock of a root while the block runs: one conversion into a root at a time.
 
-
-@contextlib.contextmanager
-def bucket_lock(storage: Storage, work: Path) -> Iterator[None]:
-    """Hold a bucket's lock while the block runs; do nothing for a local root.
-
-    The lock is an object made by a conditional PUT, renewed while we live and void after two
-    minutes. It names the work folder's owner: the work folder is locked on this machine, so a run
-    that finds its own name there follows one that was killed, and takes over at once.
+    Yields a function that raises KprepError when the lock was lost meanwhile. On disk it is a lock
+    file in the root, wherever the work folder is. In a bucket it is an object made by a conditional
+    PUT, renewed while we live and void after two minutes; it names the work folder's owner, and as
+    that folder is locked on this machine, a run that finds its own name there follows one that was
+    killed, and takes over at once.
     """
     if storage.local_root is not None:
-        yield
+        with file_lock(lock_folder / "lock", f"another kprep is converting into {storage.root}"):
+            yield lambda: None
         return
     lock = _BucketLock(storage, _owner(work))
     lock.acquire()
     try:
-        yield
-        lock.check()
+        yield lock.check
     finally:
         lock.release()
 
@@ -127,7 +116,7 @@ class _BucketLock:
                 return
             except KprepError as error:
                 failing_since = failing_since or time.monotonic()
-                if time.monotonic() - failing_since > _TTL_SECONDS:
+                if time.monotonic() - failing_since > _TTL_SECONDS / 2:
                     self._lost = str(error)
                     return
 

@@ -19,20 +19,27 @@ from prep.annotations import kinetics_class_list
 from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
-from prep.format import Manifest, check_split_name, index_path, read_index, read_manifest
-from prep.format.layout import MANIFEST_PATH
+from prep.format import Manifest, check_split_name, index_path, read_index
 from prep.journal import Journal
 from prep.options import WORK_NAME, ShardOptions
 from prep.outcome import Reason, Status
 from prep.publish import publish
-from prep.root_lock import LOCK_NAME, bucket_lock, publish_lock, split_lock
+from prep.root_lock import file_lock, root_lock
+from prep.root_state import (
+    check_owner,
+    check_places,
+    check_still_new,
+    existing_manifest,
+    forget,
+    is_planned,
+    remove_leftovers,
+)
 from prep.shard_builder import ShardBuilder
 from prep.sources import open_listing, open_sources
-from prep.storage import remove_leftovers
 from prep.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from prep.annotations import Listing
@@ -56,38 +63,80 @@ def shard(options: ShardOptions) -> ShardResult:
     conversion cannot go on (a full disk, no clip at all).
     """
     check_split_name(options.split)
+    check_places(options)
     ffmpeg = find_ffmpeg()
     work = options.work_root / options.split
+    lock_folder = (options.storage.local_root or options.work_root) / WORK_NAME
+    existing = existing_manifest(options)
+    if existing is not None and options.split in existing.splits and not options.force:
+        result = _already_published(options, existing)
+        if not work.exists():
+            return result
+    check_owner(options, work)
+    try:
+        return _hold_locks(options, work, lock_folder, ffmpeg)
+    finally:
+        for folder in (options.work_root, lock_folder):
+            with contextlib.suppress(OSError):  # other splits may still be in the making
+                folder.rmdir()
+
+
+def _hold_locks(
+    options: ShardOptions, work: Path, lock_folder: Path, ffmpeg: FFmpeg
+) -> ShardResult:
+    """Convert while nobody else may; leave nothing behind after a mistake, or when all is done."""
+    split_lock = options.work_root / f"{options.split}.lock"
+    with (
+        file_lock(split_lock, "another kprep is converting this split"),
+        root_lock(options.storage, _made(work), lock_folder) as check_lock,
+    ):
+        try:
+            result = _convert_locked(options, work, ffmpeg, check_lock)
+            if result.manifest is not None:
+                shutil.rmtree(work)
+            return result
+        finally:
+            if not is_planned(work):
+                shutil.rmtree(work, ignore_errors=True)
+                for lock in (split_lock, lock_folder / "lock"):
+                    lock.unlink(missing_ok=True)
+
+
+def _made(work: Path) -> Path:
+    try:
+        for folder in (work / "staged", work / "temporary"):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {error.filename}: {error.strerror}") from error
+    return work
+
+
+def _convert_locked(
+    options: ShardOptions, work: Path, ffmpeg: FFmpeg, check_lock: Callable[[], None]
+) -> ShardResult:
+    """Look again, now that nobody else writes here, and do what is left to do."""
     if options.force:
-        _forget(options, work)
-    existing = _existing(options)
-    published = existing is not None and options.split in existing.splits
-    if not published:
-        _make_folders(options, work)
+        forget(options, work)
+        _made(work)
+    existing = existing_manifest(options)
+    if existing is not None and options.split in existing.splits:
+        return _already_published(options, existing)
     known_classes = existing.class_names if existing is not None else ()
     listing, notes = open_listing(options, work, known_classes)
-    settings = _settings(options, listing.sha256)
-    if existing is not None and published:
-        result = _already_published(options, existing, settings)
-        if work.exists():  # a run was killed between publishing and cleaning up
-            with split_lock(work), bucket_lock(options.storage, work):
-                pass
-            _clean_up(work)
-        return result
-    with (
-        split_lock(work),
-        bucket_lock(options.storage, work),
-        journal_of(work, options.split) as journal,
-    ):
+    with journal_of(work, options.split) as journal:
         notes += plan(journal, options, listing, ffmpeg, existing)
-        result = _convert(options, journal, work, ffmpeg)
+        result = _convert(options, journal, work, ffmpeg, check_lock)
         result.notes = notes + result.notes
-    if result.manifest is not None:
-        _clean_up(work)
     return result
 
 
-def _convert(options: ShardOptions, journal: Journal, work: Path, ffmpeg: FFmpeg) -> ShardResult:
+def _convert(
+    options: ShardOptions,
+    journal: Journal,
+    work: Path,
+    ffmpeg: FFmpeg,
+    check_lock: Callable[[], None],
+) -> ShardResult:
     sources = open_sources(options, work)
     builder = ShardBuilder(options, journal, work, options.storage)
     encoders = _pool(options, work, ffmpeg)
@@ -103,7 +152,7 @@ def _convert(options: ShardOptions, journal: Journal, work: Path, ffmpeg: FFmpeg
             f"no row of split {options.split} gave a clip, so nothing was published "
             f"({reasons or 'no rows'})"
         )
-    result.manifest = _publish(options, journal, ffmpeg)
+    result.manifest = _publish(options, journal, ffmpeg, check_lock)
     return result
 
 
@@ -116,22 +165,17 @@ def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:
     return WorkerPool("encode", options.workers or len(os.sched_getaffinity(0)), wall)
 
 
-def _publish(options: ShardOptions, journal: Journal, ffmpeg: FFmpeg) -> Manifest:
-    """Add the split to the root's manifest as it is now: another split may have come meanwhile."""
+def _publish(
+    options: ShardOptions, journal: Journal, ffmpeg: FFmpeg, check_lock: Callable[[], None]
+) -> Manifest:
     tools = {"kprep": __version__, "ffmpeg": ffmpeg.version, "ffmpeg_sha256": ffmpeg.sha256}
     names = tuple(journal.setting("class_names"))
-    storage = options.storage
-    with publish_lock(storage):
-        if storage.local_root is not None:
-            remove_leftovers(storage.local_root / options.split)
-        current = _existing(options) or Manifest(options.profile, names, {}, {})
-        if current.class_names not in ((), names):
-            raise KprepError(
-                f"{options.root} got other classes while split {options.split} was being made; "
-                "convert this split into a new root"
-            )
-        start = Manifest(current.profile, names, current.splits, current.files)
-        return publish(storage, start, journal, tools)
+    check_lock()
+    remove_leftovers(options)
+    current = existing_manifest(options) or Manifest(options.profile, names, {}, {})
+    check_still_new(options, current)
+    start = Manifest(current.profile, names, current.splits, current.files)
+    return publish(options.storage, start, journal, tools, check_lock)
 
 
 def _settings(options: ShardOptions, annotations_sha256: str) -> dict[str, Any]:
@@ -147,67 +191,13 @@ def _settings(options: ShardOptions, annotations_sha256: str) -> dict[str, Any]:
     }
 
 
-def _existing(options: ShardOptions) -> Manifest | None:
-    """Return the manifest of the root, None for a new one; refuse a root that is something else."""
-    storage, root = options.storage, options.storage.local_root
-    if root is not None:
-        if not root.exists():
-            return None
-        if not root.is_dir():
-            raise UsageError(f"root {root} is a file; give a folder for the dataset")
-    if storage.exists(MANIFEST_PATH):
-        manifest = read_manifest(storage)
-        if manifest.profile != options.profile:
-            different = "; ".join(options.profile.differences(manifest.profile))
-            raise UsageError(
-                f"root {options.root} holds a dataset of profile {manifest.profile.name} "
-                f"({different}); use that profile or another root"
-            )
-        return manifest
-    strange = _strange(options)
-    if strange:
-        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
-        raise UsageError(
-            f"root {options.root} is not empty and no kprep dataset (it holds {named}); "
-            "give a new folder"
-        )
-    return None
-
-
-def _strange(options: ShardOptions) -> list[str]:
-    """Return the names in a root without a manifest that no conversion of ours has begun."""
-    work, root = options.work_root, options.storage.local_root
-    begun = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    if root is not None:
-        names = {path.name for path in root.iterdir()}
-    else:
-        names = {info.path.split("/")[0] for info in options.storage.list()}
-    return sorted(names - begun - {WORK_NAME, LOCK_NAME})
-
-
-def _forget(options: ShardOptions, work: Path) -> None:
-    """Throw an unfinished conversion of this split away; refuse anything that is not one."""
-    existing = _existing(options)
-    if existing is not None and options.split in existing.splits:
-        raise UsageError(
-            f"split {options.split} of {options.root} is published; --force only throws away "
-            "unfinished work"
-        )
-    if not (work / "journal.sqlite").exists():
-        return
-    with split_lock(work):
-        for info in list(options.storage.list(options.split)):
-            options.storage.delete(info.path)
-        shutil.rmtree(work)
-
-
-def _already_published(
-    options: ShardOptions, manifest: Manifest, settings: dict[str, Any]
-) -> ShardResult:
+def _already_published(options: ShardOptions, manifest: Manifest) -> ShardResult:
+    """Say that there is nothing to do, or that a published split does not become another one."""
     published = manifest.splits[options.split]
+    sha256 = str(published.settings.get("annotations_sha256"))
     different = [
         f"{name}: {published.settings.get(name)}, now {value}"
-        for name, value in settings.items()
+        for name, value in _settings(options, sha256).items()
         if published.settings.get(name) != value
     ]
     if different:
@@ -217,16 +207,6 @@ def _already_published(
         )
     note = f"split {options.split} is already published in {options.root}; nothing to do"
     return ShardResult(manifest, published.outcomes, {}, notes=[note])
-
-
-def _make_folders(options: ShardOptions, work: Path) -> None:
-    local = options.storage.local_root
-    folders = [work / "staged", work / "temporary", *([local] if local else [])]
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {error.filename}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -241,7 +221,8 @@ def journal_of(work: Path, split: str) -> Iterator[Journal]:
             journal.close()
     except sqlite3.Error as error:
         raise KprepError(
-            f"{path} cannot be written ({error}); make room, then run the same command again"
+            f"{path} cannot be written ({error}); see that there is room and that the disk is "
+            "sound, then run the same command again"
         ) from error
 
 
@@ -257,10 +238,17 @@ def plan(
     Returns what the list has to say. Raises UsageError when it is another conversion.
     """
     settings = _settings(options, listing.sha256)
-    identity = {**settings, "profile": options.profile.to_json(), "ffmpeg_sha256": ffmpeg.sha256}
+    class_list = list(options.class_list) if options.class_list else None
+    identity = {
+        **settings,
+        "class_list": class_list,
+        "profile": options.profile.to_json(),
+        "ffmpeg_sha256": ffmpeg.sha256,
+    }
     known = journal.setting("identity")
     if known is None:
         journal.forget_plan()
+        journal.set("root", options.root)
         journal.plan(
             listing,
             seed=options.seed,
@@ -269,6 +257,7 @@ def plan(
             classes=options.classes,
             taken_keys=_taken_keys(options, existing),
         )
+        _check_classes(options, journal.labels())
         if not sum(journal.counts().values()):
             raise UsageError(_nothing_to_do(options, listing))
         journal.set("class_names", _class_names(journal, options, existing))
@@ -284,8 +273,22 @@ def plan(
             f"split {options.split} in {options.root} was begun differently: {changed}; repeat the "
             "first command, choose a new root, or throw the unfinished work away with --force"
         )
-    journal.reopen([reason for reason in Reason if reason.retryable or reason in options.retry])
+    journal.use_sources(list(options.sources))
+    journal.reopen(_reasons_to_retry(options))
     return list(listing.notes)
+
+
+def _reasons_to_retry(options: ShardOptions) -> tuple[Reason, ...]:
+    """Return those that were asked for; else what may have passed, unless it is to be finished."""
+    if options.retry or options.finish:
+        return options.retry
+    return tuple(reason for reason in Reason if reason.retryable)
+
+
+def _check_classes(options: ShardOptions, labels: list[str]) -> None:
+    unknown = sorted(options.classes - set(labels))
+    if unknown:
+        raise UsageError(f"--classes {unknown[0]!r} is no label of the list ({len(labels)} labels)")
 
 
 def _nothing_to_do(options: ShardOptions, listing: Listing) -> str:
@@ -316,18 +319,11 @@ def _class_names(
     if existing and existing.class_names and known != existing.class_names:
         raise UsageError(f"--class-list differs from the classes of {options.root}; leave it out")
     for label in found:
-        if label not in known:
-            row = journal.first_with_label(label)
+        row = journal.first_with_label(label)
+        if label not in known and row:
             raise UsageError(
                 f"label {label!r} (row {row} of the list) is not among the {len(known)} classes of "
                 f"{'--class-list' if options.class_list else options.root}; correct the list, or "
                 "convert into a new root"
             )
     return tuple(known)
-
-
-def _clean_up(work: Path) -> None:
-    """Remove what only an unfinished conversion needs."""
-    shutil.rmtree(work)
-    with contextlib.suppress(OSError):  # other splits may still be in the making
-        work.parent.rmdir()

@@ -31,7 +31,7 @@ class ShardBuilder:
         self.work = work
         self.storage = storage
         self._labels = {name: index for index, name in enumerate(journal.setting("class_names"))}
-        self._pool = WorkerPool("assemble", 1, _WALL_SECONDS)
+        self._pool = WorkerPool("assemble", 1, _WALL_SECONDS, ahead=1)
 
     def __enter__(self) -> Self:
         return self

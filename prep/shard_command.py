@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -62,12 +63,18 @@ from prep.shard import ShardResult, shard
     help="Places in a shard.  [default: 1000; 4000 up to 128 pixels]",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Decides which shard has which clip."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Decides which shard has which clip.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only so many rows, drawn by the seed.")
+@click.option(
+    "--limit", type=click.IntRange(1, 2**31), help="Only so many rows, drawn by the seed."
+)
 @click.option(
     "--min-seconds",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 86400),
     default=1.0,
     show_default=True,
     help="Shorter clips fail as too short.",
@@ -141,6 +148,8 @@ def shard_command(
         fps=fps, short_side_px=short_side, crf=crf, preset=preset, tune=tune,
         keyframe_interval_frames=gop, scaler_flags=scaler_flags,
     )  # fmt: skip
+    if math.isnan(min_seconds):
+        raise UsageError("--min-seconds must be a number")
     options = ShardOptions(
         sources=tuple(_absolute(text) for text in (source, *more_sources)),
         root=_absolute(root),

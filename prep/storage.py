@@ -2,6 +2,10 @@
 
 Everything goes through obstore, so a local directory and a bucket take the same path. A `Storage`
 can be pickled and sent to worker processes: the client is opened there, on the first use.
+
+Who tries again: reads (`info`, `read`, `read_range`) through a client that never does, with
+`RetryPolicy`, which knows how far a body came and what can no longer succeed; writes and
+listings through a client with obstore's own retries.
 """
 
 from __future__ import annotations
@@ -14,15 +18,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import ReplacedError, StorageError, UsageError
+from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_waiting
+from prep.errors import MissingBucketError, ReplacedError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from obstore.store import ObjectStore
 
+__all__ = [
+    "ObjectInfo",
+    "RetryPolicy",
+    "Storage",
+    "check_relative_path",
+    "remove_leftovers",
+    "stop_waiting",
+    "sync_directory",
+    "temporary_name",
+    "write_atomic",
+]
+
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _SCHEMES = ("s3://", "gs://", "https://", "http://")
+_TIMEOUTS = {"timeout": "20s", "read_timeout": "10s", "connect_timeout": "3s"}
 
 
 def check_relative_path(path: str) -> str:
@@ -53,12 +71,15 @@ class Storage:
     `root` is a local directory or `s3://bucket/prefix`, `gs://…`, `https://…` (read only).
     `options` are passed to the store's client: `endpoint`, `region`, `access_key_id`,
     `secret_access_key`, `skip_signature` and so on; the usual AWS environment variables serve
-    where they are absent.
+    where they are absent. `client_options` among them change the client's `timeout`,
+    `read_timeout` (of a stalled body) and `connect_timeout`, such as "20s".
     """
 
     root: str
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    retry: RetryPolicy = field(default_factory=RetryPolicy, repr=False, compare=False)
     _store: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
+    _reads: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
     _opened_in: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +100,8 @@ class Storage:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open client behind: another process opens its own."""
-        return {"root": self.root, "options": self.options, "_store": None, "_opened_in": 0}
+        closed = {"_store": None, "_reads": None, "_opened_in": 0}
+        return {"root": self.root, "options": self.options, "retry": self.retry, **closed}
 
     @property
     def local_root(self) -> Path | None:
@@ -91,21 +113,31 @@ class Storage:
         return f"{self.root}/{path}"
 
     def store(self) -> ObjectStore:
-        """Return this process's client; opened on the first call.
+        """Return this process's client for writing and listing; opened on the first call.
 
         Raises StorageError in a process forked after the parent had opened it: the client's
         threads do not survive a fork and every request would hang.
         """
-        if self._store is not None and self._opened_in != os.getpid():
+        self._refuse_fork()
+        if self._store is None:
+            self._store, self._opened_in = self._open(max_retries=5), os.getpid()
+        return self._store
+
+    def reading_store(self) -> ObjectStore:
+        """Return this process's client for reading, which tries nothing twice; else as `store`."""
+        self._refuse_fork()
+        if self._reads is None:
+            self._reads, self._opened_in = self._open(max_retries=0), os.getpid()
+        return self._reads
+
+    def _refuse_fork(self) -> None:
+        if self._opened_in not in (0, os.getpid()):
             raise StorageError(
                 f"{self.root} was opened before this process was forked, and its connections do "
                 "not survive that; start workers with the 'forkserver' or 'spawn' method"
             )
-        if self._store is None:
-            self._store, self._opened_in = self._open(), os.getpid()
-        return self._store
 
-    def _open(self) -> ObjectStore:
+    def _open(self, max_retries: int) -> ObjectStore:
         from obstore.store import LocalStore, from_url
 
         if self.local_root is not None:
@@ -113,10 +145,11 @@ class Storage:
                 raise StorageError(f"{self.root} is not a directory")
             return LocalStore(self.local_root)
         plain = str(self.options.get("endpoint", self.root)).startswith("http://")
-        client: Any = {"timeout": "20s", "connect_timeout": "3s", "allow_http": plain}
-        retry: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+        options = dict(self.options)
+        client: Any = {**_TIMEOUTS, "allow_http": plain, **options.pop("client_options", {})}
+        retry: Any = {"max_retries": max_retries, "retry_timeout": timedelta(seconds=60)}
         opened: ObjectStore = from_url(
-            self.root, client_options=client, retry_config=retry, **self.options
+            self.root, client_options=client, retry_config=retry, **options
         )
         return opened
 
@@ -124,9 +157,15 @@ class Storage:
         """Return size and version of an object; StorageError where there is none."""
         import obstore
 
-        with self._errors(path):
-            meta = obstore.head(self.store(), check_relative_path(path))
-        return ObjectInfo(path, int(meta["size"]), meta["e_tag"])
+        check_relative_path(path)
+        tries = Tries(self.retry, self.where(path), local=self.local_root is not None)
+        while True:
+            try:
+                with self._errors(path):
+                    meta = obstore.head(self.reading_store(), path)
+                return ObjectInfo(path, int(meta["size"]), meta["e_tag"])
+            except StorageError as error:
+                tries.after(error)
 
     def exists(self, path: str) -> bool:
         """Whether the object is there; StorageError where the store cannot tell."""
@@ -139,39 +178,67 @@ class Storage:
         return True
 
     def read(self, path: str) -> bytes:
-        """Return a whole object."""
-        import obstore
-
-        with self._errors(path):
-            return bytes(obstore.get(self.store(), check_relative_path(path)).bytes())
+        """Return a whole object, of one version; its length is the one that the store says."""
+        return bytes(self._receive(Download(check_relative_path(path))))
 
     def read_range(self, path: str, start: int, end: int, *, etag: str | None = None) -> memoryview:
         """Return bytes `[start, end)` of an object.
 
-        Raises ReplacedError when `etag` is given and the object has another one by now, and
-        StorageError when the object ends before `end`.
-        """
-        import obstore
-        from obstore.exceptions import PreconditionError
+        A body that breaks or stalls is continued where it stopped, on the same version.
 
-        options: dict[str, Any] = {"range": (start, end)}
-        if etag is not None:
-            options["if_match"] = etag
-        with self._errors(path):
+        Raises ReplacedError when `etag` is given and the object has another one by now, and
+        StorageError when the object ends before `end` or cannot be had within the patience.
+        """
+        return self._receive(Download(check_relative_path(path), start, end, etag))
+
+    def _receive(self, download: Download) -> memoryview:
+        """Fill a download, over as many requests as it takes."""
+        tries = Tries(self.retry, self.where(download.path), local=self.local_root is not None)
+        problem: StorageError | None = None
+        while not download.complete:
+            if problem is not None:
+                tries.after(problem)
+            before = download.received
             try:
-                result = obstore.get(self.store(), check_relative_path(path), options=options)  # type: ignore[arg-type]
-                body = memoryview(result.bytes())
-            except PreconditionError as error:
-                raise ReplacedError(
-                    f"{self.where(path)} was replaced while it was being read; "
-                    "restart on the new version"
-                ) from error
-        if len(body) != end - start:
+                with self._errors(download.path):
+                    self._request(download)
+                problem = ShortAnswerError(
+                    f"{self.where(download.path)} cannot be read: the answer held only "
+                    f"{download.received - before} bytes of those that were asked for"
+                )
+            except StorageError as error:
+                problem = error
+            if download.received > before:
+                tries.progress()
+        return memoryview(download.body)
+
+    def _request(self, download: Download) -> None:
+        """Send one request for what is missing; what arrived before an error is kept."""
+        import obstore
+
+        options = download.options()
+        result = obstore.get(self.reading_store(), download.path, options=options or None)  # type: ignore[arg-type]
+        size, etag = int(result.meta["size"]), result.meta["e_tag"]
+        if download.etag is not None and etag is not None and etag != download.etag:
+            raise self._replaced(download.path)
+        if download.end is not None and size < download.end:
             raise StorageError(
-                f"{self.where(path)} ends at byte {start + len(body)}, "
-                f"but bytes {start} to {end} are indexed; run `kprep verify`"
+                f"{self.where(download.path)} ends at byte {size}, but bytes {download.start} "
+                f"to {download.end} are indexed; run `kprep verify`"
             )
-        return body
+        download.begin(size, etag)
+        if result.range[0] != download.start + download.received:
+            raise OSError(f"the answer begins at byte {result.range[0]}, another was asked for")
+        if self.local_root is not None:
+            download.add(memoryview(result.bytes()))
+            return
+        for chunk in result.stream(min_chunk_size=1):
+            download.add(memoryview(chunk))
+
+    def _replaced(self, path: str) -> ReplacedError:
+        return ReplacedError(
+            f"{self.where(path)} was replaced while it was being read; restart on the new version"
+        )
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole object so that it appears complete or not at all."""
@@ -254,6 +321,11 @@ class Storage:
         except StorageError:
             raise
         except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise MissingBucketError(
+                    f"{self.where(path)} cannot be read: the bucket does not exist; "
+                    "check its name and the endpoint"
+                ) from error
             raise StorageError(f"{self.where(path)} does not exist") from error
         except OSError as error:
             what = error.strerror or str(error)
@@ -263,6 +335,8 @@ class Storage:
             ) from error
         except Exception as error:  # obstore's errors have no common base of their own
             text = " ".join(str(error).split())
+            if type(error).__name__ == "PreconditionError" or "recondition" in text:
+                raise self._replaced(path) from error
             if "169.254.169.254" in text:  # where a cloud machine asks for its role
                 text = (
                     "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "

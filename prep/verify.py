@@ -60,9 +60,14 @@ def verify(storage: Storage, *, progress: Callable[[str], None] = lambda _: None
         if data is not None:
             contents[path] = data
     verdict.faults += _shared_files(manifest, contents)
+    holders: dict[str, str] = {}
     for split in sorted(manifest.splits):
         progress(f"split {split}")
-        _verify_split(storage, manifest, split, contents, verdict)
+        for key in _verify_split(storage, manifest, split, contents, verdict):
+            other = holders.setdefault(key, split)
+            if other != split:
+                path = index_path(split)
+                verdict.faults.append(f"{path}: key {key} stands in split {other} too")
     return verdict
 
 
@@ -110,7 +115,8 @@ def _shared_files(manifest: Manifest, contents: dict[str, bytes]) -> Iterator[st
 
 def _verify_split(
     storage: Storage, manifest: Manifest, name: str, contents: dict[str, bytes], verdict: Verdict
-) -> None:
+) -> list[str]:
+    """Check one split; return its keys."""
     split = manifest.splits[name]
     faults = verdict.faults
     rows: dict[str, list[ClipRecord]] = {shard.path: [] for shard in split.shards}
@@ -141,6 +147,7 @@ def _verify_split(
     complete = len(described) == len(split.shards)
     if complete and wids in contents and contents[wids] != companions.wids_index(name, described):
         faults.append(f"{wids}: disagrees with the shards")
+    return [row.key for records in rows.values() for row in records]
 
 
 def _index_sums(
@@ -247,12 +254,29 @@ def _verify_clip(
 def _gops_agree(payload: bytes, row: ClipRecord) -> bool:
     if row.gop_offsets is None or row.gop_crc32 is None:
         return row.gop_offsets is None and row.gop_crc32 is None and row.gop_frames is None
+    if row.codec_config is None or b"avcC" + row.codec_config not in payload:
+        return False
     offsets = row.gop_offsets
     pairs = list(itertools.pairwise(offsets))
-    return len(pairs) == len(row.gop_crc32) and all(
-        0 <= a < b <= len(payload) and zlib.crc32(payload[a:b]) == crc
-        for (a, b), crc in zip(pairs, row.gop_crc32, strict=True)
-    )
+    if len(pairs) != len(row.gop_crc32):
+        return False
+    left = row.num_frames
+    for (a, b), crc in zip(pairs, row.gop_crc32, strict=True):
+        if not 0 <= a < b <= len(payload) or zlib.crc32(payload[a:b]) != crc:
+            return False
+        if _num_frames(payload[a:b]) != min(left, row.gop_frames or 0):
+            return False
+        left -= row.gop_frames or 0
+    return left <= 0
+
+
+def _num_frames(gop: bytes) -> int | None:
+    """Count the length-prefixed NAL units of a GOP, one a frame; None when they do not fill it."""
+    position = count = 0
+    while position + 4 <= len(gop):
+        position += 4 + int.from_bytes(gop[position : position + 4], "big")
+        count += 1
+    return count if position == len(gop) else None
 
 
 def _sidecar_agrees(sidecar: Sidecar, row: ClipRecord, manifest: Manifest) -> bool:

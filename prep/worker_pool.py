@@ -49,12 +49,16 @@ class WorkerPool:
 
     A job whose worker dies is given once more to a fresh worker; when that dies too, the result is
     `{"crashed": "signal 11"}`. A job without a result after `wall_seconds` gives `{"stalled": …}`.
+    `ahead` is how many jobs a worker is given at a time. It must be 1 where job and result can be
+    larger than a pipe holds: else we wait to hand over a job while the worker waits to hand over a
+    result.
     """
 
-    def __init__(self, task: str, count: int, wall_seconds: float) -> None:
+    def __init__(self, task: str, count: int, wall_seconds: float, *, ahead: int = _AHEAD) -> None:
         self.task = task
         self.count = count
         self.wall_seconds = wall_seconds
+        self.ahead = ahead
         self._queue: deque[Job] = deque()
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
@@ -68,7 +72,7 @@ class WorkerPool:
     @property
     def wants_jobs(self) -> bool:
         """Whether a worker would otherwise soon be idle."""
-        return self.unfinished < self.count * _AHEAD + 1
+        return self.unfinished < self.count * self.ahead + 1
 
     @property
     def unfinished(self) -> int:
@@ -99,7 +103,7 @@ class WorkerPool:
             idle = min(self._workers, key=lambda worker: len(worker.jobs), default=None)
             if (idle is None or idle.jobs) and len(self._workers) < self.count:
                 idle = self._start()
-            if idle is None or len(idle.jobs) >= _AHEAD:
+            if idle is None or len(idle.jobs) >= self.ahead:
                 return
             self._give(idle, self._queue.popleft())
 

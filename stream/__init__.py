@@ -1,10 +1,16 @@
 """Clips for training, streamed from shards on disk or in object storage, exactly reproducible."""
 
-from stream.batch import ClipBatch
-from stream.clip_stream import BatchAddress, ClipStream, StreamOptions
-from stream.color import yuv420_to_rgb, yuv420_to_rgb_planes
-from stream.loader import ClipLoader, clip_loader
-from stream.state import StreamState
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream.batch import ClipBatch
+    from stream.clip_stream import BatchAddress, ClipStream, StreamOptions
+    from stream.color import yuv420_to_rgb, yuv420_to_rgb_planes
+    from stream.loader import ClipLoader, clip_loader
+    from stream.state import StreamState
 
 __all__ = [
     "BatchAddress",
@@ -17,3 +23,22 @@ __all__ = [
     "yuv420_to_rgb",
     "yuv420_to_rgb_planes",
 ]
+
+_HOMES = {
+    "BatchAddress": "stream.clip_stream",
+    "ClipBatch": "stream.batch",
+    "ClipLoader": "stream.loader",
+    "ClipStream": "stream.clip_stream",
+    "StreamOptions": "stream.clip_stream",
+    "StreamState": "stream.state",
+    "clip_loader": "stream.loader",
+    "yuv420_to_rgb": "stream.color",
+    "yuv420_to_rgb_planes": "stream.color",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use: planning needs the order and not torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

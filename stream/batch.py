@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stream.bad_clips import BadClip
+
 Layout = Literal["rgb", "yuv420"]
 
 
@@ -26,6 +28,8 @@ class ClipBatch:
     start_frame  int64 (N,): the first frame, counted in the stored clip
     view         int64 (N,): which of the video's `clips_per_video` clips this is
     layout       "rgb" or "yuv420"
+    bad_clips    damaged clips that substitutes stand in for (training) or that were left out
+                 (evaluation), see stream.bad_clips
     """
 
     video: torch.Tensor
@@ -35,6 +39,7 @@ class ClipBatch:
     start_frame: torch.Tensor
     view: torch.Tensor
     layout: Layout
+    bad_clips: tuple[BadClip, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the shapes agree with each other."""
@@ -70,6 +75,8 @@ class ClipBatch:
                 value = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
             elif isinstance(value, list):
                 value = f"[{len(value)} keys]"
+            elif isinstance(value, tuple):
+                value = f"[{len(value)} clips]"
             parts.append(f"{entry.name}={value}")
         return f"ClipBatch({', '.join(parts)})"
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from prep.errors import DatasetError, UsageError
+from prep.errors import BadClipError, DatasetError, MissingBucketError, StorageError, UsageError
 from prep.format import Manifest, read_manifest
+from prep.storage import stop_waiting
+from stream.bad_clips import MOST_SUBSTITUTES, BadClip, Policy, substitute
 from stream.batch import ClipBatch, Layout
+from stream.cache import ClipCache, disk_space, parse_bytes
 from stream.color import frame_bytes, yuv420_to_rgb
 from stream.decode import ClipDecoder, check_even
 from stream.index import ClipIndex, load_index
 from stream.order import BatchPlan, EpochOrder, Grouping, Int64
-from stream.reads import ClipReader, ClipRequest, pin_versions
+from stream.pins import shared_versions
+from stream.reads import ClipReader, ClipRequest, PendingClip
 from stream.sampling import (
     Placement,
     evaluation_starts,
@@ -56,6 +61,7 @@ class StreamOptions:
     short: Short = "skip"
     placement: Placement = "even"
     layout: Layout = "rgb"
+    bad_clips: Policy = "raise"
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
@@ -70,10 +76,24 @@ class StreamOptions:
             "short": ("skip", "pad"),
             "placement": ("even", "torchvision"),
             "layout": ("rgb", "yuv420"),
+            "bad_clips": ("raise", "substitute"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} ({getattr(self, name)!r}) must be {' or '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One clip of a batch: the epoch's position, row of the index, view and start frame."""
+
+    position: int
+    row: int
+    view: int
+    start: int
+
+
+_Begun = tuple[list[_Item], list[PendingClip]]
 
 
 class ClipStream(Dataset[ClipBatch]):
@@ -92,11 +112,13 @@ class ClipStream(Dataset[ClipBatch]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        cache_dir: str | Path | None = None,
+        cache_limit: int | str | None = None,
     ) -> None:
         self.storage = storage
         self.options = options
         self.rank = rank
-        self.manifest: Manifest = read_manifest(storage)
+        self.manifest: Manifest = _read_manifest(storage)
         if options.split not in self.manifest.splits:
             known = ", ".join(sorted(self.manifest.splits)) or "none"
             raise UsageError(f"{storage.root} has no split {options.split!r}; it has {known}")
@@ -116,8 +138,24 @@ class ClipStream(Dataset[ClipBatch]):
                 f"{self.plan.global_batch} (world_size x batch_size x accumulate); make it smaller"
             )
         sizes = {shard.path: self.manifest.files[shard.path].bytes for shard in self.split.shards}
-        self._reader = ClipReader(storage, pin_versions(storage, sizes))
+        cache = self._cache(cache_dir, cache_limit)
+        versions = shared_versions(storage, sizes, rank=rank, world_size=world_size)
+        self._reader = ClipReader(storage, versions, cache)
         self._decoder: ClipDecoder | None = None
+        self._expected: BatchAddress | None = None
+        self._ahead: tuple[BatchAddress, _Begun] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what belongs to this process: its decoder and its reads."""
+        return {**self.__dict__, "_decoder": None, "_expected": None, "_ahead": None}
+
+    def _cache(self, directory: str | Path | None, limit: int | str | None) -> ClipCache | None:
+        if (directory is None) != (limit is None):
+            raise UsageError("cache_dir and cache_limit must be given together, or neither")
+        if directory is None or limit is None:
+            return None
+        needed = disk_space(self.index.video_bytes[self.rows])
+        return ClipCache(Path(directory), parse_bytes(limit), needed)
 
     def _place_clips(self) -> None:
         """Find every clip's number of valid starts, and which clips are in the order."""
@@ -146,27 +184,60 @@ class ClipStream(Dataset[ClipBatch]):
         return self.plan.num_steps * self.plan.accumulate
 
     def __getitem__(self, address: BatchAddress) -> ClipBatch:
-        """Read and decode one batch; raises BadClipError and StorageError (see ClipReader)."""
-        rows, views = self.items(address)
-        starts = [self.start(address.epoch, int(row), int(view))
-                  for row, view in zip(rows, views, strict=True)]  # fmt: skip
-        requests = [
-            ClipRequest(self.index.clip(int(row)), self._frames(int(row), start))
-            for row, start in zip(rows, starts, strict=True)
-        ]
-        video = self._decode(requests)
-        clips = [request.clip for request in requests]
+        """Read and decode one batch.
+
+        Raises BadClipError when a clip is damaged and the policy is "raise", or too many of its
+        substitutes are damaged too; StorageError when bytes cannot be had.
+        """
+        try:
+            planar, kept, bad = self._decode(address.epoch, self._reads(address))
+        except BaseException:  # the reads that are still under way must not wait for the storage
+            self._ahead = None
+            stop_waiting()
+            raise
+        clips = [self.index.clip(item.row) for item in kept]
+        sizes = [(clip.height, clip.width) for clip in clips]
         return ClipBatch(
-            video=video,
-            size=torch.tensor(
-                [(clip.height, clip.width) for clip in clips], dtype=torch.int64
-            ).reshape(-1, 2),
+            video=planar if self.options.layout == "yuv420" else _to_rgb(planar, sizes),
+            size=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
             label=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
             key=[clip.key for clip in clips],
-            start_frame=torch.tensor(starts, dtype=torch.int64),
-            view=torch.from_numpy(views.astype(np.int64)),
+            start_frame=torch.tensor([item.start for item in kept], dtype=torch.int64),
+            view=torch.tensor([item.view for item in kept], dtype=torch.int64),
             layout=self.options.layout,
+            bad_clips=tuple(bad),
         )
+
+    def _reads(self, address: BatchAddress) -> _Begun:
+        """Return the batch's clips, on their way; where batches come in turn, begin the next too.
+
+        Not from a local directory, where nothing is gained by being early.
+        """
+        ahead, self._ahead = self._ahead, None
+        begun = ahead[1] if ahead is not None and ahead[0] == address else self._begin(address)
+        in_turn, self._expected = self._expected == address, self._following(address)
+        if in_turn and self._expected is not None and self.storage.local_root is None:
+            self._ahead = (self._expected, self._begin(self._expected))
+        return begun
+
+    def _begin(self, address: BatchAddress) -> _Begun:
+        positions = self.plan.positions(address.step, address.micro, self.rank)
+        items = [
+            self._item(address.epoch, int(position), int(row), int(view))
+            for position, row, view in zip(positions, *self.items(address), strict=True)
+        ]
+        return items, self._reader.begin([self._request(item) for item in items])
+
+    def _following(self, address: BatchAddress) -> BatchAddress | None:
+        """Return which batch this process gets next: torch deals them to its workers in turn."""
+        worker = get_worker_info()
+        place = address.step * self.plan.accumulate + address.micro
+        place += worker.num_workers if worker is not None else 1
+        step, micro = divmod(place, self.plan.accumulate)
+        return BatchAddress(address.epoch, step, micro) if step < self.plan.num_steps else None
+
+    def _item(self, epoch: int, position: int, row: int, view: int) -> _Item:
+        return _Item(position, row, view, self.start(epoch, row, view))
 
     def items(self, address: BatchAddress) -> tuple[Int64, Int64]:
         """Return the index rows and views of a batch; no video is touched."""
@@ -201,21 +272,74 @@ class ClipStream(Dataset[ClipBatch]):
         frames = start + self._offsets[int(self._rate_of[row])]
         return np.minimum(frames, int(self.index.num_frames[row]) - 1)
 
-    def _decode(self, requests: list[ClipRequest]) -> torch.Tensor:
+    def _request(self, item: _Item) -> ClipRequest:
+        clip = self.index.clip(item.row)
+        check_even(clip.height, clip.width, clip.key)
+        return ClipRequest(clip, self._frames(item.row, item.start))
+
+    def _decode(self, epoch: int, begun: _Begun) -> tuple[torch.Tensor, list[_Item], list[BadClip]]:
+        """Decode each clip while those behind it are still being read.
+
+        Returns:
+            uint8 (N, T, F), planar YUV; the items that it holds; what was bad.
+        """
+        items, reads = begun
+        clips = [pending.request.clip for pending in reads]
+        longest = max((frame_bytes(clip.height, clip.width) for clip in clips), default=0)
+        planar = torch.empty((len(items), self.options.frames, longest), dtype=torch.uint8)
+        kept: list[_Item | None] = list(items)
+        bad: list[BadClip] = []
+        for number, pending in enumerate(reads):
+            try:
+                self._decode_clip(pending, planar[number])
+            except BadClipError as error:
+                if self.options.bad_clips == "raise":
+                    raise
+                bad.append(_bad_clip(pending, error))
+                planar, kept[number] = self._replace(epoch, items[number], planar, number, bad)
+        found = [item for item in kept if item is not None]
+        if len(found) < len(kept):
+            planar = planar[[number for number, item in enumerate(kept) if item is not None]]
+        return planar, found, bad
+
+    def _decode_clip(self, pending: PendingClip, out: torch.Tensor) -> None:
+        """Write a clip's frames into `out`, uint8 (T, F), and zeros behind each."""
         if self._decoder is None:
             self._decoder = ClipDecoder()
-        sizes = [(request.clip.height, request.clip.width) for request in requests]
-        for request, size in zip(requests, sizes, strict=True):
-            check_even(*size, request.clip.key)
-        payloads = self._reader.read(requests)
-        longest = max((frame_bytes(*size) for size in sizes), default=0)
-        planar = torch.empty((len(requests), self.options.frames, longest), dtype=torch.uint8)
-        pixels = planar.numpy()
-        for number, (request, payload) in enumerate(zip(requests, payloads, strict=True)):
-            used = frame_bytes(*sizes[number])
-            self._decoder.decode(request.clip, payload, request.frames, pixels[number, :, :used])
-            pixels[number, :, used:] = 0
-        return planar if self.options.layout == "yuv420" else _to_rgb(planar, sizes)
+        clip, frames = pending.request.clip, pending.request.frames
+        used = frame_bytes(clip.height, clip.width)
+        pixels = out.numpy()
+        data = pending.get()
+        try:
+            self._decoder.decode(clip, data, frames, pixels[:, :used])
+        except BadClipError:
+            self._decoder.decode(clip, pending.fresh(), frames, pixels[:, :used])
+        pixels[:, used:] = 0
+
+    def _replace(
+        self, epoch: int, item: _Item, planar: torch.Tensor, number: int, bad: list[BadClip]
+    ) -> tuple[torch.Tensor, _Item | None]:
+        """Put a substitute at place `number`; in evaluation, which never substitutes, nothing."""
+        if self.options.mode == "eval":
+            return planar, None
+        for attempt in range(1, MOST_SUBSTITUTES + 1):
+            drawn = substitute(
+                self.split.fingerprint, self.options.seed, epoch, item.position, attempt,
+                len(self.rows),
+            )  # fmt: skip
+            other = self._item(epoch, item.position, int(self.rows[drawn]), item.view)
+            pending = self._reader.begin([self._request(other)])[0]
+            clip = pending.request.clip
+            planar = _widened(planar, frame_bytes(clip.height, clip.width))
+            try:
+                self._decode_clip(pending, planar[number])
+            except BadClipError as error:
+                bad.append(_bad_clip(pending, error))
+                continue
+            return planar, other
+        raise BadClipError(
+            f"{MOST_SUBSTITUTES} substitutes for one clip are bad too, the last: {bad[-1].reason}"
+        )
 
     @property
     def unscored(self) -> list[str]:
@@ -223,6 +347,35 @@ class ClipStream(Dataset[ClipBatch]):
         if self.options.short == "pad":
             return []
         return [self.index.key(int(row)) for row in self.too_short]
+
+
+def _read_manifest(storage: Storage) -> Manifest:
+    """Read the manifest; where there is none, find out whether there is a bucket at all."""
+    try:
+        return read_manifest(storage)
+    except DatasetError:
+        if storage.local_root is None:
+            try:
+                storage.read("manifest.json")
+            except MissingBucketError:
+                raise
+            except StorageError:
+                pass
+        raise
+
+
+def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:
+    clip = pending.request.clip
+    return BadClip(clip.key, clip.shard, clip.video_offset, str(error))
+
+
+def _widened(planar: torch.Tensor, longest: int) -> torch.Tensor:
+    """Return (N, T, F) with F at least `longest`; what is new is zero."""
+    if planar.shape[2] >= longest:
+        return planar
+    wider = torch.zeros((*planar.shape[:2], longest), dtype=torch.uint8)
+    wider[:, :, : planar.shape[2]] = planar
+    return wider
 
 
 def _to_rgb(planar: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:

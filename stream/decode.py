@@ -68,6 +68,7 @@ class ClipDecoder:
         try:
             for gop, payload in data.gops.items():
                 first = gop * clip.gop_frames
+                _check_frames(clip, gop, payload)
                 inside = np.flatnonzero((frames >= first) & (frames < first + clip.gop_frames))
                 wanted: dict[int, list[int]] = {}
                 for place in inside:
@@ -105,6 +106,20 @@ class ClipDecoder:
                 if number == last:
                     return
         raise _bad(clip, f"has no frame {last}")
+
+
+def _check_frames(clip: IndexedClip, gop: int, payload: memoryview) -> None:
+    """Raise BadClipError when a GOP does not hold as many frames as the index says.
+
+    Its checksum can be right and the index's count wrong; frames would then be others than named.
+    """
+    expected = min(clip.gop_frames, clip.num_frames - gop * clip.gop_frames)
+    position = found = 0
+    while position < len(payload):
+        position += 4 + int(struct.unpack_from(">I", payload, position)[0])
+        found += 1
+    if found != expected:
+        raise _bad(clip, f"holds {found} frames in GOP {gop}, the index says {expected}")
 
 
 def _decode_gop(

@@ -45,6 +45,7 @@ class IndexedClip:
     gop_frames: int
     gop_offsets: Int64
     gop_crc32: Int64
+    content_hash: bytes = b""
 
 
 class ClipIndex:
@@ -74,6 +75,7 @@ class ClipIndex:
         self._configs = _dictionary(columns["codec_config"])
         self._gop_offsets = columns["gop_offsets"]
         self._gop_crc32 = columns["gop_crc32"]
+        self._hashes = columns["content_hash"]
         self._columns = {
             name: columns[name].fill_null(0).to_numpy(zero_copy_only=False)
             for name in ("label", "num_frames", "fps_num", "fps_den", "width", "height",
@@ -89,6 +91,12 @@ class ClipIndex:
         """Frames of each clip, int64."""
         frames: Int64 = self._columns["num_frames"].astype(np.int64)
         return frames
+
+    @property
+    def video_bytes(self) -> Int64:
+        """Bytes of each clip's video payload, int64."""
+        sizes: Int64 = self._columns["video_bytes"].astype(np.int64)
+        return sizes
 
     @property
     def labels(self) -> Int64:
@@ -131,6 +139,7 @@ class ClipIndex:
             video_offset=value["video_offset"],
             video_bytes=value["video_bytes"],
             crc32=value["crc32"],
+            content_hash=self._hashes[row].as_py(),
             codec_config=configs[int(codes[row])] if has_gops else None,
             gop_frames=value["gop_frames"],
             gop_offsets=indexed.values.to_numpy() if has_gops else empty,
@@ -160,17 +169,24 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
         )
     mapped = _cache_folder() / f"index-1-{entry.sha256}.arrow"
     if not mapped.exists():
-        data = storage.read(path)
-        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise DatasetError(
-                f"{storage.where(path)} is not the file that the manifest lists (its sha256 "
-                "differs); run `kprep verify`"
-            )
+        data = _read_checked(storage, path, entry.sha256)
         table = read_index(data, storage.where(path))
         _check(table, manifest, split, storage.where(path))
         _write(mapped, table)
     os.utime(mapped)
     return ClipIndex(mapped)
+
+
+def _read_checked(storage: Storage, path: str, sha256: str) -> bytes:
+    """Return a file whose hash is as listed; read once more where the first reading is not."""
+    for _ in range(2):
+        data = storage.read(path)
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    raise DatasetError(
+        f"{storage.where(path)} is not the file that the manifest lists (its sha256 differs); "
+        "run `kprep verify`"
+    )
 
 
 def _cache_folder() -> Path:

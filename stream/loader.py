@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prep import errors
 from prep.errors import KprepError, UsageError
-from prep.storage import Storage
+from prep.storage import RetryPolicy, Storage
+from stream.bad_clips import BadClipSummary, Policy
 from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
 from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
@@ -23,12 +24,14 @@ from stream.state import STATE_VERSION, StreamState
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from fractions import Fraction
+    from pathlib import Path
 
     from stream.batch import ClipBatch, Layout
     from stream.sampling import Placement
 
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
 _PRELOAD = ["torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "stream.clip_stream"]
+_OPENING_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class ClipLoader:
         num_workers: int = 0,
         prefetch_batches: int = 2,
         pin_memory: bool = False,
+        bad_clip_limit: int = 100,
     ) -> None:
         self.stream = stream
         self.num_workers = num_workers
@@ -98,6 +102,7 @@ class ClipLoader:
         """The step at which the next iteration begins: 0, or where a loaded state continues."""
         self._begun_at = 0
         self._delivered = 0
+        self._bad_clips = BadClipSummary(bad_clip_limit)
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
         self._torch_loader: DataLoader[Any] | None = None
@@ -129,8 +134,13 @@ class ClipLoader:
 
     @property
     def unscored(self) -> list[str]:
-        """Keys of clips that are too short for the frames asked for."""
-        return self.stream.unscored
+        """Keys of clips too short for the frames asked for, and of those an evaluation left out."""
+        bad = self._bad_clips.clips if self.stream.options.mode == "eval" else {}
+        return self.stream.unscored + list(bad)
+
+    def bad_clip_summary(self) -> BadClipSummary:
+        """Return which bad clips this rank met since the loader was made, and how often."""
+        return self._bad_clips
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets from here to the end of the epoch."""
@@ -155,7 +165,9 @@ class ClipLoader:
             if isinstance(batch, _Failure):
                 raise getattr(errors, batch.kind, KprepError)(batch.message)
             self._delivered += 1
-            yield batch
+            self._bad_clips.add(batch.bad_clips)
+            if len(batch):  # an evaluation's batch can lose all its clips
+                yield batch
         self.next_step = 0
         # an evaluation's last steps can have no clips for this rank; they are over all the same
         self._delivered = (self.steps_per_epoch - self._begun_at) * self.stream.plan.accumulate
@@ -194,7 +206,7 @@ class ClipLoader:
             grouping=options.grouping,
             shuffle_block=options.shuffle_block,
             short=options.short,
-            bad_clips="raise",
+            bad_clips=options.bad_clips,
         )
 
     def _loader(self) -> DataLoader[Any]:
@@ -268,7 +280,12 @@ def clip_loader(
     shuffle_block: int = 1,
     pin_memory: bool = False,
     prefetch_batches: int = 2,
+    bad_clips: Policy = "raise",
+    bad_clip_limit: int = 100,
+    cache_dir: str | Path | None = None,
+    cache_limit: int | str | None = None,
     storage_options: dict[str, Any] | None = None,
+    storage_patience_seconds: float = 600.0,
 ) -> ClipLoader:
     """Open a split of a dataset for training or evaluation.
 
@@ -294,7 +311,16 @@ def clip_loader(
         shuffle_block: neighbours of the index that stay together; 1 shuffles perfectly.
         pin_memory: as torch's DataLoader.
         prefetch_batches: batches that each worker prepares ahead.
+        bad_clips: what a clip does whose content is damaged. "raise" ends the run; "substitute"
+            puts another clip in its place, a function of (seed, epoch, position), and names the
+            bad one in the batch; an evaluation leaves it out instead.
+        bad_clip_limit: different bad clips a rank bears before it raises DatasetError.
+        cache_dir: keep clips in this directory of a local disk, shared by all processes and jobs
+            that name it; None for no cache.
+        cache_limit: what the cache may occupy at any moment, as du counts: bytes, "50GB", "64MiB".
         storage_options: of the object store's client, see prep.storage.Storage.
+        storage_patience_seconds: how long reading waits for a store that fails, since the last
+            byte that arrived; opening waits a minute at most.
 
     Raises:
         UsageError: an option that has no meaning or that the split cannot serve.
@@ -302,35 +328,41 @@ def clip_loader(
         StorageError: the root cannot be read.
     """
     rank, world_size = _topology(rank, world_size)
-    for name, value in (("batch_size", batch_size), ("accumulate", accumulate)):
-        if value < 1:
-            raise UsageError(f"{name} ({value}) must be at least 1")
-    if num_workers < 0:
-        raise UsageError(f"num_workers ({num_workers}) must be at least 0")
+    _check_least(1, batch_size=batch_size, accumulate=accumulate)
+    _check_least(0, num_workers=num_workers, bad_clip_limit=bad_clip_limit)
+    _check_least(0, storage_patience_seconds=storage_patience_seconds)
     options = StreamOptions(
-        split=split,
-        mode=mode,
-        frames=frames,
-        fps=parse_rate(fps),
-        clips_per_video=clips_per_video,
-        grouping=grouping,
-        shuffle_block=shuffle_block,
-        seed=seed,
-        short=short,
-        placement=placement,
-        layout=layout,
-    )
+        split=split, mode=mode, frames=frames, fps=parse_rate(fps), seed=seed, short=short,
+        clips_per_video=clips_per_video, grouping=grouping, shuffle_block=shuffle_block,
+        placement=placement, layout=layout, bad_clips=bad_clips,
+    )  # fmt: skip
+    # an endpoint that is mistyped should not take ten minutes to be found
+    opening = RetryPolicy(min(_OPENING_PATIENCE_SECONDS, storage_patience_seconds))
+    storage = Storage(root, storage_options or {}, opening)
     stream = ClipStream(
-        Storage(root, storage_options or {}),
+        storage,
         options,
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
         accumulate=accumulate,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
     )
+    storage.retry = RetryPolicy(storage_patience_seconds)
     return ClipLoader(
-        stream, num_workers=num_workers, prefetch_batches=prefetch_batches, pin_memory=pin_memory
+        stream,
+        num_workers=num_workers,
+        prefetch_batches=prefetch_batches,
+        pin_memory=pin_memory,
+        bad_clip_limit=bad_clip_limit,
     )
+
+
+def _check_least(least: int, **amounts: float) -> None:
+    for name, amount in amounts.items():
+        if amount < least:
+            raise UsageError(f"{name} ({amount}) must be at least {least}")
 
 
 def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:

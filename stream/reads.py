@@ -1,32 +1,40 @@
-"""From a clip and the frames wanted of it to checked bytes: only the GOPs that hold them."""
+"""From a batch of clips and the frames wanted of them to checked bytes.
+
+Requests of a batch are in flight together, at most `_REQUESTS_IN_FLIGHT` a process; the caller
+decodes the first clips while the others arrive.
+"""
 
 from __future__ import annotations
 
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from prep.errors import BadClipError, KprepError
+from prep.errors import BadClipError
+from stream.ranges import (
+    ByteRange,
+    ClipRequest,
+    batch_ranges,
+    needed_gops,
+    request_ranges,
+    runs,
+    whole_range,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from prep.storage import Storage
+    from stream.cache import ClipCache
     from stream.index import IndexedClip
-    from stream.order import Int64
 
-_PARALLEL_READS = 16
+    _Body = Callable[[], memoryview]
 
+__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "needed_gops", "runs"]
 
-@dataclass(frozen=True)
-class ClipRequest:
-    """Frames wanted of one clip: ascending indices, int64, repeats allowed."""
-
-    clip: IndexedClip
-    frames: Int64
+_REQUESTS_IN_FLIGHT = 16
+_GAP_BYTES = 4096  # that a request may read in vain: cheaper than another one over a network
 
 
 @dataclass(frozen=True)
@@ -37,89 +45,137 @@ class ClipBytes:
     whole: memoryview | None = None
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Bytes `[start, end)` of a shard."""
+class PendingClip:
+    """Bytes of one request of a batch: `cached`, or got by `fetch`, possibly still on their way."""
 
-    shard: str
-    start: int
-    end: int
+    def __init__(self, request: ClipRequest, reader: ClipReader) -> None:
+        self.request = request
+        self._reader = reader
+        self.cached: ClipBytes | None = None
+        self.fetch: Callable[[], list[memoryview]] | None = None
 
+    def get(self) -> ClipBytes:
+        """Wait for the bytes and return them, every one checked against its crc32.
 
-def needed_gops(request: ClipRequest) -> list[int]:
-    """Return the numbers of the GOPs that hold the wanted frames, ascending."""
-    return [int(number) for number in np.unique(request.frames // request.clip.gop_frames)]
+        What fails is read once more, from the storage itself. Raises BadClipError, with shard, key
+        and offset, when it fails again; StorageError when the bytes cannot be had.
+        """
+        if self.cached is not None:
+            return self.cached
+        if self.fetch is None:
+            return self.fresh()
+        try:
+            return _split(self.request, self.fetch())
+        except BadClipError:
+            return self.fresh()
 
-
-def runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """Return half-open runs of neighbours: 2, 3, 7 gives (2, 4) and (7, 8)."""
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1] = (found[-1][0], number + 1)
-        else:
-            found.append((number, number + 1))
-    return found
+    def fresh(self) -> ClipBytes:
+        """Read again, past every cache of ours, and check; raises as `get`."""
+        return _split(self.request, self._reader.fresh_parts(self.request))
 
 
 class ClipReader:
     """Reads clips of one dataset root.
 
     `versions` holds the ETag of every shard as pinned when reading began: an object replaced since
-    then is an error, not a bad clip.
+    then is an error, not a bad clip. `cache` keeps whole clips on a local disk.
     """
 
-    def __init__(self, storage: Storage, versions: dict[str, str | None]) -> None:
+    def __init__(
+        self, storage: Storage, versions: dict[str, str | None], cache: ClipCache | None = None
+    ) -> None:
         self.storage = storage
         self.versions = versions
+        self.cache = cache
         self._threads: ThreadPoolExecutor | None = None
 
-    def read(self, requests: list[ClipRequest]) -> list[ClipBytes]:
-        """Return the bytes of each request, every one checked against its crc32.
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the threads behind: another process starts its own."""
+        return {**self.__dict__, "_threads": None}
 
-        What fails its checksum is read once more. Raises BadClipError, with shard, key and offset,
-        when it fails again; StorageError when the bytes cannot be had.
-        """
-        plans = [_ranges(request) for request in requests]
-        bodies = iter(self._fetch([part for plan in plans for part in plan]))
-        found = []
-        for request, plan in zip(requests, plans, strict=True):
-            parts = [next(bodies) for _ in plan]
-            found.append(self._checked(request, plan, parts))
-        return found
+    def begin(self, requests: list[ClipRequest]) -> list[PendingClip]:
+        """Send the requests of a batch; return its clips in order, to be waited for one by one."""
+        pending = [PendingClip(request, self) for request in requests]
+        missing = [clip for clip in pending if not self._from_cache(clip)]
+        wanted = [clip.request for clip in missing]
+        whole = {clip.row for clip in (request.clip for request in wanted) if self._keeps(clip)}
+        gap = 0 if self.storage.local_root is not None else _GAP_BYTES
+        ranges = batch_ranges(wanted, whole=whole, gap=gap)
+        bodies = {part: self._body(part) for part in ranges}
+        for clip in missing:
+            clip.fetch = self._parts(clip.request, bodies, store=clip.request.clip.row in whole)
+        return pending
 
-    def _fetch(self, ranges: list[_Range]) -> Iterable[memoryview]:
+    def fresh_parts(self, request: ClipRequest) -> list[memoryview]:
+        """Read what one request needs from the storage itself; unchecked."""
+        return [self._get(part) for part in request_ranges(request)]
+
+    def _body(self, part: ByteRange) -> _Body:
+        """Return what gives the bytes of a range when they are needed."""
         if self.storage.local_root is not None:  # the page cache answers faster than a thread does
-            return map(self._get, ranges)
+            return _Once(lambda: self._get(part))
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_PARALLEL_READS, "kprep-read")
-        return self._threads.map(self._get, ranges)
+            self._threads = ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "kprep-read")
+        future: Future[memoryview] = self._threads.submit(self._get, part)
+        return future.result
 
-    def _get(self, part: _Range) -> memoryview:
+    def _get(self, part: ByteRange) -> memoryview:
         etag = self.versions.get(part.shard)
         return self.storage.read_range(part.shard, part.start, part.end, etag=etag)
 
-    def _checked(
-        self, request: ClipRequest, plan: list[_Range], parts: list[memoryview]
-    ) -> ClipBytes:
+    def _parts(
+        self,
+        request: ClipRequest,
+        bodies: dict[ByteRange, Callable[[], memoryview]],
+        *,
+        store: bool,
+    ) -> Callable[[], list[memoryview]]:
+        """Return what cuts a request's parts out of the bodies, and keeps the clip if it shall."""
+
+        def cut(part: ByteRange) -> memoryview:
+            around = next(body for body in bodies if body.holds(part))
+            return bodies[around]()[part.start - around.start : part.end - around.start]
+
+        def parts() -> list[memoryview]:
+            if store and self.cache is not None:
+                payload = cut(whole_range(request.clip))
+                if zlib.crc32(payload) == request.clip.crc32:
+                    self.cache.put(request.clip, payload)
+            return [cut(part) for part in request_ranges(request)]
+
+        return parts
+
+    def _keeps(self, clip: IndexedClip) -> bool:
+        return self.cache is not None and self.cache.admits(clip)
+
+    def _from_cache(self, pending: PendingClip) -> bool:
+        """Take a clip from the cache if it is there and sound; a damaged file is dropped."""
+        clip = pending.request.clip
+        if self.cache is None or not self.cache.admits(clip):
+            return False
+        base = clip.video_offset
+        spans = [(part.start - base, part.end - base) for part in request_ranges(pending.request)]
+        parts = self.cache.read(clip, spans)
+        if parts is None:
+            return False
         try:
-            return _split(request, parts)
+            pending.cached = _split(pending.request, parts)
         except BadClipError:
-            return _split(request, [self._get(part) for part in plan])
+            self.cache.drop(clip)
+        return pending.cached is not None
 
 
-def _ranges(request: ClipRequest) -> list[_Range]:
-    clip = request.clip
-    if clip.codec_config is None:
-        return [_Range(clip.shard, clip.video_offset, clip.video_offset + clip.video_bytes)]
-    return [
-        _Range(
-            clip.shard,
-            clip.video_offset + int(clip.gop_offsets[first]),
-            clip.video_offset + int(clip.gop_offsets[end]),
-        )
-        for first, end in runs(needed_gops(request))
-    ]
+class _Once:
+    """A call that is made when its result is first needed, and never again."""
+
+    def __init__(self, call: Callable[[], memoryview]) -> None:
+        self._call = call
+        self._result: memoryview | None = None
+
+    def __call__(self) -> memoryview:
+        if self._result is None:
+            self._result = self._call()
+        return self._result
 
 
 def _split(request: ClipRequest, parts: list[memoryview]) -> ClipBytes:
@@ -145,19 +201,3 @@ def _check(clip: IndexedClip, data: memoryview, crc32: int, start: int) -> None:
             f"{clip.shard}: clip {clip.key} is damaged at byte {clip.video_offset + start} "
             "(its crc32 differs from the index); run `kprep verify`"
         )
-
-
-def pin_versions(storage: Storage, shards: dict[str, int]) -> dict[str, str | None]:
-    """Return the ETag of every shard; raise KprepError when one has another size than listed.
-
-    Sizes are those of the manifest, in bytes.
-    """
-    with ThreadPoolExecutor(_PARALLEL_READS, "kprep-pin") as threads:
-        infos = list(threads.map(storage.info, shards))
-    for info in infos:
-        if info.size_bytes != shards[info.path]:
-            raise KprepError(
-                f"{storage.where(info.path)} has {info.size_bytes} bytes, the manifest says "
-                f"{shards[info.path]}; run `kprep verify`"
-            )
-    return {info.path: info.etag for info in infos}

@@ -107,7 +107,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     data.mkdir()
     command = [
         weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", "-s3", f"-s3.port={s3}",
-        "-s3.port.iceberg=0", f"-s3.config={config}", f"-master.port={master}", f"-volume.port={volume}",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}", f"-master.port={master}", f"-volume.port={volume}",
         f"-filer.port={filer}", "-master.volumeSizeLimitMB=1024", "-volume.max=20",
     ]  # fmt: skip
     with (folder / "log").open("w") as log:

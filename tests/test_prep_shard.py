@@ -227,7 +227,7 @@ def test_two_runs_at_once_are_kept_apart(videos, tmp_path):
     import fcntl
 
     root = tmp_path / "root"
-    lock = root / ".kprep-work" / "train" / "lock"
+    lock = root / ".kprep-work" / "lock"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -251,7 +251,8 @@ def test_mistakes_get_one_clear_sentence(videos, dataset, tmp_path):
     )
     text = refused("shard", videos, dataset, "--split", "val", "--profile", "general")
     assert "short_side_px: 256, not 128" in text
-    assert "is not empty" in refused("shard", videos, videos, "--split", "train")
+    assert "inside the source" in refused("shard", videos, videos, "--split", "train")
+    assert "is not empty" in refused("shard", videos, videos.parent, "--split", "train")
     assert "split name" in refused("shard", videos, tmp_path / "r", "--split", "../x")
     text = refused("shard", videos, dataset, "--split", "train", "--profile", "small", "--seed", 4)
     assert "never changes" in text
@@ -321,7 +322,7 @@ def test_limit_and_classes_choose_a_subset(videos, tmp_path):
     rows = ledger(tmp_path / "r", "train")
     assert len(rows) == 3
     assert {row["label"] for row in rows} <= {"up", "a b"}
-    assert (tmp_path / "r" / "classes.txt").read_text() == "a b\nup\n"
+    assert (tmp_path / "r" / "classes.txt").read_text() == "a b\nleft\nup\n"
 
 
 # -- Kinetics lists ------------------------------------------------------------------------------

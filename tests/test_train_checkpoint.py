@@ -68,6 +68,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "notes.pt").exists()
 
 
+def test_checkpoints_in_mid_epoch_stand_between_those_of_epochs(tmp_path: Path) -> None:
+    wanted = [(0, 9), (0, 10), (1, None), (1, 13), (2, None)]
+    for epoch, step in reversed(wanted):
+        checkpoint_path(tmp_path, epoch, step).touch()
+    (tmp_path / "best.pt").touch()
+    assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, *place) for place in wanted]
+
+
 def test_which_checkpoint_resume_means(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "checkpoints"
     assert find_checkpoint("auto", directory) is None

@@ -59,6 +59,8 @@ def test_the_options_are_these() -> None:
         "--output",
         "--nproc",
         "--resume",
+        "--weights",
+        "--freeze",
         "--train-split",
         "--val-split",
         "--epochs",

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from prep.errors import KprepError, UsageError
+from train.agreement import Status, StatusExchange, raise_together
 from train.distributed import (
-    LossExchange,
     World,
     broadcast_text,
     choose_device,
@@ -18,6 +18,8 @@ from train.distributed import (
     joined_world,
 )
 from train.launch import launch
+from train.random_state import kept_random_state, restore_random_states
+from train.signals import InterruptedBySignalError
 
 CPU = World(0, 1, torch.device("cpu"), None)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR")
@@ -59,12 +61,15 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
         choose_device("cuda", 1)
 
 
-def test_losses_of_one_process_arrive_in_order() -> None:
-    exchange = LossExchange(CPU)
-    arrived = [exchange.post(torch.tensor(float(step))) for step in range(4)]
-    assert arrived == [[], [], [[0.0]], [[1.0]]]
-    assert exchange.flush() == [[2.0], [3.0]]
-    assert exchange.flush() == []
+def test_losses_of_one_process_arrive_in_order_and_two_steps_late() -> None:
+    exchange, arrived = StatusExchange(CPU), []
+    for step in range(1, 5):
+        exchange.post(Status())
+        arrived.append(exchange.read().losses)
+        exchange.add_loss(step, torch.tensor(float(step)))
+    assert arrived == [[], [], [(1, [1.0])], [(2, [2.0])]]
+    exchange.post(Status(), drain=True)
+    assert exchange.read().losses == [(3, [3.0]), (4, [4.0])]
 
 
 def _exchange(folder: str) -> None:
@@ -74,11 +79,18 @@ def _exchange(folder: str) -> None:
         empty = gather_to_first(world, torch.empty(0, 3))
         text = broadcast_text(world, "première" if world.is_first else "other")
         text += broadcast_text(world, "" if world.is_first else "other")
-        exchange = LossExchange(world)
-        losses = []
+        exchange, losses = StatusExchange(world), []
         for step in range(3):
-            losses += exchange.post(torch.tensor(step + world.rank / 2))
-        losses += exchange.flush()
+            exchange.post(Status(signal=10 * (world.rank == 1 and step == 2)))
+            agreed = exchange.read()
+            losses += agreed.losses
+            assert agreed.signal == 10 * (step == 2)
+            exchange.add_loss(step, torch.tensor(step + world.rank / 2))
+        exchange.post(Status(failed=world.rank == 2), drain=True)
+        agreed = exchange.read()
+        losses += agreed.losses
+        assert agreed.failed
+        assert not agreed.checkpoint
         shapes = [list(part.shape) for part in parts]
         found = (shapes, [part.shape[0] for part in empty], text, losses)
         Path(folder, str(world.rank)).write_text(repr(found))
@@ -88,7 +100,7 @@ def _exchange(folder: str) -> None:
 @pytest.mark.timeout(120)
 def test_ranks_exchange_tensors_text_and_losses(tmp_path: Path) -> None:
     launch(3, _exchange, str(tmp_path))
-    losses = [[step + 0.0, step + 0.5, step + 1.0] for step in range(3)]
+    losses = [(step, [step + 0.0, step + 0.5, step + 1.0]) for step in range(3)]
     # ranks gave 0, 1 and 2 rows; columns are padded to the widest
     first = repr(([[0, 4], [1, 4], [2, 4]], [0, 0, 0], "première", losses))
     other = repr(([], [], "première", losses))
@@ -128,3 +140,46 @@ def test_one_rank_that_fails_ends_them_all(
     for path in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)
+
+
+def test_every_rank_gets_its_own_generator_back() -> None:
+    states, wanted = [], []
+    with kept_random_state():
+        for seed in range(3):
+            torch.manual_seed(seed)
+            states.append(torch.get_rng_state())
+            wanted.append(torch.rand(3))
+        for rank in range(3):
+            world = World(rank, 3, torch.device("cpu"), None)
+            restore_random_states({"cpu": torch.stack(states)}, world)
+            assert torch.equal(torch.rand(3), wanted[rank])
+
+
+ERRORS = {
+    "usage": UsageError("a sentence"),
+    "signal": InterruptedBySignalError(signal.SIGTERM, "stopped"),
+    "crash": ValueError("inside"),
+}
+
+
+def _raise_on_rank_1(folder: str) -> None:
+    with joined_world("cpu") as world:
+        found = []
+        for error in (None, *ERRORS.values()):
+            try:
+                raise_together(world, error if world.rank == 1 else None)
+            except (KprepError, ValueError) as caught:
+                code = getattr(caught, "exit_code", None)
+                found.append((type(caught).__name__, code, str(caught).splitlines()[-1]))
+        Path(folder, str(world.rank)).write_text(repr(found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_what_one_rank_raises_is_raised_on_all(tmp_path: Path) -> None:
+    launch(3, _raise_on_rank_1, str(tmp_path))
+    ours = [("UsageError", 2, "a sentence"), ("InterruptedBySignalError", 75, "stopped")]
+    assert (tmp_path / "1").read_text() == repr([*ours, ("ValueError", None, "inside")])
+    for rank in (0, 2):
+        crash = ("KprepError", 1, "ValueError: inside")
+        assert (tmp_path / str(rank)).read_text() == repr([*ours, crash])

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +20,7 @@ from conftest import run_kprep
 
 from prep.errors import KprepError, UsageError
 from train import load_recipe, train
-from train.checkpoint import load_checkpoint
+from train.checkpoint import checkpoints_in, load_checkpoint
 from train.launch import launch
 
 if TYPE_CHECKING:
@@ -131,6 +137,56 @@ def test_a_resumed_run_equals_an_uninterrupted_one(motion_dataset: Path, tmp_pat
         train(recipe, motion_dataset, output, val_split=None, resume=resume, device="cpu")
     models = [load_checkpoint(tmp_path / name / "final.pt").model for name in ("whole", "cut")]
     torch.testing.assert_close(models[0], models[1], rtol=0, atol=0)
+
+
+STEPWISE = ("--epochs", 2, "--set", "run.checkpoint_steps=1", "--set", "run.deterministic=true",
+            "--set", "data.workers=1", "--val-split", "none", "--device", "cpu")  # fmt: skip
+
+
+def _train_until(step: int, number: int, *options: object) -> tuple[int, str]:
+    """Run the command, send it a signal once a checkpoint of at least `step` steps is there."""
+    output = Path(str(options[options.index("--output") + 1]))
+    command = [sys.executable, "-P", "-m", "prep", "train", *map(str, options)]
+    # a file: loader workers of a killed run hold a pipe open until they notice
+    log = output.parent / "log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        ) as process,
+    ):
+        while not any(
+            load_checkpoint(path).step >= step
+            for path in checkpoints_in(output / "checkpoints")[-1:]
+        ):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.wait(timeout=120)
+    return process.returncode, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "nproc"),
+    [(signal.SIGKILL, -9, ()), (signal.SIGTERM, 75, ("--nproc", 2)), (signal.SIGINT, 130, ())],
+)
+def test_a_run_that_is_cut_off_at_a_random_step_reaches_the_same_weights(
+    motion_dataset: Path, tmp_path: Path, number: int, code: int, nproc: tuple[object, ...]
+) -> None:
+    common = ("--data", motion_dataset, "--recipe", "tiny", *STEPWISE, *nproc)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_kprep("train", *common, "--output", whole, OMP_NUM_THREADS="1")
+    step = random.randrange(1, 17)  # of 20 steps on two ranks, 40 on one
+    options = (*common, "--output", cut, "--resume", "auto")
+    returned, text = _train_until(step, number, *options)
+    assert returned == code, text
+    if number != signal.SIGKILL:
+        assert f"stopped by {signal.Signals(number).name} after step" in text
+        assert "Traceback" not in text
+    assert not (cut / "final.pt").exists()
+    run_kprep("train", *options, OMP_NUM_THREADS="1")
+    models = [load_checkpoint(output / "final.pt").model for output in (whole, cut)]
+    torch.testing.assert_close(models[0], models[1], rtol=0, atol=0, msg=f"cut at {step}")
 
 
 FROZEN = ("model.freeze_batchnorm=true", "optim.name=sgd", "optim.lr=0.01")

@@ -63,6 +63,8 @@ def test_frozen_batchnorm_keeps_statistics_and_weights() -> None:
     model(torch.randn(2, 3, 8, 36, 36)).sum().backward()
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
     assert norm.weight.grad is None
+    model = build_model(_recipe("tiny"), num_classes=4)
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm3d))
     set_training(model, freeze_batchnorm=False)
     model(torch.randn(2, 3, 8, 36, 36))
     assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))

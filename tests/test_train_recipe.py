@@ -98,7 +98,7 @@ def test_overrides_apply_in_order_and_strings_need_no_quotes() -> None:
         ("augment.crop=[112]", "augment.crop in .* list of 2 int"),
         ("augment.crop=[200, 112]", "augment.crop .* must fit into augment.resize"),
         ("augment.std=[1, 1, 0]", "augment.std"),
-        ("run.precision=fp8", "'float32' or 'bf16'"),
+        ("run.precision=fp8", "'float32' or 'bf16' or 'fp16'"),
     ],
 )
 def test_a_wrong_override_is_refused_with_a_clear_sentence(override: str, message: str) -> None:

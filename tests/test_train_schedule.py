@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import LinearLR, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 
 from train.recipe import ScheduleRecipe, load_recipe
 from train.schedule import Schedule, scaled_learning_rate
@@ -62,6 +62,26 @@ def test_any_schedule_has_the_references_rates(
     steps = 14 * steps_per_epoch
     ours = [schedule.learning_rate(step) for step in range(steps)]
     assert ours == pytest.approx(_reference_rates(recipe, 0.1, steps_per_epoch, steps), rel=1e-9)
+
+
+@pytest.mark.parametrize(("warmup", "final"), [(2, 0.0), (1, 0.01), (0, 0.1)])
+def test_the_cosine_is_pytorchs_behind_a_linear_warmup(warmup: int, final: float) -> None:
+    recipe = ScheduleRecipe("cosine", 9, float(warmup), 0.01, final_factor=final)
+    schedule = Schedule.from_recipe(recipe, 0.4, 5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler = CosineAnnealingLR(optimizer, T_max=(9 - warmup) * 5, eta_min=0.4 * final)
+    if warmup:
+        linear = LinearLR(optimizer, start_factor=0.01, total_iters=warmup * 5)
+        scheduler = SequentialLR(optimizer, [linear, scheduler], milestones=[warmup * 5])
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        for _ in range(45):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert [schedule.learning_rate(step) for step in range(45)] == pytest.approx(rates, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import replace
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +19,9 @@ from stream import ClipBatch
 from train.checkpoint import checkpoints_in, load_checkpoint
 from train.distributed import World, joined_world
 from train.launch import launch
+from train.models import tiny
 from train.recipe import Recipe, load_recipe
+from train.signals import InterruptedBySignalError
 from train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -60,6 +66,18 @@ def _batch(numbers: list[int], epoch: int = 0) -> ClipBatch:
     )
 
 
+class _Dropping(torch.nn.Module):
+    """A network whose result depends on the random generator."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = tiny(num_classes)
+        self.layers.insert(-1, torch.nn.Dropout(0.5))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.layers(clips)
+
+
 class _Loader:
     """What `clip_loader` offers, for 24 clips in memory and in order."""
 
@@ -70,24 +88,31 @@ class _Loader:
         self.global_batch = world.size * batch_size * accumulate
         self.steps_per_epoch = self.num_clips // self.global_batch
         self._rank, self._batch_size, self._accumulate = world.rank, batch_size, accumulate
-        self._epoch = 0
+        self._epoch, self._first = 0, 0
         self.loaded: list[dict[str, Any]] = []
+        self.fails_at: int | None = None
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        for step in range(self.steps_per_epoch):
+        torch.rand(1)  # as torch's DataLoader does when an iteration begins
+        first_step, self._first = self._first, 0
+        for step in range(first_step, self.steps_per_epoch):
+            if step == self.fails_at:
+                raise RuntimeError("worker gone")
             for micro in range(self._accumulate):
                 first = step * self.global_batch
                 first += (self._rank * self._accumulate + micro) * self._batch_size
                 yield _batch(list(range(first, first + self._batch_size)), self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        if epoch != self._epoch:
+            self._epoch, self._first = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loaded.append(state)
+        self._epoch, self._first = state["epoch"], state["step"]
 
 
 def _trainer(output: Path, recipe: Recipe, world: World = CPU, **options: Any) -> Trainer:
@@ -144,11 +169,106 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: st
     _trainer(tmp_path / "cut", _recipe(*overrides, "schedule.epochs=2")).fit()
     resumed = _trainer(tmp_path / "cut", _recipe(*overrides))
     resumed.restore(checkpoints_in(tmp_path / "cut" / "checkpoints")[-1])
-    assert resumed._train_loader.loaded == [{"epoch": 1}]
+    assert resumed._train_loader.loaded == [{"epoch": 2, "step": 0}]
     resumed.fit()
     _assert_same(_weights(whole), _weights(resumed))
     steps = [line["step"] for line in _lines(tmp_path / "whole", "train")]
     assert [line["step"] for line in _lines(tmp_path / "cut", "train")] == steps
+
+
+def test_a_run_resumed_in_mid_epoch_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    overrides = ("model.name=test_train_trainer:_Dropping", "data.accumulate=2")
+    whole = _trainer(tmp_path / "whole", _recipe(*overrides))  # 3 steps an epoch
+    whole.fit()
+    often = _recipe(*overrides, "run.checkpoint_steps=1", "run.keep_checkpoints=9")
+    _trainer(tmp_path / "often", often).fit()
+    paths = checkpoints_in(tmp_path / "often" / "checkpoints")
+    assert [path.stem for path in paths] == [
+        "epoch-0000-step-00000001",
+        "epoch-0000-step-00000002",
+        "epoch-0001",
+        "epoch-0001-step-00000004",
+        "epoch-0001-step-00000005",
+        "epoch-0002",
+    ]
+    for number, path in enumerate(paths):
+        torch.manual_seed(99)
+        resumed = _trainer(tmp_path / str(number), _recipe(*overrides))
+        resumed.restore(path)
+        resumed.fit()
+        _assert_same(_weights(whole), _weights(resumed))
+
+
+def test_minutes_between_checkpoints(tmp_path: Path) -> None:
+    recipe = _recipe("run.checkpoint_minutes=1e-9", "run.keep_checkpoints=99", "schedule.epochs=1")
+    _trainer(tmp_path, recipe).fit()
+    assert len(checkpoints_in(tmp_path / "checkpoints")) == 6
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_writes_a_checkpoint_of_the_last_complete_step(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    before = signal.getsignal(number)
+    seen: list[str] = []
+
+    def interrupt(batch: ClipBatch) -> ClipBatch:
+        seen.append("step")
+        if len(seen) == 3:
+            os.kill(os.getpid(), number)
+        return batch
+
+    with pytest.raises(InterruptedBySignalError, match="after step 3; the checkpoint is") as caught:
+        _trainer(tmp_path, _recipe(), transform_batch=interrupt).fit()
+    assert caught.value.exit_code == code
+    assert load_checkpoint(checkpoints_in(tmp_path / "checkpoints")[-1]).step == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_ends_the_wait_for_a_batch(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, _recipe())
+    batches = iter(trainer._train_loader)
+
+    class Stuck(_Loader):
+        def __iter__(self) -> Iterator[ClipBatch]:
+            yield from itertools.islice(batches, 2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+
+    trainer._train_loader = Stuck(CPU, 4)
+    with pytest.raises(InterruptedBySignalError, match="after step 2"):
+        trainer.fit()
+
+
+def test_a_loader_that_fails_leaves_a_checkpoint(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, _recipe())
+    trainer._train_loader.fails_at = 4
+    with pytest.raises(RuntimeError, match="worker gone"):
+        trainer.fit()
+    assert load_checkpoint(checkpoints_in(tmp_path / "checkpoints")[-1]).step == 4
+
+
+def test_the_best_network_is_kept_and_an_evaluation_is_not_repeated(tmp_path: Path) -> None:
+    recipe = _recipe("eval.batch_size=4")
+    scored = _trainer(tmp_path, recipe)
+    scored._val_loader = _Loader(CPU, 4)
+    scored.fit()
+    found = {line["step"]: line["video_top1"] for line in _lines(tmp_path, "eval")}
+    assert list(found) == [6, 12]
+    best = load_checkpoint(tmp_path / "checkpoints" / "best.pt")
+    assert best.step == max(found, key=lambda step: (found[step], -step))
+    # a run that was stopped between an epoch's end and its evaluation makes up for it
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if '"eval"' not in line or '"step": 6' in line]
+    (tmp_path / "metrics.jsonl").write_text("".join(kept))
+    for _ in range(2):
+        resumed = _trainer(tmp_path, recipe)
+        resumed._val_loader = _Loader(CPU, 4)
+        resumed.restore(tmp_path / "checkpoints" / "epoch-0002.pt")
+        resumed.fit()
+        assert [line["step"] for line in _lines(tmp_path, "eval")] == [6, 12]
 
 
 def test_metrics_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
@@ -225,6 +345,41 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path: Path) -> 
     assert checkpoints_in(tmp_path / "checkpoints") == []
 
 
+def _poison(trainer: Trainer, step: int, times: int = 1, rank: int = 0) -> None:
+    """Make the loss of a step NaN, as often as asked."""
+    add, left = trainer._exchange.add_loss, [times]
+
+    def poisoned(number: int, loss: torch.Tensor) -> None:
+        if number == step and left[0] and trainer.world.rank == rank:
+            left[0] -= 1
+            loss = loss * float("nan")
+        add(number, loss)
+
+    trainer._exchange.add_loss = poisoned  # type: ignore[method-assign]
+
+
+def test_a_lost_loss_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, _recipe("run.checkpoint_steps=2"))
+    _poison(trainer, step=5)
+    with pytest.raises(KprepError, match=r"rank 0, at step 5 .* is .*epoch-0000-step-00000004.pt"):
+        trainer.fit()
+    assert trainer.step == 6
+
+
+def test_a_lost_loss_is_rolled_back_and_its_step_left_out(tmp_path: Path) -> None:
+    recipe = _recipe("run.checkpoint_steps=2", "run.on_nan=rollback", "run.max_rollbacks=2")
+    trainer = _trainer(tmp_path, recipe)
+    _poison(trainer, step=5)
+    assert trainer.fit()["steps"] == 12
+    assert trainer._train_loader.loaded == [{"epoch": 0, "step": 4}]
+    assert trainer._skipped == {4, 5}
+    hopeless = _trainer(tmp_path / "b", recipe)
+    for step in (3, 5, 7):
+        _poison(hopeless, step)
+    with pytest.raises(KprepError, match="not finite on rank 0, at step 7"):
+        hopeless.fit()
+
+
 def test_sync_batchnorm_on_a_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs CUDA"):
         _trainer(tmp_path, _recipe("model.sync_batchnorm=true"))
@@ -254,25 +409,58 @@ def test_two_ranks_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
     assert not torch.equal(rng[0], rng[1])  # dropout must differ between ranks
 
 
-def _poison_rank_1(output: str) -> None:
+@dataclass(frozen=True)
+class _Trouble:
+    """What goes wrong on the last rank."""
+
+    kind: str
+    at: int
+
+
+def _fit_in_trouble(output: str, trouble: _Trouble) -> None:
     with joined_world("cpu") as world:
-        trainer = _trainer(Path(output), _recipe("model.freeze_batchnorm=true"), world)
-        post = trainer._losses.post
+        recipe = _recipe("data.batch_size=2", "run.checkpoint_steps=100")
+        trainer = _trainer(Path(output), recipe, world)
+        last = world.size - 1
+        if trouble.kind == "nan":
+            _poison(trainer, trouble.at, rank=last)
+        if world.rank == last and trouble.kind == "loader":
+            trainer._train_loader.fails_at = trouble.at
+        if world.rank == last and trouble.kind == "signal":
+            run = trainer._step.run
 
-        def poisoned(loss: torch.Tensor) -> list[list[float]]:
-            return post(loss * float("nan") if world.rank == 1 and trainer.step == 2 else loss)
+            def send(*arguments: Any) -> torch.Tensor:
+                if trainer.step == trouble.at:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                return run(*arguments)
 
-        trainer._losses.post = poisoned  # type: ignore[method-assign]
+            trainer._step.run = send  # type: ignore[method-assign]
         try:
             trainer.fit()
-        except KprepError as error:
+        except (KprepError, RuntimeError) as error:
             Path(output, f"rank{world.rank}").write_text(f"{trainer.step} {error}")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_all_ranks_stop_at_the_same_step_when_one_loss_is_nan(tmp_path: Path) -> None:
-    launch(2, _poison_rank_1, str(tmp_path))
-    messages = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
-    assert messages[0] == messages[1]
-    assert "not finite on rank 1" in messages[0]
+@pytest.mark.parametrize(
+    ("size", "trouble", "step", "message"),
+    [
+        (2, _Trouble("nan", at=2), 3, "the loss is not finite on rank 1, at step 2"),
+        (3, _Trouble("loader", at=3), 3, "worker gone"),
+        (3, _Trouble("signal", at=2), 2, "stopped by SIGUSR1 after step 2; the checkpoint is"),
+    ],
+)
+def test_all_ranks_stop_at_the_same_step(
+    tmp_path: Path, size: int, trouble: _Trouble, step: int, message: str
+) -> None:
+    launch(size, _fit_in_trouble, str(tmp_path), trouble)
+    for rank in range(size):
+        text = (tmp_path / f"rank{rank}").read_text()
+        assert text.startswith(f"{step} ")
+        assert message in text
+    saved = checkpoints_in(tmp_path / "checkpoints")
+    if trouble.kind == "nan":
+        assert saved == []
+    else:
+        assert load_checkpoint(saved[-1]).step == step

@@ -1,11 +1,11 @@
-"""Checkpoints: one file for each epoch, complete or not there, readable without pickle."""
+"""Checkpoints: one file each, complete or not there, readable without pickle."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from prep.errors import KprepError, UsageError
 from prep.storage import sync_directory
 
 FORMAT = "kprep-checkpoint-1"
-_NAME = re.compile(r"epoch-(\d{4,})\.pt")
+_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
+BEST_NAME = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Checkpoint:
     class_names  names of the classes, in the order of the network's outputs
     loader       the training loader's state
     rng          states of the ranks' random generators, uint8 (ranks, bytes), by device type
+    ema          `state_dict` of the averaged network; None where the recipe keeps none
+    scaler       state of fp16's gradient scaler; {} for other precisions
     """
 
     epoch: int
@@ -40,19 +43,29 @@ class Checkpoint:
     class_names: list[str]
     loader: dict[str, Any]
     rng: dict[str, torch.Tensor]
+    ema: dict[str, Any] | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_path(directory: Path, epoch: int) -> Path:
-    """Return the path of the checkpoint that is written when `epoch` epochs are complete."""
-    return directory / f"epoch-{epoch:04d}.pt"
+def checkpoint_path(directory: Path, epoch: int, step: int | None = None) -> Path:
+    """Return the path of the checkpoint that is written when `epoch` epochs are complete.
+
+    `step` is given for one in mid-epoch: the optimiser steps that are complete since the start.
+    """
+    middle = "" if step is None else f"-step-{step:08d}"
+    return directory / f"epoch-{epoch:04d}{middle}.pt"
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """Return the checkpoints of a directory, oldest first; [] where there is no directory."""
     if not directory.is_dir():
         return []
-    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("epoch-")))
+    found = [
+        (int(match[1]), int(match[2] or 0), path)
+        for path in directory.iterdir()
+        if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, _, path in sorted(found)]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,13 +25,19 @@ class _Request:
     train_split: str
     val_split: str | None
     resume: str | None
+    weights: str | None
     device: str | None
     test_only: bool
 
 
 @click.command("train")
 @click.option("--data", required=True, metavar="ROOT", help="The dataset: a directory or a URL.")
-@click.option("--recipe", required=True, metavar="NAME|FILE", help="resnet, s3d, tiny, or a .toml.")
+@click.option(
+    "--recipe",
+    required=True,
+    metavar="NAME|FILE",
+    help="resnet, resnet_modern, s3d, tiny, or a .toml.",
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting."
 )
@@ -46,6 +53,12 @@ class _Request:
 @click.option(
     "--resume", metavar="auto|PATH", help="Go on from DIR's newest checkpoint, or from this one."
 )
+@click.option(
+    "--weights", metavar="NAME|FILE", help="Begin with torchvision's, or a file's, weights."
+)
+@click.option(
+    "--freeze", multiple=True, metavar="PATTERN", help="Do not train these, such as 'layer1.*'."
+)
 @click.option("--train-split", default="train", show_default=True, metavar="SPLIT")
 @click.option(
     "--val-split", default="val", show_default=True, metavar="SPLIT", help="'none': no evaluation."
@@ -54,7 +67,7 @@ class _Request:
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda, if there is one."
 )
-@click.option("--test-only", is_flag=True, help="Evaluate the checkpoint of --resume and stop.")
+@click.option("--test-only", is_flag=True, help="Evaluate --resume or --weights and stop.")
 def train(
     *,
     data: str,
@@ -63,6 +76,8 @@ def train(
     output: Path | None,
     nproc: int | None,
     resume: str | None,
+    weights: str | None,
+    freeze: tuple[str, ...],
     train_split: str,
     val_split: str,
     epochs: int | None,
@@ -81,6 +96,8 @@ def train(
     """
     if epochs is not None:
         overrides = (*overrides, f"schedule.epochs={epochs}")
+    if freeze:
+        overrides = (*overrides, f"model.freeze={json.dumps(freeze)}")
     loaded = load_recipe(recipe, overrides)
     request = _Request(
         recipe=loaded,
@@ -89,6 +106,7 @@ def train(
         train_split=train_split,
         val_split=None if val_split == "none" else val_split,
         resume=resume,
+        weights=weights,
         device=device,
         test_only=test_only,
     )
@@ -127,6 +145,7 @@ def _run(request: _Request) -> None:
         train_split=request.train_split,
         val_split=request.val_split,
         resume=request.resume,
+        weights=request.weights,
         device=request.device,
         test_only=request.test_only,
     )

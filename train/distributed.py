@@ -156,17 +156,17 @@ def gather_to_first(world: World, tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part[: int(shape[0])] for part, shape in zip(parts or [], shapes, strict=False)]
 
 
-def broadcast_text(world: World, text: str) -> str:
-    """Return rank 0's text on every rank."""
+def broadcast_text(world: World, text: str, source: int = 0) -> str:
+    """Return the text of rank `source` on every rank."""
     if world.size == 1:
         return text
     data = torch.tensor(list(text.encode()), dtype=torch.uint8)
     length = torch.tensor([len(data)])
-    dist.broadcast(length, src=0, group=world.control)
+    dist.broadcast(length, src=source, group=world.control)
     if not int(length):
         return ""
-    data = data if world.is_first else torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(data, src=0, group=world.control)
+    data = data if world.rank == source else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(data, src=source, group=world.control)
     return data.numpy().tobytes().decode()
 
 
@@ -176,69 +176,3 @@ def broadcast_buffers(world: World, buffers: Iterator[torch.Tensor]) -> None:
         return
     for buffer in buffers:
         dist.broadcast(buffer, src=0)
-
-
-class LossExchange:
-    """Tell every rank the losses of all ranks, without making a step wait.
-
-    The loss of a step is copied off the device while the next step is prepared, summed up over the
-    ranks in the background, and known one step after that. Every rank learns of a loss that is not
-    finite at the same step, so all of them stop together.
-    """
-
-    def __init__(self, world: World) -> None:
-        """Start with nothing on the way."""
-        self._world = world
-        self._copied: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
-        self._reducing: tuple[torch.Tensor, dist.Work | None] | None = None
-
-    def post(self, loss: torch.Tensor) -> list[list[float]]:
-        """Hand in this rank's loss of a step; return what arrived: the ranks' losses of a step.
-
-        Args:
-            loss: float32 scalar on the device. Every rank posts the same number of times.
-
-        Returns:
-            None, one or two earlier steps in order; of each step one loss per rank.
-        """
-        arrived = self._advance()
-        self._copied = _start_copy(loss)
-        return arrived
-
-    def flush(self) -> list[list[float]]:
-        """Wait for everything that is on the way and return it, in order."""
-        return [*self._advance(), *self._advance()]
-
-    def _advance(self) -> list[list[float]]:
-        arrived: list[list[float]] = []
-        if self._reducing is not None:
-            losses, work = self._reducing
-            if work is not None:
-                work.wait()
-            arrived.append(losses.tolist())
-        self._reducing = None
-        if self._copied is not None:
-            self._reducing = self._start_reduce(*self._copied)
-        self._copied = None
-        return arrived
-
-    def _start_reduce(
-        self, loss: torch.Tensor, event: torch.cuda.Event | None
-    ) -> tuple[torch.Tensor, dist.Work | None]:
-        if event is not None:
-            event.synchronize()
-        losses = torch.zeros(self._world.size, dtype=torch.float64)
-        losses[self._world.rank] = loss.double()
-        if self._world.size == 1:
-            return losses, None
-        return losses, dist.all_reduce(losses, group=self._world.control, async_op=True)
-
-
-def _start_copy(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    if loss.device.type != "cuda":
-        return loss.detach().clone(), None
-    host = torch.empty((), dtype=loss.dtype, pin_memory=True)
-    host.copy_(loss.detach(), non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return host, event

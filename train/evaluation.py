@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prep.errors import KprepError, UsageError
+from train.agreement import raise_together
 from train.distributed import World, broadcast_buffers, broadcast_text, gather_to_first
 from train.models import run_model
 from train.transforms import eval_clips, video_on
@@ -74,9 +75,10 @@ class Accuracy:
 
 def protocol(recipe: Recipe) -> str:
     """Return the protocol of evaluation, to stand beside the numbers."""
+    weights = ", averaged weights" if recipe.model.ema_decay else ""
     return (
         f"{recipe.eval.clips_per_video} x {recipe.eval_frames} frames @ {recipe.data.fps:g} fps, "
-        f"{recipe.eval.placement} placement, centre crop"
+        f"{recipe.eval.placement} placement, centre crop{weights}"
     )
 
 
@@ -101,13 +103,19 @@ def evaluate(
         unscored: keys of the split's clips that no rank can score.
         transform_batch: changes a decoded batch before it is prepared.
 
-    Raises UsageError when no video of the split has a label, and KprepError when a clip arrives
-    twice.
+    Raises, on all ranks, what `batches` raises on any of them; UsageError when no video of the
+    split has a label, and KprepError when a clip arrives twice.
     """
     broadcast_buffers(world, model.buffers())
-    scores = score_clips(
-        model, batches, recipe, world.device, num_classes=num_classes, transform=transform_batch
-    )
+    scores, error = None, None
+    try:
+        scores = score_clips(
+            model, batches, recipe, world.device, num_classes=num_classes, transform=transform_batch
+        )
+    except Exception as caught:  # noqa: BLE001 - the other ranks wait for this one
+        error = caught
+    raise_together(world, error)
+    assert scores is not None  # noqa: S101 - for the type checker: there was no error
     parts = _gather_scores(world, scores)
     text = ""
     if world.is_first:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, UsageError
+from train.signals import EXIT_CODES, InterruptedBySignalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
@@ -30,7 +33,7 @@ def launch(num_processes: int, target: Callable[..., object], *arguments: object
 
     Each finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in its environment. Raises
     the KprepError of a process that fails with one, and a KprepError for any other end, after all
-    processes are gone.
+    processes are gone. SIGTERM, SIGUSR1 and Ctrl-C are passed on to all of them, and awaited.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -49,7 +52,8 @@ def launch(num_processes: int, target: Callable[..., object], *arguments: object
         for process, (_, sender) in zip(processes, pipes, strict=True):
             process.start()
             sender.close()
-        _watch(processes, [receiver for receiver, _ in pipes])
+        with _passing_on(processes) as signals:
+            _watch(processes, [receiver for receiver, _ in pipes], signals)
     finally:
         _end(processes)
 
@@ -81,6 +85,9 @@ def _run_rank(
     os.environ.update(environment)
     try:
         target(*arguments)
+    except InterruptedBySignalError as error:
+        report.send((-error.number, str(error)))
+        sys.exit(error.exit_code)
     except KprepError as error:
         report.send((error.exit_code, str(error)))
         sys.exit(error.exit_code)
@@ -102,7 +109,29 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _watch(processes: list[SpawnProcess], receivers: list[Connection]) -> None:
+@contextmanager
+def _passing_on(processes: list[SpawnProcess]) -> Iterator[list[int]]:
+    """Pass signals on to the processes while the block runs; yield those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
+        for process in processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.signal(number, pass_on) for number in EXIT_CODES}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(processes: list[SpawnProcess], receivers: list[Connection], signals: list[int]) -> None:
     """Wait for all processes to end well; raise as soon as one does not."""
     running = dict(enumerate(processes))
     while running:
@@ -110,23 +139,32 @@ def _watch(processes: list[SpawnProcess], receivers: list[Connection]) -> None:
         for rank in [rank for rank, process in running.items() if process.exitcode is not None]:
             if running.pop(rank).exitcode != 0:
                 time.sleep(_ECHO_SECONDS)
-                raise _cause(processes, receivers, rank)
+                raise _cause(processes, receivers, rank, signals)
 
 
-def _cause(processes: list[SpawnProcess], receivers: list[Connection], first: int) -> KprepError:
+def _cause(
+    processes: list[SpawnProcess], receivers: list[Connection], first: int, signals: list[int]
+) -> KprepError:
     """Return the error to show: a rank's own sentence if there is one, else how `first` ended."""
     reports = {rank: _report(receiver) for rank, receiver in enumerate(receivers)}
     for exit_code, message in filter(None, reports.values()):
+        if exit_code < 0:
+            return InterruptedBySignalError(-exit_code, message)
         if exit_code == UsageError.exit_code:
             return UsageError(message)
         if exit_code:
             return KprepError(message)
+    if signals:
+        name = signal.Signals(signals[0]).name
+        return InterruptedBySignalError(
+            signals[0], f"stopped by {name} before training began, or after it"
+        )
     # a process that was killed says nothing; those that say something then only lost it
     killed = [rank for rank, process in enumerate(processes) if (process.exitcode or 0) < 0]
     if killed:
-        signal = -(processes[killed[0]].exitcode or 0)
+        number = -(processes[killed[0]].exitcode or 0)
         return KprepError(
-            f"process {killed[0]} of {len(processes)} was killed by signal {signal}; "
+            f"process {killed[0]} of {len(processes)} was killed by signal {number}; "
             "signal 9 is often the kernel's, out of memory"
         )
     _, text = reports[first] or (0, f"exit status {processes[first].exitcode}, no message")
@@ -134,7 +172,7 @@ def _cause(processes: list[SpawnProcess], receivers: list[Connection], first: in
 
 
 def _report(receiver: Connection) -> tuple[int, str] | None:
-    """Return (exit code or 0 for a crash, message), or None where a process left none."""
+    """Return (exit code, 0 for a crash or minus a signal, message), or None where there is none."""
     try:
         report: tuple[int, str] | None = receiver.recv() if receiver.poll() else None
     except (EOFError, OSError):

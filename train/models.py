@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import video
 
 from prep.errors import UsageError
+from train.precision import autocast
 from train.recipe import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from train.distributed import World
     from train.recipe import Recipe
 
 TORCHVISION_MODELS = (
@@ -54,16 +58,58 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     if recipe.model.freeze_batchnorm:
         for module in _batchnorms(model):
             module.requires_grad_(requires_grad=False)
+    freeze_weights(model, recipe.model.freeze)
     if recipe.model.sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return model
 
 
+def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
+    """Draw the first weights, equal on all ranks, and leave each rank its own generator."""
+    run = recipe.run
+    if recipe.model.sync_batchnorm and world.device.type != "cuda":
+        raise UsageError(
+            "model.sync_batchnorm needs CUDA; on a CPU add --set model.sync_batchnorm=false"
+        )
+    torch.manual_seed(run.seed)
+    model = build_model(recipe, num_classes).to(world.device)
+    if run.channels_last_3d:
+        model = model.to(memory_format=torch.channels_last_3d)
+    # dropout and its like must not be the same on every rank
+    torch.manual_seed((run.seed + 1 + world.rank) % 2**63)
+    return model
+
+
+def distribute(model: nn.Module, world: World) -> DistributedDataParallel:
+    """Wrap the network so that the ranks' gradients are averaged."""
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids)
+
+
+def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Leave out of training the weights whose names match a pattern (`*`, `?`, `[...]`).
+
+    Raises UsageError for a pattern that matches nothing, and when nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"model.freeze {pattern!r} matches no weight; {nearest(pattern, names)}"
+            )
+    for name, weight in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            weight.requires_grad = False
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UsageError(f"model.freeze {list(patterns)} leaves nothing to train")
+
+
 def set_training(model: nn.Module, *, freeze_batchnorm: bool) -> None:
     """Put the model into training mode; frozen BatchNorm keeps its stored statistics."""
     model.train()
-    if freeze_batchnorm:
-        for module in _batchnorms(model):
+    for module in _batchnorms(model):
+        is_frozen = any(not weight.requires_grad for weight in module.parameters())
+        if freeze_batchnorm or is_frozen:
             module.eval()
 
 
@@ -163,8 +209,7 @@ def run_model(
     """
     if recipe.run.channels_last_3d:
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
-    reduced = recipe.run.precision == "bf16"
-    with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=reduced):
+    with autocast(recipe.run.precision, clips.device):
         logits: torch.Tensor = model(clips)
     if tuple(logits.shape) != (len(clips), num_classes):
         raise UsageError(

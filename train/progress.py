@@ -87,6 +87,8 @@ class MetricsFile:
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
             kept = b"".join(line for line in lines if _step_of(line) <= keep_until_step)
+        self.video_top1 = _video_top1(kept)
+        """Video top-1 of each evaluation in the file, by the steps that were complete."""
         write_atomic(path, kept)
 
     def write(self, kind: str, **values: Any) -> None:
@@ -97,6 +99,8 @@ class MetricsFile:
                 file.write(line + "\n")
         except OSError as error:
             raise KprepError(f"{self._path} cannot be written: {error}") from error
+        if kind == "eval":
+            self.video_top1[values["step"]] = values["video_top1"]
 
 
 def _step_of(line: bytes) -> float:
@@ -105,3 +109,8 @@ def _step_of(line: bytes) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def _video_top1(lines: bytes) -> dict[int, float]:
+    entries = [json.loads(line) for line in lines.splitlines()]
+    return {entry["step"]: entry["video_top1"] for entry in entries if entry["kind"] == "eval"}

@@ -49,6 +49,12 @@ class ModelRecipe:
     """Leave BatchNorm's statistics, scale and shift as they are at the start."""
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all ranks (CUDA only)."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of weights that are not trained, such as "layer1.*"; their BatchNorm is frozen."""
+    new_head: bool = False
+    """Draw a new classifier for `--weights` of as many, but other, classes."""
+    ema_decay: float = 0.0
+    """Decay a step of a moving average of the weights, which is then evaluated; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,16 @@ class OptimRecipe:
     """Weight decay, on all parameters."""
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread over all classes, below 1."""
+    clip_grad_norm: float = 0.0
+    """Largest norm of all gradients together; longer ones are shortened. 0: no limit."""
 
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
     """How long, and the learning rate at every step."""
 
+    name: Literal["multistep", "cosine"] = "multistep"
+    """After warm-up: a factor at each milestone, or half a cosine down to `final_factor`."""
     epochs: int = 45
     """Epochs of training."""
     warmup_epochs: float = 0.0
@@ -85,6 +95,8 @@ class ScheduleRecipe:
     """Epochs, counted from the start of training, at which the rate is multiplied by `gamma`."""
     gamma: float = 0.1
     """Factor at each milestone."""
+    final_factor: float = 0.0
+    """Share of the learning rate at the end of the cosine."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,12 @@ class AugmentRecipe:
     """Subtracted from red, green and blue in [0, 1]."""
     std: tuple[float, float, float] = (0.22803, 0.22145, 0.216989)
     """Divides red, green and blue after that."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta(alpha, alpha) for pairs of clips; 0: none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix likewise; with both, each pair takes one of them, at even odds."""
+    erase: float = 0.0
+    """Probability that a box of a clip is erased, in all its frames (after normalisation)."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +143,10 @@ class RunRecipe:
 
     seed: int = 0
     """Decides the order, the clips, the augmentation and the first weights."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """"float32", or "bf16": matrix products and convolutions in bfloat16 (autocast)."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """"float32", or convolutions and products in "bf16" or "fp16" (with scaled gradients)."""
+    compile: bool = False
+    """Compile the network with torch.compile for training; evaluation runs it as it is."""
     channels_last_3d: bool = False
     """Keep activations as (N, T, H, W, C) in memory: faster bf16 convolutions on NVIDIA GPUs."""
     deterministic: bool = False
@@ -134,7 +154,15 @@ class RunRecipe:
     log_every_steps: int = 20
     """Steps from one log line to the next."""
     keep_checkpoints: int = 3
-    """Checkpoints that are kept, the newest ones."""
+    """Checkpoints that are kept, the newest ones; the best one is kept besides."""
+    checkpoint_steps: int = 0
+    """Optimiser steps from one checkpoint to the next within an epoch; 0: only after epochs."""
+    checkpoint_minutes: float = 0.0
+    """Minutes from one checkpoint to the next within an epoch; 0: only after epochs."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """A loss that is not finite: "stop", or "rollback" to the last checkpoint and skip the step."""
+    max_rollbacks: int = 3
+    """Times that a run rolls back before it stops all the same."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +222,12 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "optim.beta2": (0, 1),
     "optim.weight_decay": (0, None),
     "optim.label_smoothing": (0, 1),
+    "optim.clip_grad_norm": (0, None),
+    "model.ema_decay": (0, 1),
+    "schedule.final_factor": (0, 1),
+    "augment.mixup": (0, None),
+    "augment.cutmix": (0, None),
+    "augment.erase": (0, 1),
     "schedule.epochs": (1, None),
     "schedule.warmup_epochs": (0, None),
     "schedule.warmup_factor": (0, 1),
@@ -206,6 +240,9 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "run.seed": (0, 2**63 - 1),
     "run.log_every_steps": (1, None),
     "run.keep_checkpoints": (1, None),
+    "run.checkpoint_steps": (0, None),
+    "run.checkpoint_minutes": (0, None),
+    "run.max_rollbacks": (0, None),
 }
 
 
@@ -358,6 +395,11 @@ def _check_together(recipe: Recipe) -> None:
     if not all(0 < crop <= size for crop, size in zip(augment.crop, augment.resize, strict=True)):
         raise UsageError(
             f"augment.crop {list(augment.crop)} must fit into augment.resize {list(augment.resize)}"
+        )
+    if (augment.mixup or augment.cutmix) and recipe.data.batch_size % 2:
+        raise UsageError(
+            f"data.batch_size ({recipe.data.batch_size}) must be even: augment.mixup and "
+            "augment.cutmix mix neighbours, in the same pairs on any number of ranks"
         )
     if not all(std > 0 for std in augment.std):
         raise UsageError(f"augment.std {list(augment.std)} must be above 0")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from stream.batch import ClipBatch
+    from train.loader import Loader
     from train.recipe import Recipe
-    from train.trainer import Loader
 
 
 def train(
@@ -31,6 +31,7 @@ def train(
     train_split: str = "train",
     val_split: str | None = "val",
     resume: str | None = None,
+    weights: str | None = None,
     device: str | None = None,
     test_only: bool = False,
     transform_batch: Callable[[ClipBatch], ClipBatch] | None = None,
@@ -46,8 +47,9 @@ def train(
         resume: "auto" goes on from the newest checkpoint in `output`, if there is one; else a
             checkpoint, or another run's output directory. None starts from the beginning and
             refuses an `output` that has checkpoints.
+        weights: to begin with, where there is no checkpoint to resume from: see `find_weights`.
         device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
-        test_only: evaluate the checkpoint named by `resume`, train nothing.
+        test_only: evaluate the checkpoint named by `resume`, or `weights`; train nothing.
         transform_batch: changes every decoded batch before augmentation.
 
     Returns:
@@ -58,22 +60,24 @@ def train(
     """
     output = Path(output)
     with joined_world(device) as world, _determinism(recipe):
-        checkpoint = _checkpoint_to_load(resume, output, world, test_only=test_only)
+        checkpoint = _checkpoint_to_load(resume, output, world)
+        if test_only and checkpoint is None and weights is None:
+            raise UsageError(
+                "--test-only needs a checkpoint; name one with --resume PATH or --weights NAME"
+            )
         training = None if test_only else _train_loader(recipe, str(data), train_split, world)
         scored = _val_loader(recipe, str(data), val_split, world) if val_split else None
         trainer = Trainer(recipe, world, training, scored, output, transform_batch=transform_batch)
         if checkpoint is not None:
             trainer.restore(checkpoint, weights_only=test_only)
+        elif weights is not None:
+            trainer.start_from(weights)
         return trainer.test() if test_only else trainer.fit()
 
 
-def _checkpoint_to_load(
-    resume: str | None, output: Path, world: World, *, test_only: bool
-) -> Path | None:
+def _checkpoint_to_load(resume: str | None, output: Path, world: World) -> Path | None:
     """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one."""
     found = find_checkpoint(resume, output / "checkpoints") if resume is not None else None
-    if test_only and found is None:
-        raise UsageError("--test-only needs a checkpoint; name one with --resume PATH")
     if resume is None and checkpoints_in(output / "checkpoints"):
         raise UsageError(
             f"--output {output} has the checkpoints of an earlier run; go on with --resume auto, "

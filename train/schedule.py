@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ def scaled_learning_rate(optim: OptimRecipe, global_batch: int) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a factor at each milestone; every unit is an optimiser step.
+    """Linear warm-up, then milestones or half a cosine; every unit is an optimiser step.
 
-    The same as torchvision's reference: `SequentialLR` of a `LinearLR` and a `MultiStepLR`, each
-    stepped at every iteration. Milestones are given from the start of training here; the reference
-    subtracts the warm-up because its second scheduler starts to count after it.
+    Milestones are the same as torchvision's reference: `SequentialLR` of a `LinearLR` and a
+    `MultiStepLR`, each stepped at every iteration; the cosine is PyTorch's `CosineAnnealingLR` in
+    its place. Milestones are given from the start of training here; the reference subtracts the
+    warm-up because its second scheduler starts to count after it.
     """
 
     peak: float
@@ -36,6 +38,10 @@ class Schedule:
     """Steps at which the rate is multiplied by `gamma`; none acts before warm-up ends."""
     gamma: float
     """Factor at each milestone."""
+    cosine_steps: int = 0
+    """Steps from the first one to the end of the cosine; 0: milestones instead."""
+    final_factor: float = 0.0
+    """Share of the peak at the end of the cosine."""
 
     @classmethod
     def from_recipe(cls, recipe: ScheduleRecipe, peak: float, steps_per_epoch: int) -> Schedule:
@@ -46,6 +52,8 @@ class Schedule:
             warmup_factor=recipe.warmup_factor,
             milestones=tuple(round(epoch * steps_per_epoch) for epoch in recipe.milestones),
             gamma=recipe.gamma,
+            cosine_steps=recipe.epochs * steps_per_epoch if recipe.name == "cosine" else 0,
+            final_factor=recipe.final_factor,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -53,5 +61,9 @@ class Schedule:
         if step < self.warmup_steps:
             done = step / self.warmup_steps
             return self.peak * (self.warmup_factor + (1 - self.warmup_factor) * done)
+        if self.cosine_steps:
+            done = (step - self.warmup_steps) / max(1, self.cosine_steps - self.warmup_steps)
+            left = (1 + math.cos(math.pi * min(1.0, done))) / 2
+            return self.peak * (self.final_factor + (1 - self.final_factor) * left)
         passed = sum(milestone <= step for milestone in self.milestones)
         return float(self.peak * self.gamma**passed)

@@ -3,62 +3,38 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+import signal
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
-
-from prep.errors import DatasetError, KprepError, UsageError
-from train.checkpoint import (
-    Checkpoint,
-    check_class_names,
-    checkpoint_path,
-    load_checkpoint,
-    rotate_checkpoints,
-    save_checkpoint,
-)
-from train.distributed import LossExchange
+from prep.errors import DatasetError, UsageError
+from train.agreement import Agreed, LossNotFiniteError, Status, StatusExchange, raise_together
+from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
+from train.ema import WeightAverage
 from train.evaluation import Accuracy, evaluate
-from train.models import build_model, run_model, set_training
+from train.loader import Loader, common_class_names
+from train.models import distribute, draw_model, set_training
 from train.optim import build_optimizer, load_optimizer_state
-from train.progress import Meter, MetricsFile, log
-from train.random_state import gather_random_states, restore_random_states
+from train.output import RunOutput
+from train.progress import Meter, log
+from train.random_state import gather_random_states, kept_random_state, restore_random_states
 from train.recipe import parse_recipe, recipe_differences
 from train.schedule import Schedule, scaled_learning_rate
-from train.transforms import train_clips, video_on
+from train.self_check import check_first_convolution
+from train.signals import InterruptedBySignalError, SignalWatch
+from train.step import OptimizerStep, check_labels
+from train.weights import begin_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    import torch
 
     from stream.batch import ClipBatch
     from train.distributed import World
     from train.recipe import Recipe
-
-
-class Loader(Protocol):
-    """What the trainer needs of `stream.clip_loader`'s result."""
-
-    @property
-    def class_names(self) -> list[str]: ...
-    @property
-    def steps_per_epoch(self) -> int: ...
-    @property
-    def global_batch(self) -> int: ...
-    @property
-    def num_clips(self) -> int: ...
-    @property
-    def unscored(self) -> list[str]: ...
-
-    def __iter__(self) -> Iterator[ClipBatch]: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Trainer:
@@ -86,41 +62,63 @@ class Trainer:
         self.recipe = recipe
         self.world = world
         self.output = output
-        self.class_names = _class_names(train_loader, val_loader)
+        self.class_names = common_class_names(train_loader, val_loader)
         self._train_loader = train_loader
         self._val_loader = val_loader
         self._transform = transform_batch
         self._log = log.info if world.is_first else log.debug
         self.epoch = 0
+        """Epochs that are complete."""
         self.step = 0
-        self.model = self._build_model()
-        self._wrapped: nn.Module = self.model
+        """Optimiser steps that are complete, over the whole training."""
+        self.model = draw_model(recipe, len(self.class_names), world)
+        wrapped: torch.nn.Module = self.model
         if world.size > 1 and train_loader is not None:
-            self._wrapped = _distributed(self.model, world)
+            wrapped = distribute(self.model, world)
         self._optimizer = build_optimizer(self.model, recipe)
-        self._losses = LossExchange(world)
-        self._metrics: MetricsFile | None = None
+        self._step = OptimizerStep(
+            wrapped,
+            self._optimizer,
+            recipe,
+            world.device,
+            num_classes=len(self.class_names),
+            transform=transform_batch,
+        )
+        decay = recipe.model.ema_decay
+        self._average = WeightAverage(self.model, decay) if decay else None
+        self._exchange = StatusExchange(world)
+        self._signals = SignalWatch()
+        self._files = RunOutput(output, world, recipe)
+        self._saved_step = 0
+        self._rollbacks = 0
+        self._skipped: set[int] = set()
         self._last_loss = math.nan
 
     def fit(self) -> dict[str, float]:
         """Train up to the recipe's last epoch; return the final metrics.
 
-        Raises KprepError, on all ranks, when the loss is no longer finite, and DatasetError for
-        clips without a label.
+        Raises, on all ranks at the same step: KprepError when the loss is no longer finite; and,
+        after a checkpoint of the last complete step, InterruptedBySignalError for a signal and
+        what any rank's loader raises.
         """
         loader = self._training_loader()
         schedule = self._schedule(loader)
-        self._open_output()
+        self._files.open(self.step)
         self._announce(loader, schedule)
+        self._check_arithmetic()
         meter = Meter(loader.global_batch)
-        accuracy: Accuracy | None = None
-        while self.epoch < self.recipe.schedule.epochs:
-            self._train_epoch(loader, schedule, meter)
-            self._save(loader)
-            accuracy = self.evaluate() if self._is_evaluated() else None
-        if accuracy is None and self._val_loader is not None:
-            accuracy = self.evaluate()  # resumed after the last epoch
-        self._save_final()
+        with self._signals:
+            accuracy = self._evaluate_when_due() if self.step else None
+            while self.epoch < self.recipe.schedule.epochs:
+                try:
+                    self._train_epoch(loader, schedule, meter)
+                except LossNotFiniteError as error:
+                    self._roll_back(error)
+                    continue
+                accuracy = self._evaluate_when_due()
+            if accuracy is None and self._val_loader is not None:
+                accuracy = self.evaluate()  # resumed after the last epoch
+            self._files.save_network(self._checkpoint(None, {}, {}), best=False)
         return self._final_metrics(accuracy)
 
     def evaluate(self) -> Accuracy:
@@ -128,19 +126,25 @@ class Trainer:
         loader = self._val_loader
         if loader is None:
             raise UsageError("there is no evaluation split; name one with --val-split")
-        accuracy = evaluate(
-            self.model,
-            loader,
-            self.recipe,
-            self.world,
-            num_classes=len(self.class_names),
-            unscored=loader.unscored,
-            transform_batch=self._transform,
-        )
+        with kept_random_state():
+            accuracy = evaluate(
+                self._average.model if self._average else self.model,
+                self._until_signal(loader),
+                self.recipe,
+                self.world,
+                num_classes=len(self.class_names),
+                unscored=loader.unscored,
+                transform_batch=self._transform,
+            )
         self._log("after %d epochs: %s", self.epoch, accuracy)
-        if self._metrics is not None:
-            self._metrics.write("eval", epochs=self.epoch, step=self.step, **asdict(accuracy))
         return accuracy
+
+    def _until_signal(self, batches: Loader) -> Iterator[ClipBatch]:
+        """Yield the batches; raise between two of them when a signal came."""
+        for batch in batches:
+            if self._signals.received:
+                raise self._interrupted(self._signals.received)
+            yield batch
 
     def test(self) -> dict[str, float]:
         """Evaluate without training; return the metrics."""
@@ -156,14 +160,28 @@ class Trainer:
         check_class_names(saved.class_names, self.class_names, path)
         try:
             self.model.load_state_dict(saved.model)
+            if self._average is not None:  # a run that kept none begins with its weights
+                self._average.model.load_state_dict(saved.ema or saved.model)
         except RuntimeError as error:
             raise UsageError(
                 f"checkpoint {path} holds another network than {self.recipe.model.name!r}: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
-        self.epoch, self.step = saved.epoch, saved.step
+        self.epoch, self.step, self._saved_step = saved.epoch, saved.step, saved.step
+        self._files.place = str(path)
         if not weights_only:
             self._restore_training(saved, path)
+
+    def start_from(self, name: str) -> None:
+        """Begin with weights that are not a run of ours to go on with: see `find_weights`.
+
+        Raises UsageError, on all ranks.
+        """
+        new_head = self.recipe.model.new_head
+        report = begin_with(name, self.model, self.class_names, self.world, new_head=new_head)
+        self._log("weights from %s: %s", name, report)
+        if self._average is not None:
+            self._average.model.load_state_dict(self.model.state_dict())
 
     def _restore_training(self, saved: Checkpoint, path: Path) -> None:
         if saved.optimizer is None:
@@ -178,86 +196,138 @@ class Trainer:
             )
         self._training_loader().load_state_dict(saved.loader)
         load_optimizer_state(self._optimizer, saved.optimizer)
+        if saved.scaler and self.recipe.run.precision == "fp16":
+            self._step.scaler.load_state_dict(saved.scaler)
         restore_random_states(saved.rng, self.world)
         self._log("resumed from %s: %d epochs, %d steps", path, self.epoch, self.step)
         for change in recipe_differences(old, self.recipe):
             self._log("changed since that checkpoint: %s", change)
 
     def _train_epoch(self, loader: Loader, schedule: Schedule, meter: Meter) -> None:
-        """Train on every batch of the loader's epoch."""
+        """Train on the batches of the loader's epoch, from its place on, and save the result."""
         loader.set_epoch(self.epoch)
         set_training(self.model, freeze_batchnorm=self.recipe.model.freeze_batchnorm)
         meter.start()
         batches = meter.timed(loader)
-        rate = schedule.learning_rate(self.step)
-        while (loss := self._optimizer_step(batches, rate)) is not None:
+        last = (self.epoch + 1) * loader.steps_per_epoch
+        while self.step < last:
+            fetched = self._agreed_batches(batches, meter)
+            rate = schedule.learning_rate(self.step)
             self.step += 1
+            if self.step in self._skipped:
+                continue
+            self._exchange.add_loss(self.step, self._step.run(fetched, rate, self.epoch))
+            if self._average is not None:
+                self._average.update(self.step)
             meter.add_step()
-            self._take_losses(self._losses.post(loss), meter)
             if self._is_logged(loader, meter):
                 self._report(meter, rate)
-            rate = schedule.learning_rate(self.step)
-        self._take_losses(self._losses.flush(), meter)
+        self._await_losses(meter)
         if meter.has_losses:
             self._report(meter, schedule.learning_rate(self.step - 1))
         self.epoch += 1
+        self._save()
+
+    def _agreed_batches(self, batches: Iterator[ClipBatch], meter: Meter) -> list[ClipBatch]:
+        """Return this rank's batches of the next step, when all ranks have theirs.
+
+        Raises on all ranks when one of them cannot go on or was asked to end; writes a checkpoint
+        of the complete steps when one is due.
+        """
+        fetched, error = self._fetch(batches)
+        run = self.recipe.run
+        due = bool(run.checkpoint_steps) and self.step % run.checkpoint_steps == 0
+        self._exchange.post(
+            Status(
+                failed=error is not None,
+                signal=self._signals.received,
+                checkpoint=due or self._files.is_checkpoint_late(),
+            )
+        )
+        prepared = self._step.prepare(fetched)
+        agreed = self._exchange.read()
+        self._take_losses(agreed, meter)
+        if agreed.failed or agreed.signal or agreed.checkpoint:
+            self._await_losses(meter)
+            self._save_within_epoch()
+        if agreed.failed:
+            raise_together(self.world, error)
+        if agreed.signal:
+            raise self._interrupted(agreed.signal)
+        return prepared
+
+    def _fetch(self, batches: Iterator[ClipBatch]) -> tuple[list[ClipBatch], Exception | None]:
+        """Return the batches of a step, or the error that this rank met."""
+        accumulate = self.recipe.data.accumulate
+        try:
+            with kept_random_state():
+                found = self._signals.wait_for(lambda: list(islice(batches, accumulate)))
+            if found is None:
+                return [], None  # a signal came, which ends the step on all ranks
+            if self._transform is None:
+                for batch in found:
+                    check_labels(batch, len(self.class_names))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must know
+            return [], error
+        if len(found) < accumulate:
+            return [], DatasetError(f"the loader ended early, after step {self.step}")
+        return found, None
 
     def _is_logged(self, loader: Loader, meter: Meter) -> bool:
         """Whether a log line is due; an epoch's last step is reported with the epoch."""
         is_due = self.step % self.recipe.run.log_every_steps == 0
         return is_due and self.step % loader.steps_per_epoch != 0 and meter.has_losses
 
-    def _optimizer_step(self, batches: Iterator[ClipBatch], rate: float) -> torch.Tensor | None:
-        """Sum up the gradients of a step's batches, change the weights, return the mean loss.
+    def _await_losses(self, meter: Meter) -> None:
+        """Wait for the losses of all steps so far; all ranks do so at the same step."""
+        self._exchange.post(Status(), drain=True)
+        self._take_losses(self._exchange.read(), meter)
 
-        Returns None, and changes nothing, when the epoch has no more batches.
-        """
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
-        accumulate = self.recipe.data.accumulate
-        total: torch.Tensor | None = None
-        for position, batch in enumerate(islice(batches, accumulate), start=1):
-            with nullcontext() if position == accumulate else self._without_sync():
-                loss = self._loss(batch) / accumulate
-                loss.backward()  # type: ignore[no-untyped-call]
-            total = loss.detach() if total is None else total + loss.detach()
-        if total is not None:
-            self._optimizer.step()
-        return total
-
-    def _without_sync(self) -> AbstractContextManager[None]:
-        """Keep gradients on this rank until the step's last batch."""
-        if isinstance(self._wrapped, DistributedDataParallel):
-            return self._wrapped.no_sync()
-        return nullcontext()
-
-    def _loss(self, raw: ClipBatch) -> torch.Tensor:
-        """Return the mean cross-entropy of one batch, a float32 scalar on the device."""
-        batch = self._transform(raw) if self._transform else raw
-        _check_labels(batch, len(self.class_names))
-        device, recipe = self.world.device, self.recipe
-        clips = train_clips(video_on(batch, device), recipe.augment, recipe.run.seed, self.epoch)
-        logits = run_model(self._wrapped, clips, recipe, len(self.class_names))
-        return functional.cross_entropy(
-            logits.float(),
-            batch.label.to(device, non_blocking=True),
-            label_smoothing=recipe.optim.label_smoothing,
-        )
-
-    def _take_losses(self, steps: list[list[float]], meter: Meter) -> None:
-        """Count losses that arrived; stop every rank where one of them is not finite."""
-        for losses in steps:
+    def _take_losses(self, agreed: Agreed, meter: Meter) -> None:
+        """Count losses that arrived; raise on every rank where one of them is not finite."""
+        for step, losses in agreed.losses:
             lost = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
             if lost:
-                self._losses.flush()
-                raise KprepError(
-                    f"the loss is not finite on rank {', '.join(map(str, lost))}, seen at step "
-                    f"{self.step} of epoch {self.epoch}; lower optim.lr "
-                    f"({self.recipe.optim.lr:g}), lengthen schedule.warmup_epochs "
-                    f"({self.recipe.schedule.warmup_epochs:g}), or resume with other settings"
-                )
+                ranks = ", ".join(map(str, lost))
+                raise self._not_finite(step, f"the loss is not finite on rank {ranks}")
             meter.add_loss(sum(losses) / len(losses))
+
+    def _not_finite(self, step: int, what: str) -> LossNotFiniteError:
+        newest = self._files.newest()
+        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return LossNotFiniteError(
+            step,
+            f"{what}, at step {step} of epoch {self.epoch}; {good}; lower optim.lr "
+            f"({self.recipe.optim.lr:g}), lengthen schedule.warmup_epochs "
+            f"({self.recipe.schedule.warmup_epochs:g}), or resume with other settings",
+        )
+
+    def _roll_back(self, error: LossNotFiniteError) -> None:
+        """Go back to the last checkpoint, or raise the error where the recipe does not want that.
+
+        The step that was lost and the one before it, which may have spoilt the weights, are left
+        out when they come again: repeated exactly, they would be lost again.
+        """
+        run, newest = self.recipe.run, self._files.newest()
+        if run.on_nan == "stop" or not newest or self._rollbacks >= run.max_rollbacks:
+            raise error
+        self._rollbacks += 1
+        self._skipped |= {error.step - 1, error.step}
+        self._exchange.forget()
+        self._log("rolled back (%d of %d): %s", self._rollbacks, run.max_rollbacks, error)
+        self.restore(Path(newest))
+        self._files.open(self.step)
+
+    def _interrupted(self, number: int) -> InterruptedBySignalError:
+        name = signal.Signals(number).name
+        place = self._files.place
+        return InterruptedBySignalError(
+            number,
+            f"stopped by {name} after step {self.step}; "
+            + (
+                f"the checkpoint is {place}; go on with --resume auto" if place else "nothing saved"
+            ),
+        )
 
     def _report(self, meter: Meter, rate: float) -> None:
         values = meter.report()
@@ -271,23 +341,7 @@ class Trainer:
             values["clips_per_second"],
             100 * values["data_wait_share"],
         )
-        if self._metrics is not None:
-            self._metrics.write("train", epoch=self.epoch, step=self.step, lr=rate, **values)
-
-    def _build_model(self) -> nn.Module:
-        """Draw the first weights, equal on all ranks, and leave each rank its own generator."""
-        run = self.recipe.run
-        if self.recipe.model.sync_batchnorm and self.world.device.type != "cuda":
-            raise UsageError(
-                "model.sync_batchnorm needs CUDA; on a CPU add --set model.sync_batchnorm=false"
-            )
-        torch.manual_seed(run.seed)
-        model = build_model(self.recipe, len(self.class_names)).to(self.world.device)
-        if run.channels_last_3d:
-            model = model.to(memory_format=torch.channels_last_3d)
-        # dropout and its like must not be the same on every rank
-        torch.manual_seed((run.seed + 1 + self.world.rank) % 2**63)
-        return model
+        self._files.write("train", epoch=self.epoch, step=self.step, lr=rate, **values)
 
     def _schedule(self, loader: Loader) -> Schedule:
         peak = scaled_learning_rate(self.recipe.optim, loader.global_batch)
@@ -314,42 +368,55 @@ class Trainer:
             loader.global_batch / optim.lr_batch,
         )
 
+    def _check_arithmetic(self) -> None:
+        run, data = self.recipe.run, self.recipe.data
+        clip = (data.frames, *self.recipe.augment.crop)
+        error = check_first_convolution(self.model, run.precision, clip, self.world.device)
+        if error is not None:
+            self._log(
+                "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * error
+            )
+
     def _training_loader(self) -> Loader:
         if self._train_loader is None:
             raise UsageError("there is no training split; name one with --train-split")
         return self._train_loader
 
-    def _is_evaluated(self) -> bool:
-        is_due = self.epoch % self.recipe.eval.every_epochs == 0
-        return self._val_loader is not None and (
-            is_due or self.epoch == self.recipe.schedule.epochs
+    def _evaluate_when_due(self) -> Accuracy | None:
+        """Evaluate after an epoch whose turn it is, unless the metrics hold the result."""
+        epochs = self.epoch if self._is_epoch_complete() else 0
+        is_due = epochs % self.recipe.eval.every_epochs == 0
+        is_due = epochs > 0 and (is_due or epochs == self.recipe.schedule.epochs)
+        if self._val_loader is None or not is_due or self._files.is_evaluated(self.step):
+            return None
+        accuracy = self.evaluate()
+        if self.world.is_first and self._files.is_best(accuracy.video_top1):
+            self._files.save_network(self._checkpoint(None, {}, {}), best=True)
+        self._files.write("eval", epochs=self.epoch, step=self.step, **asdict(accuracy))
+        return accuracy
+
+    def _is_epoch_complete(self) -> bool:
+        return self.step == self.epoch * self._training_loader().steps_per_epoch
+
+    def _save_within_epoch(self) -> None:
+        """Write a checkpoint of the complete steps, unless it is there already."""
+        if self.step != self._saved_step:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint; every rank calls this, between two steps."""
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            raise self._not_finite(self.step, "the weights are not finite")
+        loader = self._training_loader()
+        # the loader has handed out a step that is not trained on yet
+        place = {"epoch": self.epoch, "step": self.step - self.epoch * loader.steps_per_epoch}
+        checkpoint = self._checkpoint(
+            self._optimizer.state_dict(),
+            {**loader.state_dict(), **place},
+            gather_random_states(self.world),
         )
-
-    def _open_output(self) -> None:
-        if not self.world.is_first:
-            return
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "recipe.toml").write_text(self.recipe.to_toml(), encoding="utf-8")
-            metrics = self.output / "metrics.jsonl"
-            self._metrics = MetricsFile(metrics, keep_until_step=self.step)
-        except OSError as error:
-            raise UsageError(f"--output {self.output} cannot be written: {error}") from error
-
-    def _save(self, loader: Loader) -> None:
-        """Write the epoch's checkpoint on rank 0; every rank calls this."""
-        rng = gather_random_states(self.world)
-        if not self.world.is_first:
-            return
-        directory = self.output / "checkpoints"
-        checkpoint = self._checkpoint(self._optimizer.state_dict(), loader.state_dict(), rng)
-        save_checkpoint(checkpoint_path(directory, self.epoch), checkpoint)
-        rotate_checkpoints(directory, self.recipe.run.keep_checkpoints)
-
-    def _save_final(self) -> None:
-        """Write the trained network alone, for evaluation and use elsewhere."""
-        if self.world.is_first:
-            save_checkpoint(self.output / "final.pt", self._checkpoint(None, {}, {}))
+        self._files.save(checkpoint, step=None if self._is_epoch_complete() else self.step)
+        self._saved_step = self.step
 
     def _checkpoint(
         self,
@@ -366,6 +433,8 @@ class Trainer:
             class_names=self.class_names,
             loader=loader,
             rng=rng,
+            ema=self._average.model.state_dict() if self._average else None,
+            scaler=self._step.scaler.state_dict() if optimizer is not None else {},
         )
 
     def _final_metrics(self, accuracy: Accuracy | None) -> dict[str, float]:
@@ -374,32 +443,3 @@ class Trainer:
             names = ("clip_top1", "clip_top5", "video_top1", "video_top5")
             metrics |= {name: getattr(accuracy, name) for name in names}
         return metrics
-
-
-def _class_names(train_loader: Loader | None, val_loader: Loader | None) -> list[str]:
-    """Return the names of the classes, which both loaders must agree on."""
-    loaders = [loader for loader in (train_loader, val_loader) if loader is not None]
-    if not loaders:
-        raise UsageError("there is neither a training nor an evaluation split")
-    names = list(loaders[0].class_names)
-    if any(list(loader.class_names) != names for loader in loaders):
-        raise UsageError("the training and the evaluation split have different class lists")
-    if not names:
-        raise DatasetError("the dataset's manifest lists no classes; convert it with labels")
-    return names
-
-
-def _check_labels(batch: ClipBatch, num_classes: int) -> None:
-    """Raise DatasetError, naming the first clip, when a training clip has no usable label."""
-    wrong = ((batch.label < 0) | (batch.label >= num_classes)).nonzero().flatten().tolist()
-    if wrong:
-        label = int(batch.label[wrong[0]])
-        what = "has no label" if label < 0 else f"has label {label} of {num_classes} classes"
-        raise DatasetError(
-            f"clip {batch.key[wrong[0]]} {what}; train on a split whose clips are all labelled"
-        )
-
-
-def _distributed(model: nn.Module, world: World) -> DistributedDataParallel:
-    device_ids = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids)

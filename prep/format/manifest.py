@@ -78,7 +78,7 @@ class Manifest:
         """Parse a manifest; DatasetError says where it is wrong."""
         try:
             values = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where} is not JSON: {error}") from error
         try:
             return cls._parse(values)
@@ -102,6 +102,10 @@ class Manifest:
             for path, entry in values["files"].items()
         }
         splits = {check_split_name(name): _split(split) for name, split in values["splits"].items()}
+        for split in splits.values():
+            for shard in split.shards:
+                if shard.path not in files:
+                    raise ValueError(f"{shard.path} has no bytes and sha256")
         names = tuple(values["class_names"])
         if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
             raise ValueError("class_names must be distinct strings")

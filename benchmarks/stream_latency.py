@@ -1,0 +1,125 @@
+"""Streaming from S3 with slow first bytes against local disk and memory: same clips, same loader.
+
+    python benchmarks/stream_latency.py ROOT [--milliseconds 30] [--seconds 10] [--json FILE]
+
+ROOT is a local dataset. An S3 server (SeaweedFS, from the development extra) and a proxy that
+delays first bytes are started on this machine; the processor time that they take is taken from the
+loaders too, so on few cores the S3 rows are lower bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+from s3_server import s3_server  # noqa: E402 - the tests' helpers
+
+from prep.format import read_manifest  # noqa: E402
+from prep.storage import Storage  # noqa: E402
+from stream.bench import LoaderOptions, bench_loaders, memory_baseline, table  # noqa: E402
+from stream.bench_measure import cpu_seconds, own_processes  # noqa: E402
+from stream.clip_stream import StreamOptions  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def delayed(endpoint: str, milliseconds: float) -> Iterator[str]:
+    """Yield the address of a proxy before `endpoint` that delays first bytes."""
+    address = urlsplit(endpoint)
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("latency_proxy.py")),
+         str(address.hostname), str(address.port), str(milliseconds)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        port = (process.stdout.readline() if process.stdout else "").strip()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def request_cost(storage: Storage, split: str, size: int, count: int = 600) -> tuple[float, float]:
+    """Return CPU milliseconds a request of `size` bytes: of this process, and of the servers."""
+    shard = read_manifest(storage).splits[split].shards[0].path
+    servers = own_processes() - {os.getpid()}
+    client, served = cpu_seconds({os.getpid()}), cpu_seconds(servers)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda _: storage.read_range(shard, 0, size), range(count)))
+    client, served = cpu_seconds({os.getpid()}) - client, cpu_seconds(servers) - served
+    return client * 1000 / count, served * 1000 / count
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--milliseconds", type=float, default=30)
+    parser.add_argument("--seconds", type=float, default=10, help="measured, for each contender")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--prefetch", type=int, default=2, help="batches a worker prepares ahead")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    options = LoaderOptions(
+        StreamOptions(asked.split, frames=asked.frames, fps=Fraction(15), layout="yuv420"),
+        batch=asked.batch,
+        workers=asked.workers,
+        prefetch=asked.prefetch,
+    )
+    local = Storage(str(asked.root))
+    memory = memory_baseline(local, asked.split)
+    if memory is None:
+        sys.exit(f"{asked.root} is too large for a baseline in memory")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        s3_server(Path(folder)) as server,
+        delayed(server.endpoint, asked.milliseconds) as slow,
+    ):
+        address = server.upload(asked.root, "bench")
+        far = Storage(address, {**server.options, "endpoint": slow})
+        cost = request_cost(far, asked.split, 20_000)
+        storages: dict[str, Storage] = {
+            "local disk": local,
+            "memory": memory,
+            "S3": Storage(address, dict(server.options)),
+            f"S3 + {asked.milliseconds:g} ms": far,
+        }
+        results = bench_loaders(
+            storages, options, seconds=asked.seconds, rounds=asked.rounds, baseline="memory"
+        )
+    print(f"{os.cpu_count()} cores, {platform.machine()}; batch {asked.batch}, "
+          f"{asked.workers} workers, {asked.prefetch} batches ahead\n")  # fmt: skip
+    print("\n".join(table(results)))
+    print(f"\nCPU a request of 20 kB: {cost[0]:.2f} ms in the client, {cost[1]:.2f} ms in the S3 "
+          "server and the proxy, on the same cores")  # fmt: skip
+    if asked.json:
+        found = {name: asdict(result) for name, result in results.items()}
+        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

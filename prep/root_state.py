@@ -1,0 +1,179 @@
+"""What a root holds before a conversion: a dataset, our unfinished work, or strangers' files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from prep.errors import KprepError, UsageError
+from prep.format import Manifest, read_manifest
+from prep.format.layout import MANIFEST_PATH
+from prep.journal import Journal
+from prep.options import WORK_NAME
+from prep.root_lock import LOCK_NAME
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prep.options import ShardOptions
+
+# What publishing writes before the manifest, so that a run killed there finds its own files
+_PUBLISHED = re.compile(r"index|ledger|README\.md|classes\.txt|\.nv-meta|wids-[a-z0-9_]+\.json")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def existing_manifest(options: ShardOptions) -> Manifest | None:
+    """Return the manifest of the root, None for a new one.
+
+    Raises UsageError for a root of another profile, and for one that holds files that no unfinished
+    conversion of ours explains.
+    """
+    storage, root = options.storage, options.storage.local_root
+    if root is not None:
+        if not root.exists():
+            return None
+        if not root.is_dir():
+            raise UsageError(f"root {root} is a file; give a folder for the dataset")
+    if storage.exists(MANIFEST_PATH):
+        manifest = read_manifest(storage)
+        if manifest.profile != options.profile:
+            different = "; ".join(options.profile.differences(manifest.profile))
+            raise UsageError(
+                f"root {options.root} holds a dataset of profile {manifest.profile.name} "
+                f"({different}); use that profile or another root"
+            )
+        return manifest
+    strange = _strange(options)
+    if strange:
+        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise UsageError(
+            f"root {options.root} is not empty and no kprep dataset (it holds {named}); "
+            "give a new folder"
+        )
+    return None
+
+
+def _strange(options: ShardOptions) -> list[str]:
+    """Return the names in a root without a manifest that no conversion of ours has begun."""
+    root = options.storage.local_root
+    if root is not None:
+        names = {path.name for path in root.iterdir()}
+    else:
+        names = {info.path.split("/")[0] for info in options.storage.list()}
+    begun = begun_splits(options)
+    ours = {WORK_NAME, LOCK_NAME, *begun}
+    if begun:
+        ours |= {name for name in names if _PUBLISHED.fullmatch(name) or _TEMPORARY.fullmatch(name)}
+    return sorted(names - ours)
+
+
+def begun_splits(options: ShardOptions) -> set[str]:
+    """Return the splits of this root of which the work folder has unfinished work."""
+    work = options.work_root
+    if not work.is_dir():
+        return set()
+    return {path.name for path in work.iterdir() if root_of(path) == options.root}
+
+
+def root_of(work: Path) -> str | None:
+    """Return the root that a split's unfinished work belongs to; None where there is none."""
+    root = _setting(work, "root")
+    return str(root) if root else None
+
+
+def is_planned(work: Path) -> bool:
+    """Whether a split's work has come as far as a complete plan."""
+    return _setting(work, "identity") is not None
+
+
+def _setting(work: Path, name: str) -> Any:
+    path = work / "journal.sqlite"
+    if not path.exists():
+        return None
+    try:
+        journal = Journal(path, work.name)
+        try:
+            return journal.setting(name)
+        finally:
+            journal.close()
+    except sqlite3.Error:
+        return None
+
+
+def forget(options: ShardOptions, work: Path) -> None:
+    """Throw the unfinished work on a split away; refuse when anything of it is not ours."""
+    existing = existing_manifest(options)
+    if existing is not None and options.split in existing.splits:
+        raise UsageError(
+            f"split {options.split} of {options.root} is published; --force only throws away "
+            "unfinished work"
+        )
+    owner = root_of(work)
+    if owner is None:
+        return
+    check_owner(options, work)
+    name = re.escape(options.split)
+    ours = re.compile(rf"{name}/(\.{name}-.+\.tmp|{name}-\d{{6}}\.tar(\.idx)?)")
+    found = [info.path for info in options.storage.list(options.split)]
+    strange = [path for path in found if not ours.fullmatch(path)]
+    if strange:
+        raise UsageError(
+            f"{options.storage.where(strange[0])} is not kprep's, so --force removes nothing; "
+            "move it away first"
+        )
+    for path in found:
+        options.storage.delete(path)
+    if options.storage.local_root is not None:
+        with contextlib.suppress(OSError):
+            (options.storage.local_root / options.split).rmdir()
+    shutil.rmtree(work)
+
+
+def check_owner(options: ShardOptions, work: Path) -> None:
+    """Raise UsageError when a work folder belongs to the conversion of another root."""
+    owner = root_of(work)
+    if owner is not None and owner != options.root:
+        raise UsageError(
+            f"work folder {work} belongs to the conversion into {owner}; choose another --work"
+        )
+
+
+def check_places(options: ShardOptions) -> None:
+    """Raise when a source folder is missing, or root or work folder lie inside it.
+
+    What a conversion writes must not become its own input.
+    """
+    from pathlib import Path
+
+    places = [("root", options.storage.local_root), ("work folder", options.work_root)]
+    for text in options.sources:
+        if re.match(r"[a-z]+:", text):
+            continue
+        folder = Path(text)
+        if not folder.is_dir():
+            raise UsageError(f"source {text} is no folder; give the folder of the videos")
+        for what, place in places:
+            if place is not None and place.resolve() != folder.resolve() and (
+                folder.resolve() in place.resolve().parents
+            ):  # fmt: skip
+                raise UsageError(f"{what} {place} lies inside the source {text}; choose another")
+
+
+def remove_leftovers(options: ShardOptions) -> None:
+    """Remove what killed writers left under temporary names, where this dataset's files stand."""
+    root = options.storage.local_root
+    if root is None:
+        return
+    for folder in (root, *(root / name for name in ("index", "ledger", ".nv-meta", options.split))):
+        for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+def check_still_new(options: ShardOptions, manifest: Manifest | None) -> None:
+    """Raise KprepError when the split was published by somebody else meanwhile."""
+    if manifest is not None and options.split in manifest.splits:
+        raise KprepError(f"split {options.split} of {options.root} was published meanwhile")

@@ -1,0 +1,157 @@
+"""`kprep bench`: how fast this machine streams and decodes this dataset."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every bench has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("--fps", default="15", show_default=True, help="Frames a second of a clip."),
+        click.option("--frames", type=int, default=16, show_default=True, help="Frames a clip."),
+        click.option("--split", help="Split to read; by default train, or the only one."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group("bench")
+def bench_group() -> None:
+    """Measure how fast this machine streams and decodes a dataset.
+
+    \b
+    Examples:
+      kprep bench stream dataset/
+      kprep bench decode dataset/
+    """
+
+
+@bench_group.command("stream")
+@click.argument("root")
+@_common
+@click.option("--batch", type=int, default=24, show_default=True, help="Clips a batch.")
+@click.option("--workers", type=int, default=2, show_default=True, help="Loader workers.")
+@click.option("--seconds", type=float, default=10.0, show_default=True,
+              help="Measured time of each contender.")  # fmt: skip
+@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds in that time.")
+@click.option("--layout", type=click.Choice(["rgb", "yuv420"]), default="yuv420",
+              show_default=True, help="Form of decoded clips.")  # fmt: skip
+def stream_command(root: str, as_json: bool, split: str | None, **values: Any) -> None:
+    """Measure the loader on ROOT beside the same loader fed from memory, in turns.
+
+    Shows clips and bytes a second, CPU time a clip, requests a clip, time to the first batch and
+    memory. One GPU's share of the workers is what to measure with.
+    """
+    from prep.storage import Storage
+    from stream.bench import LoaderOptions, bench_loaders, memory_baseline, table
+    from stream.clip_stream import StreamOptions
+    from stream.rates import parse_rate
+
+    _at_least_one(values, "batch", "rounds")
+    if values["workers"] < 0 or values["seconds"] <= 0:
+        raise UsageError("workers must be at least 0 and seconds above 0")
+    storage = Storage(root)
+    split = _split(storage, split)
+    stream = StreamOptions(
+        split,
+        frames=values["frames"],
+        fps=parse_rate(values["fps"]),
+        layout=values["layout"],
+    )
+    baseline = memory_baseline(storage, split)
+    storages: dict[str, Storage] = {"root": storage}
+    if baseline is not None:
+        storages["memory"] = baseline
+    results = bench_loaders(
+        storages,
+        LoaderOptions(stream, values["batch"], values["workers"]),
+        seconds=values["seconds"],
+        rounds=values["rounds"],
+        baseline=None if baseline is None else "memory",
+    )
+    _show("stream", root, split, results, table(results), values, as_json=as_json)
+    if baseline is None and not as_json:
+        click.echo("no baseline in memory: the split has more than 4 GB")
+
+
+@bench_group.command("decode")
+@click.argument("root")
+@_common
+@click.option("--clips", type=int, default=64, show_default=True, help="Clips to decode.")
+@click.option("--rounds", type=int, default=7, show_default=True, help="Rounds over them.")
+def decode_command(root: str, as_json: bool, split: str | None, **values: Any) -> None:
+    """Measure decoding of ROOT's clips beside its floor: libavcodec's decode calls alone.
+
+    The same views, from memory, in one thread: the floor, planar YUV (what the loader does), RGB,
+    and through the mp4 container, in turns.
+    """
+    from prep.storage import Storage
+    from stream.bench_decode import bench_decode, table
+    from stream.rates import parse_rate
+
+    _at_least_one(values, "clips", "rounds", "frames")
+    storage = Storage(root)
+    split = _split(storage, split)
+    results = bench_decode(
+        storage,
+        split,
+        frames=values["frames"],
+        fps=parse_rate(values["fps"]),
+        clips=values["clips"],
+        rounds=values["rounds"],
+    )
+    _show("decode", root, split, results, table(results), values, as_json=as_json)
+
+
+def _at_least_one(values: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if values[name] < 1:
+            raise UsageError(f"{name} ({values[name]}) must be at least 1")
+
+
+def _split(storage: Any, split: str | None) -> str:
+    """Return the split that is meant; UsageError when the root does not have it."""
+    from prep.format import read_manifest
+
+    known = sorted(read_manifest(storage).splits)
+    if split is None:
+        split = known[0] if len(known) == 1 else "train"
+    if split not in known:
+        raise UsageError(f"{storage.root} has no split {split!r}; it has {', '.join(known)}")
+    return split
+
+
+def _show(
+    bench: str,
+    root: str,
+    split: str,
+    results: dict[str, Any],
+    lines: list[str],
+    values: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Print what was measured, with what it was measured on."""
+    import os
+    from dataclasses import asdict
+
+    machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+    if as_json:
+        found = {name: asdict(result) for name, result in results.items()}
+        head = {"bench": bench, "root": root, "split": split, "options": values, **machine}
+        click.echo(json.dumps({**head, "results": found}, indent=1))
+        return
+    shown = ", ".join(f"{name} {value}" for name, value in values.items())
+    click.echo(f"{root}, split {split}: {shown}; {machine['cores']} cores, {machine['machine']}\n")
+    click.echo("\n".join(lines))

@@ -1,0 +1,204 @@
+"""A proxy on 127.0.0.1 before an S3 server that does to answers what networks do.
+
+Understands just enough of HTTP/1.1 for GET and HEAD. What happens to a request is decided by a
+function of its number and path, so that a test is repeated exactly: `by_rate` or `script`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FAULTS = ("reset", "close", "stall", "delay", "503", "429", "truncate-200", "truncate-206")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as the proxy saw it; `number` counts GETs from 0, `fault` is what was done to it."""
+
+    number: int
+    method: str
+    path: str
+    range: str | None
+    fault: str | None
+
+
+def by_rate(seed: int, **rates: float) -> Callable[[int, str], str | None]:
+    """Each GET below a `.tar` gets a fault with its own rate; the same for equal seed and number."""
+
+    def choose(number: int, path: str) -> str | None:
+        if not path.endswith(".tar"):
+            return None
+        drawn = random.Random(f"{seed} {number}").random()
+        for name, rate in rates.items():
+            if drawn < rate:
+                return name.replace("_", "-").removeprefix("status-")
+            drawn -= rate
+        return None
+
+    return choose
+
+
+def script(*faults: str | None) -> Callable[[int, str], str | None]:
+    """The first GETs below a `.tar` get these faults in turn, later ones none."""
+    left = list(faults)
+
+    def choose(number: int, path: str) -> str | None:
+        return left.pop(0) if left and path.endswith(".tar") else None
+
+    return choose
+
+
+@dataclass
+class FaultProxy:
+    """Running proxy: `endpoint` for clients, `requests` seen, `down` refuses every connection."""
+
+    upstream: str
+    choose: Callable[[int, str], str | None] = field(default=lambda number, path: None)
+    delay_seconds: float = 0.3
+    latency_seconds: float = 0.0
+    """Added to the first byte of every answer."""
+    requests: list[Request] = field(default_factory=list)
+    in_flight: int = 0
+    most_in_flight: int = 0
+    down: bool = False
+    open: list[asyncio.StreamWriter] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def gets(self) -> list[Request]:
+        return [request for request in self.requests if request.method == "GET"]
+
+    @property
+    def faults(self) -> list[str]:
+        return [request.fault for request in self.requests if request.fault]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client connection, with one connection of its own to the server."""
+        far = urlsplit(self.upstream)
+        upstream: asyncio.StreamWriter | None = None
+        self.open.append(writer)
+        # cancelled when the proxy ends; asyncio's own callback would print that
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while not self.down:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if self.down:
+                    break
+                if upstream is None:
+                    answers, upstream = await asyncio.open_connection(far.hostname, far.port)
+                    self.open.append(upstream)
+                self.in_flight += 1
+                self.most_in_flight = max(self.most_in_flight, self.in_flight)
+                try:
+                    if not await self._exchange(head, answers, upstream, writer):
+                        break
+                finally:
+                    self.in_flight -= 1
+        for end in (writer, upstream):
+            if end is not None:
+                end.transport.abort()
+                self.open.remove(end)
+
+    async def _exchange(self, head, answers, upstream, writer) -> bool:
+        """Pass one request on; return whether the connection can be used again."""
+        method, target, _ = head.decode("latin-1").split("\r\n")[0].split(" ")
+        path = urlsplit(target).path
+        found = re.search(rb"\r\nrange: *([^\r]*)", head, re.IGNORECASE)
+        number = len(self.gets)
+        fault = self.choose(number, path) if method == "GET" else None
+        span = found.group(1).decode() if found else None
+        self.requests.append(Request(number, method, path, span, fault))
+        await asyncio.sleep(self.latency_seconds)
+        if fault in ("503", "429"):
+            writer.write(f"HTTP/1.1 {fault} Slow Down\r\nContent-Length: 0\r\n\r\n".encode())
+            await writer.drain()
+            return True
+        if fault == "delay":
+            await asyncio.sleep(self.delay_seconds)
+        upstream.write(head)
+        answer = await answers.readuntil(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: *(\d+)", answer, re.IGNORECASE)
+        size = int(length.group(1)) if length and method == "GET" else 0
+        body = await answers.readexactly(size)
+        return await self._answer(fault, answer, body, writer)
+
+    async def _answer(self, fault, answer, body, writer) -> bool:
+        half = len(body) // 2
+        if fault in (None, "delay") or not body:
+            writer.write(answer + body)
+            await writer.drain()
+            return True
+        if fault.startswith("truncate"):
+            answer = re.sub(rb"(?i)(\r\ncontent-length: *)\d+", rb"\g<1>%d" % half, answer)
+            if fault == "truncate-200":
+                answer = re.sub(rb"^HTTP/1.1 206[^\r]*", b"HTTP/1.1 200 OK", answer)
+                answer = re.sub(rb"(?i)\r\ncontent-range:[^\r]*", b"", answer)
+            writer.write(answer + body[:half])
+            await writer.drain()
+            return True
+        writer.write(answer + body[:half])
+        await writer.drain()
+        await asyncio.sleep(0.05)  # so that the half arrives before what follows
+        if fault == "close":
+            writer.close()
+            await writer.wait_closed()
+        if fault == "stall":
+            await asyncio.sleep(3600)
+        if fault == "reset":
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        return False
+
+
+@contextlib.contextmanager
+def fault_proxy(upstream: str, choose=None, **options) -> Iterator[FaultProxy]:
+    """Run a proxy in a thread of its own; all its connections end with the block."""
+    proxy = FaultProxy(upstream, **options, **({"choose": choose} if choose else {}))
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+
+    async def main() -> None:
+        server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+        proxy.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        await stop.wait()
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in proxy.open:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # so that the transports close their sockets
+
+    stop = asyncio.Event()
+
+    def run() -> None:
+        loop.run_until_complete(main())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)

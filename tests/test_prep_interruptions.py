@@ -1,0 +1,372 @@
+"""Conversions that end at the worst moments, meet each other, or are given the wrong places."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_kprep
+from test_prep_shard import files_of, kinetics_csv, ledger
+
+from prep.demo_videos import random_motion, write_video
+from prep.storage import Storage
+from prep.verify import verify
+from prep.worker_pool import Job, WorkerPool
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("source") / "videos", np.random.default_rng(8)
+    for number in range(6):
+        target = folder / ("left", "up")[number % 2] / f"{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(target, random_motion("left", rng), "libx264")
+    return folder
+
+
+def arguments(videos, root, split="train", *more):
+    return (
+        "shard",
+        videos,
+        root,
+        "--split",
+        split,
+        "--profile",
+        "small",
+        "--clips-per-shard",
+        3,
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(videos, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("reference") / "root"
+    run_kprep(*arguments(videos, root))
+    return root
+
+
+DIES_AT = """
+import os, signal, sys
+from prep.storage import Storage
+real, moment = Storage.write, sys.argv.pop(1)
+def write(self, path, data):
+    if path == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, path, data)
+Storage.write = write
+from prep.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["index/train.parquet", "ledger/train.parquet", "wids-train.json", "classes.txt", ".nv-meta/split.yaml",
+               "README.md", "manifest.json"])  # fmt: skip
+def test_killed_while_publishing_it_continues(videos, reference, tmp_path, moment):
+    root = tmp_path / "root"
+    words = [sys.executable, "-P", "-c", DIES_AT, moment, *map(str, arguments(videos, root))]
+    assert (
+        subprocess.run(words, capture_output=True, timeout=120, check=False).returncode
+        == -signal.SIGKILL
+    )
+    (root / ".README.md.99999.tmp").write_bytes(b"left by a killed writer")
+    run_kprep(*arguments(videos, root))
+    assert files_of(root) == files_of(reference)
+    assert sorted(path.name for path in root.iterdir()) == sorted(
+        path.name for path in reference.iterdir()
+    )
+
+
+def test_killed_while_publishing_a_second_split_it_continues(videos, tmp_path):
+    root, whole = tmp_path / "root", tmp_path / "whole"
+    for target in (root, whole):
+        run_kprep(*arguments(videos, target))
+    words = [
+        sys.executable,
+        "-P",
+        "-c",
+        DIES_AT,
+        "manifest.json",
+        *map(str, arguments(videos, root, "val")),
+    ]
+    assert (
+        subprocess.run(words, capture_output=True, timeout=120, check=False).returncode
+        == -signal.SIGKILL
+    )
+    run_kprep(*arguments(videos, root, "val"))
+    run_kprep(*arguments(videos, whole, "val"))
+    assert files_of(root) == files_of(whole)
+
+
+def test_a_journal_that_was_only_created_is_no_obstacle(videos, reference, tmp_path):
+    journal = tmp_path / "root/.kprep-work/train/journal.sqlite"
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    run_kprep(*arguments(videos, tmp_path / "root"))
+    assert files_of(tmp_path / "root") == files_of(reference)
+
+
+def test_sigterm_drains_and_exits_143(videos, reference, tmp_path):
+    root = tmp_path / "root"
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "prep",
+        *map(str, arguments(videos, root, "train", "--workers", 1)),
+    ]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(root.glob(".kprep-work/train/staged/*.pack")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    run_kprep(*arguments(videos, root))
+    assert files_of(root) == files_of(reference)
+
+
+def test_large_jobs_and_results_do_not_block_each_other(tmp_path):
+    """Jobs and results of full-size shards are far larger than a pipe: no deadlock."""
+    clip = {"row": 0, "file": str(tmp_path / "nowhere"), "offset": 0, "bytes": 1, "content_hash": "0" * 32,
+            "sidecar": "x" * 400}  # fmt: skip
+    values = {"root": str(tmp_path), "options": {}, "path": "train/train-000000.tar", "work": str(tmp_path),
+              "clips": [{**clip, "row": row, "key": f"{row:060d}"} for row in range(40_000)]}  # fmt: skip
+    with WorkerPool("assemble", 1, 60.0, ahead=1) as pool:
+        for number in range(3):
+            pool.submit(Job(number, values))
+        answers = []
+        while pool.unfinished:
+            answers += [(job.tag, len(result["lost"])) for job, result in pool.results(0.1)]
+    assert answers == [(0, 40_000), (1, 40_000), (2, 40_000)]
+
+
+# -- two at once ---------------------------------------------------------------------------------
+
+
+def paused(videos, root, *more) -> subprocess.Popen[bytes]:
+    """A conversion that has begun and is then stopped in its tracks."""
+    words = [sys.executable, "-P", "-m", "prep", *map(str, arguments(videos, root, *more))]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(Path(root).glob("**/*.pack")) and not list(
+        Path(root).parent.glob("elsewhere/**/*.pack")
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+@pytest.mark.parametrize("more", [(), ("--work", "other")], ids=["same work", "other work"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_second_run_on_a_root_is_told_so(videos, tmp_path, more, split):
+    root = tmp_path / "root"
+    process = paused(videos, root)
+    try:
+        more = tuple(str(tmp_path / word) if word == "other" else word for word in more)
+        done = run_kprep(*arguments(videos, root, split, *more), check=False)
+        assert done.returncode == 2
+        assert "another kprep is converting" in done.stderr
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.wait(60)
+    assert process.returncode == 0
+    assert verify(Storage(str(root))).faults == []
+
+
+def test_a_work_folder_belongs_to_one_root(videos, tmp_path):
+    work = tmp_path / "elsewhere"
+    process = paused(videos, tmp_path / "one", "train", "--work", work)
+    process.kill()
+    process.wait()
+    done = run_kprep(*arguments(videos, tmp_path / "two", "train", "--work", work), check=False)
+    assert done.returncode == 2
+    assert "belongs to the conversion into" in done.stderr
+    run_kprep(*arguments(videos, tmp_path / "one", "train", "--work", work))
+
+
+def test_force_removes_nothing_that_is_not_ours(videos, tmp_path):
+    root = tmp_path / "root"
+    process = paused(videos, root)
+    process.kill()
+    process.wait()
+    (root / "train").mkdir(exist_ok=True)
+    (root / "train" / "thesis.txt").write_text("precious")
+    done = run_kprep(*arguments(videos, root, "train", "--force"), check=False)
+    assert (done.returncode, "thesis.txt" in done.stderr) == (2, True)
+    assert (root / "train" / "thesis.txt").read_text() == "precious"
+    (root / "train" / "thesis.txt").unlink()
+    run_kprep(*arguments(videos, root, "train", "--force"))
+
+
+# -- sources and lists that change ---------------------------------------------------------------
+
+
+def test_a_source_that_is_dropped_leaves_no_row_behind(videos, tmp_path):
+    """A row that one source has answered, and that waits for another which is gone now, ends."""
+    (tmp_path / "v").mkdir()
+    shutil.copy(videos / "left" / "0.mp4", tmp_path / "v" / "aaaaaaaaaaa_000000_000001.mp4")
+    rows = [("x", "aaaaaaaaaaa", 0, 1, "val", 0), ("x", "bbbbbbbbbbb", 0, 1, "val", 0)]
+    listing = kinetics_csv(tmp_path / "val.csv", rows)
+    words = (
+        "shard",
+        tmp_path / "v",
+        tmp_path / "root",
+        "--split",
+        "val",
+        "--profile",
+        "small",
+        "--annotations",
+        listing,
+    )
+    run_kprep(*words, "--source", "youtube:", "--youtube", "url_template=http://127.0.0.1:9/{id}", "--youtube",
+              "extractors=generic", "--youtube", "attempts=1", "--youtube", "seconds_between_videos=0",
+              check=False)  # fmt: skip
+    journal = sqlite3.connect(tmp_path / "root/.kprep-work/val/journal.sqlite")
+    journal.execute("UPDATE rows SET status = 'pending', reason = NULL, answers = "
+                    "'[[\"folder\", \"missing\", \"\"]]' WHERE status = 'failed'")  # fmt: skip
+    journal.commit()
+    journal.close()
+    run_kprep(*words)
+    assert [row["status"] for row in ledger(tmp_path / "root", "val")] == ["ok", "failed"]
+
+
+def test_classes_are_those_of_the_list_and_not_of_the_rows_at_hand(videos, tmp_path):
+    root = tmp_path / "root"
+    run_kprep(*arguments(videos, root, "train", "--limit", 1))
+    assert (root / "classes.txt").read_text() == "left\nup\n"
+    run_kprep(*arguments(videos, root, "val", "--classes", "up"))
+    done = run_kprep(
+        *arguments(videos, tmp_path / "other", "val", "--classes", "up,typo"), check=False
+    )
+    assert (done.returncode, "'typo'" in done.stderr) == (2, True)
+
+
+def test_keys_of_two_splits_never_meet(videos, tmp_path):
+    (tmp_path / "v").mkdir()
+    shutil.copy(videos / "left" / "0.mp4", tmp_path / "v" / "aaaaaaaaaaa_000000_000001.mp4")
+    shutil.copy(videos / "left" / "2.mp4", tmp_path / "v" / "bbbbbbbbbbb_000000_000001.mp4")
+    root = tmp_path / "root"
+    for split, names in (("train", ["aaaaaaaaaaa"]), ("val", ["aaaaaaaaaaa", "bbbbbbbbbbb"])):
+        listing = kinetics_csv(
+            tmp_path / f"{split}.csv", [("x", name, 0, 1, split, 0) for name in names]
+        )
+        run_kprep(
+            "shard",
+            tmp_path / "v",
+            root,
+            "--split",
+            split,
+            "--profile",
+            "small",
+            "--annotations",
+            listing,
+        )
+    assert [row["reason"] for row in ledger(root, "val")] == ["conflicting rows", None]
+    assert verify(Storage(str(root))).faults == []
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["splits"]["train2"] = manifest["splits"]["train"]
+    for name in ("index/train", "ledger/train", "wids-train"):
+        for path in [path for path in manifest["files"] if path.startswith(name)]:
+            manifest["files"][path.replace("train", "train2")] = manifest["files"][path]
+            shutil.copy(root / path, root / path.replace("train", "train2"))
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert any("stands in split train too" in fault for fault in verify(Storage(str(root))).faults)
+
+
+# -- places --------------------------------------------------------------------------------------
+
+
+def test_root_and_work_inside_the_source_are_refused(videos, tmp_path):
+    for words in (
+        arguments(videos, videos / "out"),
+        arguments(videos, tmp_path / "r", "train", "--work", videos / "w"),
+    ):
+        done = run_kprep(*words, check=False)
+        assert (done.returncode, "lies inside the source" in done.stderr) == (2, True)
+    assert not (videos / "out").exists()
+
+
+def test_a_mistake_leaves_no_folder_behind(tmp_path):
+    assert (
+        run_kprep(
+            "shard", tmp_path / "nowhere", tmp_path / "root", "--split", "train", check=False
+        ).returncode
+        == 2
+    )
+    (tmp_path / "empty").mkdir()
+    assert (
+        run_kprep(
+            "shard", tmp_path / "empty", tmp_path / "root", "--split", "train", check=False
+        ).returncode
+        == 2
+    )
+    assert not (tmp_path / "root" / ".kprep-work").exists()
+
+
+def test_a_pipe_and_a_dead_link_are_no_videos(videos, tmp_path):
+    source = tmp_path / "v" / "left"
+    source.mkdir(parents=True)
+    shutil.copy(videos / "left" / "0.mp4", source)
+    os.mkfifo(source / "pipe.mp4")
+    (source / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    run_kprep(*arguments(tmp_path / "v", tmp_path / "root"))
+    reasons = {row["video_id"]: row["reason"] for row in ledger(tmp_path / "root", "train")}
+    assert reasons == {
+        "left/0.mp4": None,
+        "left/pipe.mp4": "unsafe input",
+        "left/link.mp4": "missing",
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--seed", "9" * 70),
+        ("--limit", "9" * 20),
+        ("--min-seconds", "nan"),
+        ("--fps", "1e99999999"),
+    ],
+)
+def test_absurd_numbers_are_refused(videos, tmp_path, words):
+    done = run_kprep(*arguments(videos, tmp_path / "root", "train", *words), check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_manifest_of_brackets_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 200_000)
+    done = run_kprep("info", tmp_path, check=False)
+    assert (done.returncode, "is not JSON" in done.stderr) == (1, True)
+
+
+def test_the_readme_examples_work(videos, reference, tmp_path):
+    """The README's first conversion, word for word, on a small folder of that name."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    section = text.partition("## The first real conversion")[2].partition("## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("kprep ")]
+    assert len(lines) >= 4
+    shutil.copytree(videos, tmp_path / "videos" / "train")
+    shutil.copytree(videos, tmp_path / "videos" / "val")
+    (tmp_path / "k400/val").mkdir(parents=True)
+    for number, name in enumerate(("aaaaaaaaaaa", "bbbbbbbbbbb")):
+        shutil.copy(
+            videos / "left" / f"{2 * number}.mp4",
+            tmp_path / "k400/val" / f"{name}_000000_000001.mp4",
+        )
+    kinetics_csv(
+        tmp_path / "val.csv",
+        [("left", "aaaaaaaaaaa", 0, 1, "val", 0), ("up", "bbbbbbbbbbb", 0, 1, "val", 0)],
+    )
+    for line in lines:
+        words = [sys.executable, "-P", "-m", "prep", *line.split()[1:]]
+        done = subprocess.run(
+            words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"

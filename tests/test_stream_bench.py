@@ -1,0 +1,150 @@
+"""`kprep bench`: sane numbers from a tiny dataset; nothing here depends on how fast it is."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import REPOSITORY
+from stream_datasets import make_dataset, without_gop_index
+
+from prep.errors import StorageError, UsageError
+from prep.format import read_manifest
+from prep.storage import Storage
+from stream.bench import memory_baseline
+from stream.bench_command import bench_group
+from stream.bench_decode import CONTENDERS, _packets, _samples
+from stream.bench_measure import CountingStorage, Spread, cpu_seconds, own_processes, pss_bytes
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("bench"), count=10)
+
+
+def run(*arguments):
+    return CliRunner().invoke(bench_group, [str(argument) for argument in arguments])
+
+
+def test_decode_shows_every_way_beside_the_floor(root):
+    done = run("decode", root, "--clips", 3, "--rounds", 1, "--json")
+    found = json.loads(done.output)
+    assert found["bench"] == "decode"
+    assert found["split"] == "train"
+    assert list(found["results"]) == list(CONTENDERS)
+    for name, result in found["results"].items():
+        assert set(result) == {"cpu_ms_per_clip", "over_floor"}
+        assert set(result["cpu_ms_per_clip"]) == {"median", "low", "high"}
+        assert result["over_floor"]["median"] == 1 or name != "floor"
+    assert "| yuv420 |" in run("decode", root, "--clips", 2, "--rounds", 1).output
+
+
+def test_the_floor_is_fed_exactly_the_packets_up_to_the_last_frame(root):
+    for sample in _samples(Storage(str(root)), "train", 16, Fraction(15), 5):
+        clip, frames = sample.request.clip, sample.request.frames
+        last = int(frames[-1])
+        gops = range(int(frames[0]) // clip.gop_frames, last // clip.gop_frames + 1)
+        # whole GOPs before the last one, and of that one up to the last frame
+        assert len(_packets(sample)) == (len(gops) - 1) * clip.gop_frames + last % clip.gop_frames + 1  # fmt: skip
+
+
+def test_decode_without_a_gop_index_is_refused(root, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(root, tmp_path / "root")
+    without_gop_index(copy)
+    error = run("decode", copy, "--clips", 2).exception
+    assert isinstance(error, UsageError)
+    assert "GOP index" in str(error)
+
+
+def test_stream_shows_the_root_beside_memory(root):
+    done = run("stream", root, "--workers", 0, "--batch", 4, "--seconds", 0.1, "--rounds", 2, "--json")  # fmt: skip
+    found = json.loads(done.output)["results"]
+    assert list(found) == ["root", "memory"]
+    for result in found.values():
+        assert result["clips_per_second"]["median"] > 0
+        assert result["clips_per_second"]["low"] <= result["clips_per_second"]["high"]
+        assert 0 < result["requests_per_clip"] <= 1.5
+        assert result["memory_bytes"] > 10_000_000
+        assert result["first_batch_seconds"] > 0
+    assert found["memory"]["ratio"]["median"] == 1
+    assert found["root"]["bytes_per_clip"] == found["memory"]["bytes_per_clip"]
+
+
+def test_stream_with_workers_as_a_user_runs_it(root):
+    """In a process of its own, since workers are started by forkserver."""
+    code = "from stream.bench_command import bench_group; bench_group()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "stream", root, "--workers", "1", "--batch", "4",
+         "--seconds", "0.1", "--rounds", "1"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| root |" in done.stdout
+    assert "| memory |" in done.stdout
+
+
+def test_memory_baseline_holds_the_same_bytes_and_travels(root):
+    source = Storage(str(root))
+    memory = memory_baseline(source, "train")
+    shard = read_manifest(source).splits["train"].shards[0].path
+    other = pickle.loads(pickle.dumps(memory))  # noqa: S301 - made in this line
+    assert bytes(other.read_range(shard, 10, 700)) == bytes(source.read_range(shard, 10, 700))
+    assert (other.requests, other.bytes_read) == (1, 690)
+    assert not memory.exists("absent")
+    with pytest.raises(StorageError):
+        memory.read("absent")
+    memory.release()
+
+
+def test_counting_storage_counts(root):
+    counting = CountingStorage(str(root))
+    shard = read_manifest(counting).splits["train"].shards[0].path
+    counting.read_range(shard, 0, 5)
+    counting.read_range(shard, 5, 512)
+    assert (counting.requests, counting.bytes_read) == (2, 512)
+
+
+def test_processor_time_and_memory_include_children():
+    before = own_processes()
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"], stdin=subprocess.DEVNULL)
+    try:
+        new = own_processes() - before
+        assert child.pid in new
+        deadline = time.monotonic() + 30
+        while cpu_seconds({child.pid}) < 0.05 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert cpu_seconds({child.pid}) >= 0.05
+        assert pss_bytes({os.getpid(), child.pid}) > pss_bytes({child.pid}) > 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_spread():
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(median=2.0, low=1.0, high=3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["stream", "ROOT", "--batch", 0], "batch (0)"),
+        (["stream", "ROOT", "--seconds", 0], "seconds"),
+        (["decode", "ROOT", "--clips", 0], "clips (0)"),
+        (["decode", "ROOT", "--split", "none"], "it has train"),
+        (["decode", "ROOT", "--fps", 60], "fps (60)"),
+        (["decode", "ROOT", "--frames", 900], "900 frames"),
+    ],
+)
+def test_mistakes_are_one_sentence(root, arguments, words):
+    error = run(*[root if value == "ROOT" else value for value in arguments]).exception
+    assert isinstance(error, UsageError)
+    assert words in str(error)
+    assert "\n" not in str(error)

@@ -1,0 +1,171 @@
+"""Ranks agree: whatever ends or changes a run happens on all of them at the same step.
+
+Before every step each rank says whether it has its batches, whether a signal came, whether a
+checkpoint is due, and what an earlier loss was. The exchange runs in the background, on the CPU,
+while clips are copied to the device and the device computes the step before; it is read before the
+first collective of the network. So a rank without a batch never leaves the others in a collective,
+and the weights are still those of the last complete step: they can be saved.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from prep import errors
+from prep.errors import KprepError
+from train.distributed import broadcast_text
+from train.signals import InterruptedBySignalError
+
+if TYPE_CHECKING:
+    from train.distributed import World
+
+# Losses in one message: one in the loop; both that can be on the way when everything is awaited.
+_LOSS_SLOTS = 2
+
+
+class LossNotFiniteError(KprepError):
+    """A loss, or a weight, is NaN or infinite."""
+
+    def __init__(self, step: int, message: str) -> None:
+        """Keep the number of the step whose loss it was, counted from 1."""
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Status:
+    """What one rank says before a step."""
+
+    failed: bool = False
+    """It has no batch for the step, or cannot use it."""
+    signal: int = 0
+    """Number of the signal that it received; 0 for none."""
+    checkpoint: bool = False
+    """It wants a checkpoint of the steps that are complete."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks said, the same on each of them."""
+
+    failed: bool
+    """Whether any rank failed."""
+    signal: int
+    """The largest signal number of all ranks; 0 for none."""
+    checkpoint: bool
+    """Whether any rank wants a checkpoint."""
+    losses: list[tuple[int, list[float]]]
+    """Losses that arrived: number of the step and one loss per rank, in order."""
+
+
+class StatusExchange:
+    """Tell every rank the status and the losses of all ranks.
+
+    A loss is copied off the device while later steps are queued: it arrives two steps late, and
+    nobody waits for the device.
+    """
+
+    def __init__(self, world: World) -> None:
+        """Start with nothing on the way."""
+        self._world = world
+        self._copies: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
+        self._sent: tuple[torch.Tensor, list[int], dist.Work | None] | None = None
+
+    def add_loss(self, step: int, loss: torch.Tensor) -> None:
+        """Hand in this rank's loss of a step: a float32 scalar on the device."""
+        self._copies.append((step, *_start_copy(loss)))
+
+    def post(self, status: Status, *, drain: bool = False) -> None:
+        """Send a status, with the losses that are due; every rank does so at the same points.
+
+        Args:
+            status: of this rank.
+            drain: send all losses, also one that the device still computes.
+        """
+        message = torch.zeros(self._world.size, 3 + _LOSS_SLOTS, dtype=torch.float64)
+        row = message[self._world.rank]
+        row[0], row[1], row[2] = float(status.failed), status.signal, float(status.checkpoint)
+        steps: list[int] = []
+        while len(self._copies) > (0 if drain else 1):
+            step, loss, event = self._copies.popleft()
+            if event is not None:
+                event.synchronize()
+            row[3 + len(steps)] = loss.double()
+            steps.append(step)
+        work = None
+        if self._world.size > 1:
+            work = dist.all_reduce(message, group=self._world.control, async_op=True)
+        self._sent = (message, steps, work)
+
+    def read(self) -> Agreed:
+        """Wait for what was posted, and return what all ranks said."""
+        if self._sent is None:
+            raise RuntimeError("read() without post()")
+        (message, steps, work), self._sent = self._sent, None
+        if work is not None:
+            work.wait()
+        return Agreed(
+            failed=bool(message[:, 0].any()),
+            signal=int(message[:, 1].max()),
+            checkpoint=bool(message[:, 2].any()),
+            losses=[(step, message[:, 3 + slot].tolist()) for slot, step in enumerate(steps)],
+        )
+
+    def forget(self) -> None:
+        """Drop losses on the way: the steps they belong to are undone."""
+        self._copies.clear()
+
+
+def raise_together(world: World, error: Exception | None) -> None:
+    """Raise on every rank when any rank has an error; every rank calls this at the same point.
+
+    A rank with an error raises its own; the others raise one of the same kind and sentence (of the
+    lowest rank that has one), or a KprepError with the traceback where it is none of kprep's.
+    """
+    if world.size > 1:
+        failed = torch.zeros(world.size, dtype=torch.int64)
+        failed[world.rank] = int(error is not None)
+        dist.all_reduce(failed, group=world.control)
+        if failed.any():
+            first = int(failed.nonzero()[0])
+            text = broadcast_text(world, _pack(error), source=first)
+            if error is None:
+                raise _unpack(text, first)
+    if error is not None:
+        raise error
+
+
+def _pack(error: Exception | None) -> str:
+    if error is None:
+        return ""
+    is_ours = isinstance(error, KprepError)
+    text = str(error) if is_ours else "".join(traceback.format_exception(error))
+    number = error.number if isinstance(error, InterruptedBySignalError) else 0
+    return json.dumps([type(error).__name__ if is_ours else "", text, number])
+
+
+def _unpack(text: str, rank: int) -> KprepError:
+    kind, message, number = json.loads(text)
+    if number:
+        return InterruptedBySignalError(number, message)
+    if not kind:
+        return KprepError(f"rank {rank} failed:\n{message}")
+    found: type[KprepError] = getattr(errors, kind, KprepError)
+    return found(message)
+
+
+def _start_copy(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    if loss.device.type != "cuda":
+        return loss.detach().clone(), None
+    host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+    host.copy_(loss.detach(), non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return host, event

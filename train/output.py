@@ -1,0 +1,102 @@
+"""What a run leaves in its output directory; rank 0 writes, all ranks call."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from prep.errors import KprepError, UsageError
+from train.agreement import raise_together
+from train.checkpoint import (
+    BEST_NAME,
+    checkpoint_path,
+    checkpoints_in,
+    rotate_checkpoints,
+    save_checkpoint,
+)
+from train.distributed import broadcast_text
+from train.progress import MetricsFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from train.checkpoint import Checkpoint
+    from train.distributed import World
+    from train.recipe import Recipe
+
+
+class RunOutput:
+    """`checkpoints/`, `metrics.jsonl`, `recipe.toml` and `final.pt` of one run."""
+
+    def __init__(self, directory: Path, world: World, recipe: Recipe) -> None:
+        """Write nothing yet."""
+        self._directory = directory
+        self._checkpoints = directory / "checkpoints"
+        self._world = world
+        self._recipe = recipe
+        self._metrics: MetricsFile | None = None
+        self._saved_at = time.monotonic()
+        self.place = ""
+        """Path of the checkpoint that was written last, on all ranks; "" for none."""
+
+    def open(self, step: int) -> None:
+        """Make the directory; drop the metrics of an earlier attempt beyond `step`."""
+        self._saved_at = time.monotonic()
+        if not self._world.is_first:
+            return
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            text = self._recipe.to_toml()
+            (self._directory / "recipe.toml").write_text(text, encoding="utf-8")
+            self._metrics = MetricsFile(self._directory / "metrics.jsonl", keep_until_step=step)
+        except OSError as error:
+            raise UsageError(f"--output {self._directory} cannot be written: {error}") from error
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append a line to the metrics, on rank 0 of a run that was opened."""
+        if self._metrics is not None:
+            self._metrics.write(kind, **values)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return, on all ranks, whether the metrics hold an evaluation after `step` steps."""
+        found = self._metrics is not None and step in self._metrics.video_top1
+        return bool(broadcast_text(self._world, "yes" if found else ""))
+
+    def is_best(self, video_top1: float) -> bool:
+        """Return whether all evaluations so far were worse; for rank 0, before it is written."""
+        earlier = self._metrics.video_top1.values() if self._metrics is not None else ()
+        return all(video_top1 > before for before in earlier)
+
+    def is_checkpoint_late(self) -> bool:
+        """Return whether `run.checkpoint_minutes` are over; rank 0's clock counts."""
+        minutes = self._recipe.run.checkpoint_minutes
+        if not minutes or not self._world.is_first:
+            return False
+        return time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save(self, checkpoint: Checkpoint, *, step: int | None) -> None:
+        """Write a checkpoint and delete old ones; return when it is on disk, on all ranks.
+
+        `step` is given in mid-epoch. Raises KprepError, on all ranks, when it cannot be written.
+        """
+        error: KprepError | None = None
+        path = checkpoint_path(self._checkpoints, checkpoint.epoch, step)
+        if self._world.is_first:
+            try:
+                save_checkpoint(path, checkpoint)
+                rotate_checkpoints(self._checkpoints, self._recipe.run.keep_checkpoints)
+            except KprepError as caught:
+                error = caught
+        raise_together(self._world, error)
+        self._saved_at, self.place = time.monotonic(), str(path)
+
+    def save_network(self, checkpoint: Checkpoint, *, best: bool) -> None:
+        """Write the network alone: the best so far, or the final one."""
+        if self._world.is_first:
+            path = self._checkpoints / BEST_NAME if best else self._directory / "final.pt"
+            save_checkpoint(path, checkpoint)
+
+    def newest(self) -> str:
+        """Return the path of the newest checkpoint on all ranks; "" where there is none."""
+        found = checkpoints_in(self._checkpoints) if self._world.is_first else []
+        return broadcast_text(self._world, str(found[-1]) if found else "")

@@ -1,0 +1,103 @@
+"""Signals that ask a run to end: noted when they come, acted upon between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from prep.errors import KprepError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+T = TypeVar("T")
+
+EX_TEMPFAIL = 75
+"""Exit code of a run that was asked to end and can go on (sysexits.h: try again later)."""
+EXIT_CODES = {signal.SIGTERM: EX_TEMPFAIL, signal.SIGUSR1: EX_TEMPFAIL, signal.SIGINT: 130}
+
+# A terminal sends Ctrl-C to every process, and the launcher of `--nproc` passes it on: what comes
+# this soon after the first is its echo, not a second request.
+_ECHO_SECONDS = 1.0
+
+
+class InterruptedBySignalError(KprepError):
+    """The run ended because a signal asked for it; it can be resumed."""
+
+    def __init__(self, number: int, message: str) -> None:
+        """Take the exit code of the signal's kind."""
+        super().__init__(message)
+        self.number = number
+        self.exit_code = EXIT_CODES.get(signal.Signals(number), EX_TEMPFAIL)
+
+
+class _WakeUp(Exception):  # noqa: N818 - control flow, seen by nobody outside of this module
+    """Raised by the handler to leave a wait."""
+
+
+class SignalWatch:
+    """While entered, SIGTERM, SIGUSR1 and Ctrl-C only set `received`.
+
+    A second Ctrl-C ends the process at once. Outside of the main thread, where Python allows no
+    handlers, nothing is watched.
+    """
+
+    def __init__(self) -> None:
+        """Watch nothing yet."""
+        self.received = 0
+        """Number of the first signal that came; 0 for none."""
+        self._received_at = 0.0
+        self._waiting = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in EXIT_CODES}
+            for number in EXIT_CODES:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+    def wait_for(self, work: Callable[[], T]) -> T | None:
+        """Return what `work` returns, or None as soon as a signal comes, or has come before.
+
+        For waits that a signal must be able to end, such as the one for a batch. An error that
+        `work` raises after a signal (a terminal's Ctrl-C reaches the loader's workers too) is
+        the signal's doing and left out.
+        """
+        if self.received:
+            return None
+        self._waiting = True
+        try:
+            # a handler can run between any two lines: asked again now that it would wake us up
+            return None if self._has_received() else work()
+        except _WakeUp:
+            return None
+        except Exception:
+            if self._has_received():
+                return None
+            raise
+        finally:
+            self._waiting = False
+
+    def _has_received(self) -> bool:
+        return bool(self.received)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received:
+            if number == signal.SIGINT and now - self._received_at > _ECHO_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.received, self._received_at = number, now
+        if self._waiting:
+            raise _WakeUp

@@ -1,0 +1,124 @@
+"""One optimiser step: batches in, changed weights and the mean loss out."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from prep.errors import DatasetError
+from train.mixing import erase_clips, mix_clips
+from train.models import run_model
+from train.precision import gradient_scaler
+from train.prefetch import DeviceCopies
+from train.transforms import train_clips, video_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stream.batch import ClipBatch
+    from train.recipe import Recipe
+
+
+class OptimizerStep:
+    """Turns a step's batches into a change of the weights.
+
+    Args:
+        wrapped: the network, in DDP where there are several ranks.
+        optimizer: over its weights.
+        recipe: of the run.
+        device: that clips are prepared on.
+        num_classes: C.
+        transform: changes every decoded batch before augmentation.
+    """
+
+    def __init__(
+        self,
+        wrapped: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        num_classes: int,
+        transform: Callable[[ClipBatch], ClipBatch] | None,
+    ) -> None:
+        self.scaler = gradient_scaler(recipe.run.precision, device)
+        """The state of fp16's scaling; it does nothing for other precisions."""
+        compiled = torch.compile(wrapped) if recipe.run.compile else wrapped
+        self._network = cast("nn.Module", compiled)
+        self._copies = DeviceCopies(device)
+        self._wrapped = wrapped
+        self._optimizer = optimizer
+        self._recipe = recipe
+        self._device = device
+        self._num_classes = num_classes
+        self._transform = transform
+
+    def prepare(self, batches: list[ClipBatch]) -> list[ClipBatch]:
+        """Start copying a step's clips to the device; for `run`, once all ranks go on."""
+        # a hook may change the clips as they come from the loader, on the CPU
+        return batches if self._transform else self._copies.start(batches)
+
+    def run(self, batches: list[ClipBatch], rate: float, epoch: int) -> torch.Tensor:
+        """Sum up the gradients of a step's batches, change the weights, return the mean loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        self._copies.await_copies(batches)
+        losses = []
+        for position, batch in enumerate(batches, start=1):
+            with nullcontext() if position == len(batches) else self._without_sync():
+                loss = self._loss(batch, epoch) / len(batches)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        if self._recipe.optim.clip_grad_norm:
+            self.scaler.unscale_(self._optimizer)
+            weights = [
+                weight for group in self._optimizer.param_groups for weight in group["params"]
+            ]
+            nn.utils.clip_grad_norm_(weights, self._recipe.optim.clip_grad_norm)
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        return torch.stack(losses).sum()
+
+    def _without_sync(self) -> AbstractContextManager[None]:
+        """Keep gradients on this rank until the step's last batch."""
+        if isinstance(self._wrapped, DistributedDataParallel):
+            return self._wrapped.no_sync()
+        return nullcontext()
+
+    def _loss(self, raw: ClipBatch, epoch: int) -> torch.Tensor:
+        """Return the mean cross-entropy of one batch, a float32 scalar on the device."""
+        batch = self._transform(raw) if self._transform else raw
+        check_labels(batch, self._num_classes)
+        recipe, seed = self._recipe, self._recipe.run.seed
+        clips = train_clips(video_on(batch, self._device), recipe.augment, seed, epoch)
+        clips = erase_clips(clips, batch, recipe.augment, seed, epoch)
+        clips, target = mix_clips(
+            clips,
+            batch.label.to(self._device, non_blocking=True),
+            batch,
+            recipe.augment,
+            seed,
+            epoch,
+            self._num_classes,
+        )
+        logits = run_model(self._network, clips, recipe, self._num_classes)
+        return functional.cross_entropy(
+            logits.float(), target, label_smoothing=recipe.optim.label_smoothing
+        )
+
+
+def check_labels(batch: ClipBatch, num_classes: int) -> None:
+    """Raise DatasetError, naming the first clip, when a training clip has no usable label."""
+    wrong = ((batch.label < 0) | (batch.label >= num_classes)).nonzero().flatten().tolist()
+    if wrong:
+        label = int(batch.label[wrong[0]])
+        what = "has no label" if label < 0 else f"has label {label} of {num_classes} classes"
+        raise DatasetError(
+            f"clip {batch.key[wrong[0]]} {what}; train on a split whose clips are all labelled"
+        )
