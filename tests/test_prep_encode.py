@@ -320,7 +320,7 @@ def test_the_next_candidate_is_tried(tmp_path):
     result, _ = convert(
         tmp_path, good, candidates=[both[0], {**both[0], "path": str(tmp_path / "nowhere.mp4")}]
     )
-    assert (result["reason"], result["detail"]) == ("empty file", "then storage")
+    assert (result["reason"], result["detail"]) == ("empty file", "then missing")
 
 
 def test_expectation_comes_from_what_the_source_holds():
