@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from prep.errors import UsageError
+from prep.format.layout import MANIFEST_PATH
 from prep.info import DatasetInfo, SplitInfo, dataset_info, write_ledger_csv
 from prep.progress import size_text
+from prep.root_state import unfinished
 from prep.storage import Storage
 from prep.verify import verify
 
@@ -30,7 +32,16 @@ def info_command(root: str, csv_path: Path | None) -> None:
       kprep info dataset/
     """
     storage = Storage(root)
-    _print_info(dataset_info(storage))
+    begun = unfinished(storage.local_root) if storage.local_root is not None else {}
+    if not begun or storage.exists(MANIFEST_PATH):
+        _print_info(dataset_info(storage))
+    for name, (counts, failures) in begun.items():
+        outcomes = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        click.echo(f"  split {name}, not published yet: {sum(counts.values())} rows, {outcomes}")
+        for reason, count in failures.items():
+            click.echo(f"      {reason:<26}{count:>9}")
+    if not storage.exists(MANIFEST_PATH):
+        return
     if csv_path is not None:
         try:
             write_ledger_csv(storage, csv_path)

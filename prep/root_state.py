@@ -78,6 +78,20 @@ def begun_splits(options: ShardOptions) -> set[str]:
     return {path.name for path in work.iterdir() if root_of(path) == options.root}
 
 
+def unfinished(root: Path) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
+    """Return, for each split in the making, its rows by status and its failures by reason.
+
+    Only work that is kept in the root itself is found.
+    """
+    found = {}
+    for work in sorted((root / WORK_NAME).glob("*/")):
+        if is_planned(work):
+            journal = Journal(work / "journal.sqlite", work.name)
+            found[work.name] = (journal.counts(), journal.failures())
+            journal.close()
+    return found
+
+
 def root_of(work: Path) -> str | None:
     """Return the root that a split's unfinished work belongs to; None where there is none."""
     root = _setting(work, "root")

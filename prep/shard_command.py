@@ -173,6 +173,8 @@ def shard_command(
         mirror=mirror,
         youtube=_pairs(youtube),
     )
+    if any(text.startswith("cvdf:") for text in options.sources):
+        click.echo(f"asking {options.mirror} for its lists", err=True)
     if dry_run:
         _report_estimate(options)
     else:

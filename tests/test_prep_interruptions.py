@@ -148,6 +148,17 @@ def test_large_jobs_and_results_do_not_block_each_other(tmp_path):
     assert answers == [(0, 40_000), (1, 40_000), (2, 40_000)]
 
 
+def test_info_shows_a_split_in_the_making(videos, tmp_path):
+    process = paused(videos, tmp_path / "root")
+    process.kill()
+    process.wait()
+    text = run_kprep("info", tmp_path / "root").stdout
+    assert "split train, not published yet: 6 rows" in text
+    assert "pending" in text
+    run_kprep(*arguments(videos, tmp_path / "root"))
+    assert "not published" not in run_kprep("info", tmp_path / "root").stdout
+
+
 # -- two at once ---------------------------------------------------------------------------------
 
 
