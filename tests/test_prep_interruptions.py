@@ -202,6 +202,29 @@ def test_a_work_folder_belongs_to_one_root(videos, tmp_path):
     run_kprep(*arguments(videos, tmp_path / "one", "train", "--work", work))
 
 
+@pytest.mark.parametrize("what", ["ffmpeg_sha256", "profile", "class_list"])
+def test_a_conversion_begun_with_something_else_is_refused(videos, tmp_path, what):
+    from prep.ffmpeg_binary import find_ffmpeg
+
+    root = tmp_path / "root"
+    process = paused(videos, root)
+    process.kill()
+    process.wait()
+    (tmp_path / "classes.txt").write_text("up\nleft\n")
+    other = tmp_path / "ffmpeg"
+    other.write_text(f'#!/bin/sh\nexec "{find_ffmpeg().path}" "$@"\n')
+    other.chmod(0o755)
+    more = {
+        "profile": ("--crf", "30"),
+        "class_list": ("--class-list", tmp_path / "classes.txt"),
+    }.get(what, ())
+    environment = {"KPREP_FFMPEG": str(other)} if what == "ffmpeg_sha256" else {}
+    done = run_kprep(*arguments(videos, root, "train", *more), check=False, **environment)
+    assert done.returncode == 2
+    assert f"{what} was" in done.stderr
+    run_kprep(*arguments(videos, root))
+
+
 def test_force_removes_nothing_that_is_not_ours(videos, tmp_path):
     root = tmp_path / "root"
     process = paused(videos, root)
