@@ -157,6 +157,11 @@ def test_the_wheel_works_away_from_the_repository_and_without_torch(
     assert "pip install 'kprep[train]'" in run(
         "train", "--data", "data", "--recipe", "tiny", code=2
     )
-    installed = subprocess.run([python, "-c", "import prep, stream, train, os; print(os.listdir(os.path.dirname(train.__file__)))"],
-                               capture_output=True, text=True, check=False, cwd=tmp_path, env=clean)  # fmt: skip
-    assert "py.typed" in installed.stdout or "torch" in installed.stderr
+    code = (
+        "import importlib.util, pathlib\n"
+        "for name in ('prep', 'stream', 'train'):\n"
+        "    folder = pathlib.Path(importlib.util.find_spec(name).origin).parent\n"
+        "    assert (folder / 'py.typed').exists(), name\n"
+        "assert sorted((folder / 'recipes').glob('*.toml'))\n"
+    )
+    subprocess.run([python, "-c", code], check=True, cwd=tmp_path, env=clean)
