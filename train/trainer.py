@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from train.loader import Loader, common_class_names
 from train.models import distribute, draw_model, set_training
 from train.optim import build_optimizer, load_optimizer_state
 from train.output import RunOutput
-from train.progress import Meter, log
 from train.random_state import gather_random_states, kept_random_state, restore_random_states
 from train.recipe import parse_recipe, recipe_differences
+from train.reporting import Reporter
 from train.schedule import Schedule, scaled_learning_rate
 from train.self_check import check_first_convolution
 from train.signals import InterruptedBySignalError, SignalWatch
@@ -66,7 +65,6 @@ class Trainer:
         self._train_loader = train_loader
         self._val_loader = val_loader
         self._transform = transform_batch
-        self._log = log.info if world.is_first else log.debug
         self.epoch = 0
         """Epochs that are complete."""
         self.step = 0
@@ -89,10 +87,11 @@ class Trainer:
         self._exchange = StatusExchange(world)
         self._signals = SignalWatch()
         self._files = RunOutput(output, world, recipe)
+        self._reporter = Reporter(recipe, world, self._files)
+        self._log = self._reporter.say
         self._saved_step = 0
         self._rollbacks = 0
         self._skipped: set[int] = set()
-        self._last_loss = math.nan
 
     def fit(self) -> dict[str, float]:
         """Train up to the recipe's last epoch; return the final metrics.
@@ -104,14 +103,13 @@ class Trainer:
         loader = self._training_loader()
         schedule = self._schedule(loader)
         self._files.open(self.step)
-        self._announce(loader, schedule)
+        self._reporter.begin(loader, schedule, len(self.class_names))
         self._check_arithmetic()
-        meter = Meter(loader.global_batch)
         with self._signals:
             accuracy = self._evaluate_when_due() if self.step else None
             while self.epoch < self.recipe.schedule.epochs:
                 try:
-                    self._train_epoch(loader, schedule, meter)
+                    self._train_epoch(loader, schedule)
                 except LossNotFiniteError as error:
                     self._roll_back(error)
                     continue
@@ -119,7 +117,7 @@ class Trainer:
             if accuracy is None and self._val_loader is not None:
                 accuracy = self.evaluate()  # resumed after the last epoch
             self._files.save_network(self._checkpoint(None, {}, {}), best=False)
-        return self._final_metrics(accuracy)
+        return self._reporter.final_metrics(self.epoch, self.step, accuracy)
 
     def evaluate(self) -> Accuracy:
         """Score the evaluation split exactly; the same result on every rank."""
@@ -148,7 +146,7 @@ class Trainer:
 
     def test(self) -> dict[str, float]:
         """Evaluate without training; return the metrics."""
-        return self._final_metrics(self.evaluate())
+        return self._reporter.final_metrics(self.epoch, self.step, self.evaluate())
 
     def restore(self, path: Path, *, weights_only: bool = False) -> None:
         """Go on from a checkpoint, or only take its network.
@@ -203,15 +201,14 @@ class Trainer:
         for change in recipe_differences(old, self.recipe):
             self._log("changed since that checkpoint: %s", change)
 
-    def _train_epoch(self, loader: Loader, schedule: Schedule, meter: Meter) -> None:
+    def _train_epoch(self, loader: Loader, schedule: Schedule) -> None:
         """Train on the batches of the loader's epoch, from its place on, and save the result."""
         loader.set_epoch(self.epoch)
         set_training(self.model, freeze_batchnorm=self.recipe.model.freeze_batchnorm)
-        meter.start()
-        batches = meter.timed(loader)
+        batches = self._reporter.timed(loader)
         last = (self.epoch + 1) * loader.steps_per_epoch
         while self.step < last:
-            fetched = self._agreed_batches(batches, meter)
+            fetched = self._agreed_batches(batches)
             rate = schedule.learning_rate(self.step)
             self.step += 1
             if self.step in self._skipped:
@@ -219,16 +216,13 @@ class Trainer:
             self._exchange.add_loss(self.step, self._step.run(fetched, rate, self.epoch))
             if self._average is not None:
                 self._average.update(self.step)
-            meter.add_step()
-            if self._is_logged(loader, meter):
-                self._report(meter, rate)
-        self._await_losses(meter)
-        if meter.has_losses:
-            self._report(meter, schedule.learning_rate(self.step - 1))
+            self._reporter.add_step(self.epoch, self.step, rate)
+        self._await_losses()
+        self._reporter.end_epoch(self.epoch, self.step, schedule.learning_rate(self.step - 1))
         self.epoch += 1
         self._save()
 
-    def _agreed_batches(self, batches: Iterator[ClipBatch], meter: Meter) -> list[ClipBatch]:
+    def _agreed_batches(self, batches: Iterator[ClipBatch]) -> list[ClipBatch]:
         """Return this rank's batches of the next step, when all ranks have theirs.
 
         Raises on all ranks when one of them cannot go on or was asked to end; writes a checkpoint
@@ -246,9 +240,9 @@ class Trainer:
         )
         prepared = self._step.prepare(fetched)
         agreed = self._exchange.read()
-        self._take_losses(agreed, meter)
+        self._take_losses(agreed)
         if agreed.failed or agreed.signal or agreed.checkpoint:
-            self._await_losses(meter)
+            self._await_losses()
             self._save_within_epoch()
         if agreed.failed:
             raise_together(self.world, error)
@@ -273,24 +267,19 @@ class Trainer:
             return [], DatasetError(f"the loader ended early, after step {self.step}")
         return found, None
 
-    def _is_logged(self, loader: Loader, meter: Meter) -> bool:
-        """Whether a log line is due; an epoch's last step is reported with the epoch."""
-        is_due = self.step % self.recipe.run.log_every_steps == 0
-        return is_due and self.step % loader.steps_per_epoch != 0 and meter.has_losses
-
-    def _await_losses(self, meter: Meter) -> None:
+    def _await_losses(self) -> None:
         """Wait for the losses of all steps so far; all ranks do so at the same step."""
         self._exchange.post(Status(), drain=True)
-        self._take_losses(self._exchange.read(), meter)
+        self._take_losses(self._exchange.read())
 
-    def _take_losses(self, agreed: Agreed, meter: Meter) -> None:
+    def _take_losses(self, agreed: Agreed) -> None:
         """Count losses that arrived; raise on every rank where one of them is not finite."""
         for step, losses in agreed.losses:
             lost = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
             if lost:
                 ranks = ", ".join(map(str, lost))
                 raise self._not_finite(step, f"the loss is not finite on rank {ranks}")
-            meter.add_loss(sum(losses) / len(losses))
+            self._reporter.add_loss(sum(losses) / len(losses))
 
     def _not_finite(self, step: int, what: str) -> LossNotFiniteError:
         newest = self._files.newest()
@@ -329,44 +318,9 @@ class Trainer:
             ),
         )
 
-    def _report(self, meter: Meter, rate: float) -> None:
-        values = meter.report()
-        self._last_loss = values["loss"]
-        self._log(
-            "epoch %d step %d: loss %.4f, lr %.3g, %.1f clips/s, %.0f %% waiting for data",
-            self.epoch,
-            self.step,
-            values["loss"],
-            rate,
-            values["clips_per_second"],
-            100 * values["data_wait_share"],
-        )
-        self._files.write("train", epoch=self.epoch, step=self.step, lr=rate, **values)
-
     def _schedule(self, loader: Loader) -> Schedule:
         peak = scaled_learning_rate(self.recipe.optim, loader.global_batch)
         return Schedule.from_recipe(self.recipe.schedule, peak, loader.steps_per_epoch)
-
-    def _announce(self, loader: Loader, schedule: Schedule) -> None:
-        optim = self.recipe.optim
-        self._log(
-            "%s: %d clips x %d frames, %d classes; %d process(es) on %s; %d steps an epoch",
-            self.recipe.model.name,
-            loader.num_clips,
-            self.recipe.data.frames,
-            len(self.class_names),
-            self.world.size,
-            self.world.device.type,
-            loader.steps_per_epoch,
-        )
-        self._log(
-            "learning rate %g = %g x %d / %d (factor %.4g: clips a step / optim.lr_batch)",
-            schedule.peak,
-            optim.lr,
-            loader.global_batch,
-            optim.lr_batch,
-            loader.global_batch / optim.lr_batch,
-        )
 
     def _check_arithmetic(self) -> None:
         run, data = self.recipe.run, self.recipe.data
@@ -392,7 +346,7 @@ class Trainer:
         accuracy = self.evaluate()
         if self.world.is_first and self._files.is_best(accuracy.video_top1):
             self._files.save_network(self._checkpoint(None, {}, {}), best=True)
-        self._files.write("eval", epochs=self.epoch, step=self.step, **asdict(accuracy))
+        self._reporter.evaluation(self.epoch, self.step, accuracy)
         return accuracy
 
     def _is_epoch_complete(self) -> bool:
@@ -436,10 +390,3 @@ class Trainer:
             ema=self._average.model.state_dict() if self._average else None,
             scaler=self._step.scaler.state_dict() if optimizer is not None else {},
         )
-
-    def _final_metrics(self, accuracy: Accuracy | None) -> dict[str, float]:
-        metrics = {"epochs": self.epoch, "steps": self.step, "loss": self._last_loss}
-        if accuracy is not None:
-            names = ("clip_top1", "clip_top5", "video_top1", "video_top5")
-            metrics |= {name: getattr(accuracy, name) for name in names}
-        return metrics
