@@ -73,7 +73,7 @@ def publish(
         settings=journal.setting("settings"),
         tools=tools,
     )
-    files.update({path: _entry(data) for path, data in written.items()})
+    files.update({path: file_entry(data) for path, data in written.items()})
     published = replace(manifest, splits={**manifest.splits, split: added}, files=files)
     return write_root_files(storage, published, written, check_lock)
 
@@ -85,15 +85,8 @@ def write_root_files(
     check_lock: Callable[[], None],
 ) -> Manifest:
     """Write a split's own files, then those that speak of all splits, then the manifest."""
-    names = "".join(f"{name}\n" for name in manifest.class_names)
-    shared = {
-        "classes.txt": names.encode(),
-        **companions.energon_files(manifest.splits),
-        "README.md": companions.dataset_card(
-            manifest.profile, manifest.class_names, manifest.splits, manifest.files
-        ),
-    }
-    files = {**manifest.files, **{path: _entry(data) for path, data in shared.items()}}
+    shared = root_files(storage, manifest, written)
+    files = {**manifest.files, **{path: file_entry(data) for path, data in shared.items()}}
     complete = replace(manifest, files=files)
     for path, data in {**written, **shared}.items():
         storage.write(path, data)
@@ -102,7 +95,24 @@ def write_root_files(
     return complete
 
 
-def _entry(data: bytes) -> FileEntry:
+def root_files(
+    storage: Storage,  # noqa: ARG001
+    manifest: Manifest,
+    written: dict[str, bytes],  # noqa: ARG001
+) -> dict[str, bytes]:
+    """Return the files that speak of all splits."""
+    names = "".join(f"{name}\n" for name in manifest.class_names)
+    return {
+        "classes.txt": names.encode(),
+        **companions.energon_files(manifest.splits),
+        "README.md": companions.dataset_card(
+            manifest.profile, manifest.class_names, manifest.splits, manifest.files
+        ),
+    }
+
+
+def file_entry(data: bytes) -> FileEntry:
+    """Return what the manifest says of a file."""
     return FileEntry(len(data), hashlib.sha256(data).hexdigest())
 
 

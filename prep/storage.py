@@ -22,11 +22,12 @@ from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_
 from prep.errors import MissingBucketError, ReplacedError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from obstore.store import ObjectStore
 
 __all__ = [
+    "PART_BYTES",
     "ObjectInfo",
     "RetryPolicy",
     "Storage",
@@ -40,6 +41,8 @@ __all__ = [
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _SCHEMES = ("s3://", "gs://", "https://", "http://")
+PART_BYTES = 8 << 20
+_SHA256_ATTRIBUTE = "kprep-sha256"
 _TIMEOUTS = {"timeout": "20s", "read_timeout": "10s", "connect_timeout": "3s"}
 
 
@@ -300,6 +303,34 @@ class Storage:
         with self._errors(path):
             obstore.put(self.store(), check_relative_path(path), file)  # in parts, then complete
         file.unlink()
+
+    def write_parts(self, path: str, parts: Iterable[memoryview], sha256: str) -> None:
+        """Write an object of a store from its parts, so that it appears complete or not at all.
+
+        An error that `parts` raises leaves nothing behind. The object is marked with its sha256,
+        which `stated_sha256` finds.
+        """
+        import obstore
+
+        with self._errors(path):
+            obstore.put(
+                self.store(),
+                check_relative_path(path),
+                (bytes(part) for part in parts),
+                attributes={_SHA256_ATTRIBUTE: sha256},
+                chunk_size=PART_BYTES,
+                max_concurrency=2,
+            )
+
+    def stated_sha256(self, path: str) -> str | None:
+        """Return the sha256 that `write_parts` marked an object with; None where there is none."""
+        import obstore
+
+        if self.local_root is not None:
+            return None
+        with self._errors(path):  # no body is asked for beyond its first byte
+            result = obstore.get(self.store(), check_relative_path(path), options={"range": (0, 1)})
+            return result.attributes.get(_SHA256_ATTRIBUTE)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below `prefix`, in the order of their paths."""
