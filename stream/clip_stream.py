@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -33,6 +34,7 @@ from stream.sampling import (
 
 if TYPE_CHECKING:
     from prep.storage import Storage
+    from stream.index import IndexedClip
 
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
@@ -85,10 +87,10 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class _Item:
-    """One clip of a batch: the epoch's position, row of the index, view and start frame."""
+    """One clip of a batch: the epoch's position, what the index says, view and start frame."""
 
     position: int
-    row: int
+    clip: IndexedClip
     view: int
     start: int
 
@@ -195,7 +197,7 @@ class ClipStream(Dataset[ClipBatch]):
             self._ahead = None
             stop_waiting()
             raise
-        clips = [self.index.clip(item.row) for item in kept]
+        clips = [item.clip for item in kept]
         sizes = [(clip.height, clip.width) for clip in clips]
         return ClipBatch(
             video=planar if self.options.layout == "yuv420" else _to_rgb(planar, sizes),
@@ -237,7 +239,7 @@ class ClipStream(Dataset[ClipBatch]):
         return BatchAddress(address.epoch, step, micro) if step < self.plan.num_steps else None
 
     def _item(self, epoch: int, position: int, row: int, view: int) -> _Item:
-        return _Item(position, row, view, self.start(epoch, row, view))
+        return _Item(position, self.index.clip(row), view, self.start(epoch, row, view))
 
     def items(self, address: BatchAddress) -> tuple[Int64, Int64]:
         """Return the index rows and views of a batch; no video is touched."""
@@ -267,15 +269,15 @@ class ClipStream(Dataset[ClipBatch]):
             return int(placed[view])
         return training_start(options.seed, epoch, self.index.key(row), view, starts)
 
-    def _frames(self, row: int, start: int) -> Int64:
+    def _frames(self, clip: IndexedClip, start: int) -> Int64:
         """Return the frame indices of a clip; past the end the last frame repeats (short="pad")."""
-        frames = start + self._offsets[int(self._rate_of[row])]
-        return np.minimum(frames, int(self.index.num_frames[row]) - 1)
+        frames = start + self._offsets[int(self._rate_of[clip.row])]
+        return np.minimum(frames, clip.num_frames - 1)
 
     def _request(self, item: _Item) -> ClipRequest:
-        clip = self.index.clip(item.row)
+        clip = item.clip
         check_even(clip.height, clip.width, clip.key)
-        return ClipRequest(clip, self._frames(item.row, item.start))
+        return ClipRequest(clip, self._frames(clip, item.start))
 
     def _decode(self, epoch: int, begun: _Begun) -> tuple[torch.Tensor, list[_Item], list[BadClip]]:
         """Decode each clip while those behind it are still being read.
@@ -286,7 +288,8 @@ class ClipStream(Dataset[ClipBatch]):
         items, reads = begun
         clips = [pending.request.clip for pending in reads]
         longest = max((frame_bytes(clip.height, clip.width) for clip in clips), default=0)
-        planar = torch.empty((len(items), self.options.frames, longest), dtype=torch.uint8)
+        shape = (len(items), self.options.frames, longest)
+        planar = _room(shape) if self.options.layout == "yuv420" else _private_room(shape)
         kept: list[_Item | None] = list(items)
         bad: list[BadClip] = []
         for number, pending in enumerate(reads):
@@ -369,6 +372,23 @@ def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:
     return BadClip(clip.key, clip.shard, clip.video_offset, str(error))
 
 
+def _private_room(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return uint8 of any content, for this process alone."""
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def _room(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return uint8 of any content that travels from a worker process without being copied.
+
+    As torch's own `default_collate` does, batches of a worker are made in shared memory.
+    """
+    if get_worker_info() is None or not math.prod(shape):
+        return _private_room(shape)
+    new_shared: Any = torch.UntypedStorage._new_shared  # noqa: SLF001 - see above
+    storage = new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
 def _widened(planar: torch.Tensor, longest: int) -> torch.Tensor:
     """Return (N, T, F) with F at least `longest`; what is new is zero."""
     if planar.shape[2] >= longest:
@@ -382,11 +402,9 @@ def _to_rgb(planar: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
     """Convert each clip; clips of several sizes stand in the upper left of the largest."""
     height = max((size[0] for size in sizes), default=0)
     width = max((size[1] for size in sizes), default=0)
-    shape = (len(sizes), planar.shape[1], height, width, 3)
-    alike = len(set(sizes)) <= 1
-    video = (
-        torch.empty(shape, dtype=torch.uint8) if alike else torch.zeros(shape, dtype=torch.uint8)
-    )
+    video = _room((len(sizes), planar.shape[1], height, width, 3))
+    if len(set(sizes)) > 1:
+        video.zero_()
     for number, (rows, columns) in enumerate(sizes):
         video[number, :, :rows, :columns] = yuv420_to_rgb(planar[number], rows, columns)
     return video

@@ -16,7 +16,6 @@ from stream.ranges import (
     ByteRange,
     ClipRequest,
     batch_ranges,
-    needed_gops,
     request_ranges,
     runs,
     whole_range,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     _Body = Callable[[], memoryview]
 
-__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "needed_gops", "runs"]
+__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "runs"]
 
 _REQUESTS_IN_FLIGHT = 16
 _GAP_BYTES = 4096  # that a request may read in vain: cheaper than another one over a network
@@ -185,7 +184,7 @@ def _split(request: ClipRequest, parts: list[memoryview]) -> ClipBytes:
         _check(clip, parts[0], clip.crc32, 0)
         return ClipBytes({}, parts[0])
     gops = {}
-    for (first, end), body in zip(runs(needed_gops(request)), parts, strict=True):
+    for (first, end), body in zip(runs(request.gops), parts, strict=True):
         base = int(clip.gop_offsets[first])
         for number in range(first, end):
             start = int(clip.gop_offsets[number])
