@@ -73,7 +73,13 @@ class OptimRecipe:
     beta2: float = 0.999
     """Decay of AdamW's second moment; the first moment's is 0.9."""
     weight_decay: float = 1e-4
-    """Weight decay, on all parameters."""
+    """Weight decay, on all weights but those of `no_decay`."""
+    no_decay: tuple[str, ...] = ()
+    """Kinds of weights without decay: "norm", "bias" and "position" (tables and class tokens)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it; 1: all blocks alike."""
+    head_rate: float = 1.0
+    """Learning rate of the classifier, as a multiple of the others."""
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread over all classes, below 1."""
     clip_grad_norm: float = 0.0
@@ -236,6 +242,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "optim.momentum": (0, 1),
     "optim.beta2": (0, 1),
     "optim.weight_decay": (0, None),
+    "optim.layer_decay": (0, 1),
+    "optim.head_rate": (0, None),
     "optim.label_smoothing": (0, 1),
     "optim.clip_grad_norm": (0, None),
     "model.ema_decay": (0, 1),

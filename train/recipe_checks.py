@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
+from train.toml_values import check_known
 
 if TYPE_CHECKING:
     from train.recipe import AugmentRecipe, Recipe
@@ -21,6 +22,8 @@ def check_together(recipe: Recipe) -> None:
             f"data.batch_size ({recipe.data.batch_size}) must be even: augment.mixup and "
             "augment.cutmix mix neighbours, in the same pairs on any number of ranks"
         )
+    for kind in recipe.optim.no_decay:
+        check_known(kind, ["norm", "bias", "position"], "kind of weights", "optim.no_decay")
     if not all(std > 0 for std in augment.std):
         raise UsageError(f"augment.std {list(augment.std)} must be above 0")
     if recipe.model.freeze_batchnorm and recipe.model.sync_batchnorm:
