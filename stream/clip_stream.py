@@ -12,18 +12,28 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from prep.errors import BadClipError, DatasetError, MissingBucketError, StorageError, UsageError
-from prep.format import Manifest, read_manifest
+from prep.errors import BadClipError, DatasetError, UsageError
 from prep.storage import stop_waiting
 from stream.bad_clips import MOST_SUBSTITUTES, BadClip, Policy, substitute
 from stream.batch import ClipBatch, Layout
 from stream.cache import ClipCache, disk_space, parse_bytes
+from stream.class_lists import join_class_lists
 from stream.color import frame_bytes, yuv420_to_rgb
 from stream.decode import ClipDecoder, check_even
-from stream.index import ClipIndex, load_index
-from stream.order import BatchPlan, EpochOrder, Grouping, Int64
-from stream.pins import shared_versions
-from stream.reads import ClipReader, ClipRequest, PendingClip
+from stream.mixture import Mixture
+from stream.opened_roots import (
+    OpenedRoot,
+    WeightedStorage,
+    check_shares,
+    index_of,
+    open_roots,
+    reader_of,
+    root_of,
+    shares_of,
+    too_short_error,
+)
+from stream.order import BatchPlan, Grouping, Int64
+from stream.reads import ClipRequest, PendingClip
 from stream.sampling import (
     Placement,
     evaluation_starts,
@@ -33,6 +43,10 @@ from stream.sampling import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prep.format import Manifest
+    from prep.format.manifest import Split
     from prep.storage import Storage
     from stream.index import IndexedClip
 
@@ -101,13 +115,14 @@ _Begun = tuple[list[_Item], list[PendingClip]]
 class ClipStream(Dataset[ClipBatch]):
     """One rank's view of a split: `stream[BatchAddress(epoch, step, micro)]` is a ClipBatch.
 
-    Holds no position and no generator: any process can compute any batch. Raises DatasetError for
-    an unknown split or a damaged index, UsageError for options that the split cannot serve.
+    Holds no position and no generator: any process can compute any batch. Over several roots, keys
+    are called `N/key` and class lists are joined by name. Raises DatasetError for an unknown split
+    or a damaged index, UsageError for options that the split cannot serve.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        storage: Storage | Sequence[WeightedStorage],
         options: StreamOptions,
         *,
         batch_size: int,
@@ -117,18 +132,28 @@ class ClipStream(Dataset[ClipBatch]):
         cache_dir: str | Path | None = None,
         cache_limit: int | str | None = None,
     ) -> None:
-        self.storage = storage
         self.options = options
         self.rank = rank
-        self.manifest: Manifest = _read_manifest(storage)
-        if options.split not in self.manifest.splits:
-            known = ", ".join(sorted(self.manifest.splits)) or "none"
-            raise UsageError(f"{storage.root} has no split {options.split!r}; it has {known}")
-        self.split = self.manifest.splits[options.split]
-        self.index: ClipIndex = load_index(storage, self.manifest, options.split)
+        self.roots: list[OpenedRoot] = open_roots(
+            storage, options.split, evaluation=options.mode == "eval"
+        )
+        lists = [root.manifest.class_names for root in self.roots]
+        self.class_names, labels = join_class_lists(lists)
+        self.index = index_of(self.roots, labels)
+        self._is_remote = any(root.storage.local_root is None for root in self.roots)
         self._place_clips()
+        shares = shares_of(self.roots, self.rows)
+        if options.mode == "train":
+            check_shares(self.roots, shares, options.split, options.frames, options.fps)
+        self.mixture = Mixture(
+            shares,
+            options.seed,
+            options.clips_per_video,
+            options.grouping,
+            options.shuffle_block,
+        )
         self.plan = BatchPlan(
-            num_positions=len(self.rows) * options.clips_per_video,
+            num_positions=self.mixture.num_positions,
             world_size=world_size,
             batch_size=batch_size,
             accumulate=accumulate,
@@ -139,13 +164,31 @@ class ClipStream(Dataset[ClipBatch]):
                 f"{self.plan.num_positions} clips an epoch cannot fill a batch of "
                 f"{self.plan.global_batch} (world_size x batch_size x accumulate); make it smaller"
             )
-        sizes = {shard.path: self.manifest.files[shard.path].bytes for shard in self.split.shards}
-        cache = self._cache(cache_dir, cache_limit)
-        versions = shared_versions(storage, sizes, rank=rank, world_size=world_size)
-        self._reader = ClipReader(storage, versions, cache)
+        self._reader = reader_of(
+            self.roots,
+            self.index,
+            self._cache(cache_dir, cache_limit),
+            rank=rank,
+            world_size=world_size,
+        )
         self._decoder: ClipDecoder | None = None
         self._expected: BatchAddress | None = None
         self._ahead: tuple[BatchAddress, _Begun] | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """Where the first root is."""
+        return self.roots[0].storage
+
+    @property
+    def manifest(self) -> Manifest:
+        """The first root's manifest."""
+        return self.roots[0].manifest
+
+    @property
+    def split(self) -> Split:
+        """The split in the first root that has it."""
+        return next(root.split for root in self.roots if root.split is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process: its decoder and its reads."""
@@ -166,7 +209,10 @@ class ClipStream(Dataset[ClipBatch]):
         self._rate_of = np.zeros(len(self.index), dtype=np.int64)
         starts = np.zeros(len(self.index), dtype=np.int64)
         for number, (rate, rows) in enumerate(self.index.rates().items()):
-            offsets = frame_offsets(options.frames, options.fps, rate)
+            try:
+                offsets = frame_offsets(options.frames, options.fps, rate)
+            except UsageError as error:
+                raise UsageError(f"{root_of(self.roots, int(rows[0]))}: {error}") from error
             self._offsets[number] = offsets
             self._rate_of[rows] = number
             starts[rows] = num_starts(self.index.num_frames[rows], int(offsets[-1]) + 1)
@@ -176,10 +222,7 @@ class ClipStream(Dataset[ClipBatch]):
         self.starts: Int64 = starts
         self.rows: Int64 = np.flatnonzero(starts > 0)
         if not len(self.rows):
-            raise UsageError(
-                f"no clip of split {options.split} has {options.frames} frames at "
-                f"{float(options.fps):g} fps; ask for fewer frames, or short='pad'"
-            )
+            raise too_short_error(options.split, options.frames, options.fps)
 
     def __len__(self) -> int:
         """Return the number of batches an epoch on this rank."""
@@ -218,7 +261,7 @@ class ClipStream(Dataset[ClipBatch]):
         ahead, self._ahead = self._ahead, None
         begun = ahead[1] if ahead is not None and ahead[0] == address else self._begin(address)
         in_turn, self._expected = self._expected == address, self._following(address)
-        if in_turn and self._expected is not None and self.storage.local_root is None:
+        if in_turn and self._expected is not None and self._is_remote:
             self._ahead = (self._expected, self._begin(self._expected))
         return begun
 
@@ -247,19 +290,8 @@ class ClipStream(Dataset[ClipBatch]):
         if self.options.mode == "eval":
             views = self.options.clips_per_video
             return self.rows[positions // views], positions % views
-        clips, views_at = self._order(address.epoch)(positions)
+        clips, views_at = self.mixture.order(address.epoch)(positions)
         return self.rows[clips], views_at
-
-    def _order(self, epoch: int) -> EpochOrder:
-        return EpochOrder(
-            fingerprint=self.split.fingerprint,
-            num_clips=len(self.rows),
-            seed=self.options.seed,
-            epoch=epoch,
-            clips_per_video=self.options.clips_per_video,
-            grouping=self.options.grouping,
-            shuffle_block=self.options.shuffle_block,
-        )
 
     def start(self, epoch: int, row: int, view: int) -> int:
         """Return the start frame of a view of a clip."""
@@ -327,10 +359,11 @@ class ClipStream(Dataset[ClipBatch]):
             return planar, None
         for attempt in range(1, MOST_SUBSTITUTES + 1):
             drawn = substitute(
-                self.split.fingerprint, self.options.seed, epoch, item.position, attempt,
-                len(self.rows),
+                self.mixture.fingerprint, self.options.seed, epoch, item.position, attempt,
+                self.mixture.num_draws,
             )  # fmt: skip
-            other = self._item(epoch, item.position, int(self.rows[drawn]), item.view)
+            clips, _ = self.mixture.order(epoch).clips_of(np.array([drawn]))
+            other = self._item(epoch, item.position, int(self.rows[clips[0]]), item.view)
             pending = self._reader.begin([self._request(other)])[0]
             clip = pending.request.clip
             planar = _widened(planar, frame_bytes(clip.height, clip.width))
@@ -350,21 +383,6 @@ class ClipStream(Dataset[ClipBatch]):
         if self.options.short == "pad":
             return []
         return [self.index.key(int(row)) for row in self.too_short]
-
-
-def _read_manifest(storage: Storage) -> Manifest:
-    """Read the manifest; where there is none, find out whether there is a bucket at all."""
-    try:
-        return read_manifest(storage)
-    except DatasetError:
-        if storage.local_root is None:
-            try:
-                storage.read("manifest.json")
-            except MissingBucketError:
-                raise
-            except StorageError:
-                pass
-        raise
 
 
 def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:

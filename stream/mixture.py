@@ -1,10 +1,10 @@
 """Several roots in one epoch: pure arithmetic from clip counts and weights to draws.
 
 A draw is one turn of a clip, with all of its `clips_per_video` views. Weight w of a root with n
-clips gives `floor(w)` draws of each clip, and one more of `floor((w - floor(w)) * n + 1/2)` of them:
-the same number every epoch, others each epoch, none of them twice in one. The draws of all roots,
+clips gives each clip `floor(w)` draws, and `floor((w - floor(w)) * n + 1/2)` of them one more: the
+same number every epoch, other clips each epoch, none of them twice in one. The draws of all roots,
 one root behind the other, are what the epoch's order shuffles. So one root of weight 1 has exactly
-the order that it has without any of this, and any position is computed at the cost of that position.
+the order that it has alone, and any position is computed at the cost of that position.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Mixture:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The split's fingerprint for one root of weight 1; else a digest of all and the weights."""
+        """The split's own for one root of weight 1; else a digest of all and the weights."""
         if [share.weight for share in self.shares] == [1]:
             return self.shares[0].fingerprint
         parts = [f"{share.fingerprint} {share.weight}\n" for share in self.shares]
@@ -86,8 +86,8 @@ class Mixture:
 class MixtureOrder:
     """One epoch's sequence of (clip, view), with random access.
 
-    Draw d of a clip has the views `d * clips_per_video` and on, so that no two turns of a clip in an
-    epoch are the same.
+    Draw d of a clip has the views `d * clips_per_video` and on, so that no two turns of a clip in
+    an epoch are the same.
     """
 
     mixture: Mixture

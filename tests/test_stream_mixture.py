@@ -102,7 +102,9 @@ def test_any_position_by_itself_is_what_the_whole_has_there(mixture, epoch, data
 
 
 def test_a_half_counts_up_and_epochs_are_equally_long():
-    lengths = {weight: mixture_of((5, weight)).num_draws for weight in ("0.1", "0.3", "0.29", "2.5")}
+    lengths = {
+        weight: mixture_of((5, weight)).num_draws for weight in ("0.1", "0.3", "0.29", "2.5")
+    }
     assert lengths == {"0.1": 1, "0.3": 2, "0.29": 1, "2.5": 13}  # 0.5, 1.5, 1.45 and 12.5 draws
 
 
