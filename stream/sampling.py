@@ -12,7 +12,7 @@ from stream.order import Int64, Permutation
 if TYPE_CHECKING:
     from fractions import Fraction
 
-Placement = Literal["even", "torchvision"]
+Placement = Literal["even", "middle", "torchvision"]
 
 
 def frame_offsets(frames: int, fps: Fraction, stored_fps: Fraction) -> Int64:
@@ -53,10 +53,12 @@ def training_start(seed: int, epoch: int, key: str, view: int, starts: int) -> i
 def evaluation_starts(clips: int, starts: int, placement: Placement = "even") -> Int64:
     """Return the start frames of `clips` evenly spaced evaluation clips.
 
-    The first and last clip touch the video's ends; a single clip stands in the middle. Placement
-    "torchvision" is its UniformClipSampler: the floor of linspace, a single clip at the beginning.
+    "even": the first and last clip touch the video's ends; a single clip stands in the middle.
+    "middle": the valid starts are cut into `clips` equal parts, and each clip stands in the middle
+    of one. "torchvision" is its UniformClipSampler: the floor of linspace, a single clip at the
+    beginning.
     """
-    if clips == 1 and placement == "even":
-        return np.array([(starts - 1) // 2], dtype=np.int64)
     steps = np.arange(clips, dtype=np.int64)
+    if placement == "middle" or (placement == "even" and clips == 1):
+        return (2 * steps + 1) * (starts - 1) // (2 * clips)
     return steps * (starts - 1) // max(clips - 1, 1)

@@ -76,3 +76,14 @@ def test_even_placement_spans_the_video(clips, starts):
     else:
         assert (found[0], found[-1]) == (0, starts - 1)
         assert np.diff(found).max() - np.diff(found).min() <= 1
+
+
+@given(st.integers(1, 12), st.integers(1, 500))
+def test_middle_placement_is_the_middle_of_equal_parts(clips, starts):
+    found = evaluation_starts(clips, starts, "middle")
+    middles = [Fraction((2 * i + 1) * (starts - 1), 2 * clips) for i in range(clips)]
+    assert found.tolist() == [middle // 1 for middle in middles]
+    if clips == 1:
+        assert found.tolist() == evaluation_starts(1, starts).tolist()
+    # as far from the beginning as from the end, within the rounding down
+    assert 0 <= (starts - 1 - found[-1]) - found[0] <= 1

@@ -61,7 +61,10 @@ def test_the_tiny_recipe_learns_motion(trained: Path) -> None:
     last = _lines(trained, "eval")[-1]
     assert last["videos"] == 40
     assert last["video_top1"] > 0.9  # chance is 0.25
-    assert last["protocol"] == "2 x 8 frames @ 7.5 fps, even placement, centre crop"
+    assert last["protocol"] == (
+        "2 x 8 frames @ 7.5 fps, even placement, resized to 40x40, centre crop 36x36, "
+        "averaged probabilities"
+    )
 
 
 def _shuffle_each(batch: ClipBatch) -> ClipBatch:
@@ -94,7 +97,7 @@ def test_videos_too_short_for_the_protocol_are_counted_and_left_out(
     options = ("--data", motion_dataset, "--recipe", "tiny", "--set", "eval.frames=16")
     done = run_kprep("train", *options, "--resume", trained, "--test-only", OMP_NUM_THREADS="1")
     videos = int(re.findall(r"\((\d+) videos", done.stdout)[0])
-    unscored = int(re.findall(r"(\d+) not scored", done.stdout)[0])
+    unscored = int(re.findall(r"not scored: (\d+)", done.stdout)[0])
     assert unscored > 0
     assert videos + unscored == 40
     assert "2 x 16 frames @ 7.5 fps" in done.stdout

@@ -37,6 +37,7 @@ SMALL = [
     "schedule.milestones=[]",
     "run.log_every_steps=2",
     "optim.lr_batch=8",
+    "eval.clips_per_video=1",
 ]
 
 # Two epochs of six steps, logged every second one: not the first of an epoch (losses arrive two

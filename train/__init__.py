@@ -13,15 +13,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from train.accuracy import Accuracy
     from train.distributed import World, joined_world
-    from train.evaluation import Accuracy, evaluate
+    from train.evaluation import evaluate
     from train.models import build_model
     from train.recipe import Recipe, load_recipe
     from train.run import train
     from train.trainer import Trainer
 
 _HOMES = {
-    "Accuracy": "train.evaluation",
+    "Accuracy": "train.accuracy",
     "Recipe": "train.recipe",
     "Trainer": "train.trainer",
     "World": "train.distributed",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
+from prep.storage import write_atomic
 from train.agreement import raise_together
 from train.checkpoint import (
     BEST_NAME,
@@ -15,18 +17,22 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.distributed import broadcast_text
+from train.evaluation_files import write_evaluation
 from train.progress import MetricsFile
+from train.report_page import read_metrics, report_page
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from train.accuracy import Accuracy
     from train.checkpoint import Checkpoint
     from train.distributed import World
     from train.recipe import Recipe
+    from train.scores import VideoScores
 
 
 class RunOutput:
-    """`checkpoints/`, `metrics.jsonl`, `recipe.toml` and `final.pt` of one run."""
+    """`checkpoints/`, `evaluation/`, `metrics.jsonl`, `recipe.toml`, `final.pt` of one run."""
 
     def __init__(self, directory: Path, world: World, recipe: Recipe) -> None:
         """Write nothing yet."""
@@ -95,6 +101,41 @@ class RunOutput:
         if self._world.is_first:
             path = self._checkpoints / BEST_NAME if best else self._directory / "final.pt"
             save_checkpoint(path, checkpoint)
+
+    def save_evaluation(
+        self,
+        name: str,
+        accuracy: Accuracy,
+        scores: VideoScores | None,
+        class_names: list[str],
+        *,
+        step: int | None = None,
+    ) -> Path:
+        """Write `evaluation/NAME/` and a page to look at; return the page's path, on all ranks.
+
+        `scores` are rank 0's. In training `step` counts the steps that are complete, and the page
+        is the run's `report.html`; else it stands in the directory. Raises KprepError, on all
+        ranks, when something cannot be written.
+        """
+        directory = self._directory / "evaluation" / name
+        alone = step is None
+        page = (directory if alone else self._directory) / "report.html"
+        error: KprepError | None = None
+        try:
+            if scores is not None:
+                lines = read_metrics(self._directory / "metrics.jsonl")
+                # the line of this evaluation is written last, so that a cut is made up for
+                lines += [] if alone else [{"kind": "eval", "step": step, **asdict(accuracy)}]
+                title = f"{self._recipe.name}: {name}"
+                text = report_page(title, accuracy, scores, class_names, lines)
+                extra = {page.name: text} if alone else {}
+                write_evaluation(directory, accuracy, scores, class_names, extra)
+                if not alone:
+                    write_atomic(page, text.encode())
+        except OSError as caught:
+            error = KprepError(f"evaluation {directory} cannot be written: {caught}")
+        raise_together(self._world, error)
+        return page
 
     def newest(self) -> str:
         """Return the path of the newest checkpoint on all ranks; "" where there is none."""

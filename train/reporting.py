@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from stream.batch import ClipBatch
+    from train.accuracy import Accuracy
     from train.distributed import World
-    from train.evaluation import Accuracy
     from train.loader import Loader
     from train.output import RunOutput
     from train.recipe import Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -49,7 +50,8 @@ def train(
             refuses an `output` that has checkpoints.
         weights: to begin with, where there is no checkpoint to resume from: see `find_weights`.
         device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
-        test_only: evaluate the checkpoint named by `resume`, or `weights`; train nothing.
+        test_only: evaluate the checkpoint named by `resume`, or `weights`; train nothing. The
+            result goes to `output`/evaluation/.
         transform_batch: changes every decoded batch before augmentation.
 
     Returns:
@@ -60,7 +62,9 @@ def train(
     """
     output = Path(output)
     with joined_world(device) as world, _determinism(recipe):
-        checkpoint = _checkpoint_to_load(resume, output, world)
+        checkpoint = _checkpoint_to_load(resume, output, world, overwrites=not test_only)
+        if test_only and val_split is None:
+            raise UsageError("--test-only needs an evaluation split; name one with --val-split")
         if test_only and checkpoint is None and weights is None:
             raise UsageError(
                 "--test-only needs a checkpoint; name one with --resume PATH or --weights NAME"
@@ -72,13 +76,26 @@ def train(
             trainer.restore(checkpoint, weights_only=test_only)
         elif weights is not None:
             trainer.start_from(weights)
-        return trainer.test() if test_only else trainer.fit()
+        if not test_only:
+            return trainer.fit()
+        return trainer.test(test_name(val_split or "", str(checkpoint or weights)))
 
 
-def _checkpoint_to_load(resume: str | None, output: Path, world: World) -> Path | None:
+def test_name(split: str, source: str) -> str:
+    """Return the name of the directory for an evaluation of `source` by itself.
+
+    Such as "test-val-epoch-0007"; characters that no file name should have become "_".
+    """
+    stem = Path(source).stem if Path(source).suffix in (".pt", ".pth") else Path(source).name
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"test-{split}-{stem}")
+
+
+def _checkpoint_to_load(
+    resume: str | None, output: Path, world: World, *, overwrites: bool
+) -> Path | None:
     """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one."""
     found = find_checkpoint(resume, output / "checkpoints") if resume is not None else None
-    if resume is None and checkpoints_in(output / "checkpoints"):
+    if resume is None and overwrites and checkpoints_in(output / "checkpoints"):
         raise UsageError(
             f"--output {output} has the checkpoints of an earlier run; go on with --resume auto, "
             "or choose another directory"
@@ -124,6 +141,8 @@ def _val_loader(recipe: Recipe, data: str, split: str, world: World) -> Loader:
         placement=recipe.eval.placement,
         short=recipe.data.short,
         pin_memory=world.device.type == "cuda",
+        bad_clips="substitute",  # which evaluation never does: they are left out and named
+        bad_clip_limit=recipe.eval.bad_clip_limit,
     )
 
 

@@ -12,10 +12,10 @@ from prep.errors import DatasetError, UsageError
 from train.agreement import Agreed, LossNotFiniteError, Status, StatusExchange, raise_together
 from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
 from train.ema import WeightAverage
-from train.evaluation import Accuracy, evaluate
+from train.evaluation import evaluate
 from train.loader import Loader, common_class_names
 from train.models import distribute, draw_model, set_training
-from train.optim import build_optimizer, describe_groups, load_optimizer_state
+from train.optim import build_optimizer, load_optimizer_state
 from train.output import RunOutput
 from train.random_state import gather_random_states, kept_random_state, restore_random_states
 from train.recipe import parse_recipe, recipe_differences
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     import torch
 
     from stream.batch import ClipBatch
+    from train.accuracy import Accuracy
     from train.distributed import World
     from train.recipe import Recipe
+    from train.scores import VideoScores
 
 
 class Trainer:
@@ -104,8 +106,6 @@ class Trainer:
         schedule = self._schedule(loader)
         self._files.open(self.step)
         self._reporter.begin(loader, schedule, len(self.class_names))
-        if groups := describe_groups(self._optimizer):
-            self._log("%s", groups)
         self._check_arithmetic()
         with self._signals:
             accuracy = self._evaluate_when_due() if self.step else None
@@ -117,27 +117,28 @@ class Trainer:
                     continue
                 accuracy = self._evaluate_when_due()
             if accuracy is None and self._val_loader is not None:
-                accuracy = self.evaluate()  # resumed after the last epoch
+                accuracy, _ = self.evaluate()  # resumed after the last epoch
             self._files.save_network(self._checkpoint(None, {}, {}), best=False)
         return self._reporter.final_metrics(self.epoch, self.step, accuracy)
 
-    def evaluate(self) -> Accuracy:
-        """Score the evaluation split exactly; the same result on every rank."""
+    def evaluate(self) -> tuple[Accuracy, VideoScores | None]:
+        """Score the evaluation split exactly: see `train.evaluation.evaluate`."""
         loader = self._val_loader
         if loader is None:
             raise UsageError("there is no evaluation split; name one with --val-split")
         with kept_random_state():
-            accuracy = evaluate(
+            accuracy, videos = evaluate(
                 self._average.model if self._average else self.model,
                 self._until_signal(loader),
                 self.recipe,
                 self.world,
                 num_classes=len(self.class_names),
-                unscored=loader.unscored,
+                unscored=lambda: loader.unscored,
+                num_videos=loader.num_clips,
                 transform_batch=self._transform,
             )
         self._log("after %d epochs: %s", self.epoch, accuracy)
-        return accuracy
+        return accuracy, videos
 
     def _until_signal(self, batches: Loader) -> Iterator[ClipBatch]:
         """Yield the batches; raise between two of them when a signal came."""
@@ -146,9 +147,12 @@ class Trainer:
                 raise self._interrupted(self._signals.received)
             yield batch
 
-    def test(self) -> dict[str, float]:
-        """Evaluate without training; return the metrics."""
-        return self._reporter.final_metrics(self.epoch, self.step, self.evaluate())
+    def test(self, name: str) -> dict[str, float]:
+        """Evaluate without training, write `evaluation/NAME/`, and return the metrics."""
+        accuracy, videos = self.evaluate()
+        page = self._files.save_evaluation(name, accuracy, videos, self.class_names)
+        self._log("written to %s", page.parent)
+        return self._reporter.final_metrics(self.epoch, self.step, accuracy)
 
     def restore(self, path: Path, *, weights_only: bool = False) -> None:
         """Go on from a checkpoint, or only take its network.
@@ -345,9 +349,11 @@ class Trainer:
         is_due = epochs > 0 and (is_due or epochs == self.recipe.schedule.epochs)
         if self._val_loader is None or not is_due or self._files.is_evaluated(self.step):
             return None
-        accuracy = self.evaluate()
+        accuracy, videos = self.evaluate()
         if self.world.is_first and self._files.is_best(accuracy.video_top1):
             self._files.save_network(self._checkpoint(None, {}, {}), best=True)
+        name = f"epoch-{self.epoch:04d}"
+        self._files.save_evaluation(name, accuracy, videos, self.class_names, step=self.step)
         self._reporter.evaluation(self.epoch, self.step, accuracy)
         return accuracy
 

@@ -1,0 +1,53 @@
+"""From decoded clips to the network's input in evaluation: one resize, one crop or three of it.
+
+With one crop the arithmetic is that of torchvision's reference (`VideoClassificationPresetEval`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from train.transforms import _by_size, resize_clips, rgb_planes
+
+if TYPE_CHECKING:
+    from stream.batch import ClipBatch
+    from train.recipe import Recipe
+
+
+def eval_clips(batch: ClipBatch, recipe: Recipe) -> torch.Tensor:
+    """Prepare the clips of an evaluation batch, never flipped.
+
+    Returns:
+        float32 (S, N, 3, T, crop height, crop width), normalised: S crops of each of N clips, as
+        `crop_places` places them.
+    """
+    augment, crops = recipe.augment, recipe.eval.crops
+    height, width = augment.crop
+    frames, device = batch.video.shape[1], batch.video.device
+    clips = torch.empty((crops, len(batch), 3, frames, height, width), device=device)
+    for size, members in _by_size(batch).items():
+        pixels = resize_clips(rgb_planes(batch, members, *size), augment.resize)
+        for crop, (top, left) in enumerate(crop_places(augment.resize, augment.crop, crops)):
+            cut = pixels[..., top : top + height, left : left + width]
+            clips[crop, members] = cut.transpose(1, 2)
+    mean = torch.tensor(augment.mean, device=device).view(3, 1, 1, 1)
+    std = torch.tensor(augment.std, device=device).view(3, 1, 1, 1)
+    return clips.sub_(mean).div_(std)
+
+
+def crop_places(size: tuple[int, int], crop: tuple[int, int], crops: int) -> list[tuple[int, int]]:
+    """Return top and left of each crop within a resized frame.
+
+    One crop is the centre one. Three stand at the beginning, in the middle and at the end of the
+    side where the crop leaves more room (the width when equal), in the middle of the other.
+    """
+    room = [side - part for side, part in zip(size, crop, strict=True)]
+    # torchvision's center_crop rounds half to even: (171 - 112) / 2 = 29.5 -> 30
+    top, left = round(room[0] / 2), round(room[1] / 2)
+    if crops == 1:
+        return [(top, left)]
+    if room[0] > room[1]:
+        return [(0, left), (top, left), (room[0], left)]
+    return [(top, 0), (top, left), (top, room[1])]

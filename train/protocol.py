@@ -1,0 +1,42 @@
+"""The protocol of an evaluation in words: it stands beside every number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from train.recipe import Recipe
+
+
+def protocol(recipe: Recipe) -> str:
+    """Return the protocol of evaluation; sizes are height x width, in pixels."""
+    augment, how = recipe.augment, recipe.eval
+    size = f"resized to {_size(augment.resize)}"
+    crops = "centre crop" if how.crops == 1 else f"{how.crops} crops"
+    text = (
+        f"{how.clips_per_video} x {recipe.eval_frames} frames @ {recipe.data.fps:g} fps, "
+        f"{how.placement} placement, {size}, {crops} {_size(augment.crop)}, averaged {how.average}"
+    )
+    if recipe.data.short == "pad":
+        text += ", short videos padded"
+    if recipe.model.ema_decay:
+        text += ", averaged weights"
+    if recipe.run.precision != "float32":
+        text += f", {recipe.run.precision}"
+    return text
+
+
+def check_crops(recipe: Recipe) -> None:
+    """Raise UsageError where three crops would be the same one."""
+    augment = recipe.augment
+    if recipe.eval.crops == 3 and augment.crop == augment.resize:
+        raise UsageError(
+            f"eval.crops=3 needs augment.resize {list(augment.resize)} to leave the crop "
+            f"{list(augment.crop)} room to move; make one larger, or the other smaller"
+        )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
