@@ -17,6 +17,8 @@ COMMANDS = {
     "shard": ("prep.shard_command", "shard_command", "Convert videos into clip shards."),
     "verify": ("prep.dataset_commands", "verify_command", "Check every file of a dataset."),
     "info": ("prep.dataset_commands", "info_command", "Show what a dataset holds."),
+    "push": ("prep.copy_command", "push_command", "Copy a dataset to a bucket, verified."),
+    "pull": ("prep.copy_command", "pull_command", "Copy a dataset from a bucket, verified."),
     "overlap": ("prep.overlap_command", "overlap_command", "Show what two lists share."),
     "train": ("train.cli", "train", "Train a video classification model on a dataset."),
     "plan": (

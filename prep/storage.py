@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_waiting
-from prep.errors import MissingBucketError, ReplacedError, StorageError, UsageError
+from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,6 +42,7 @@ __all__ = [
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _SCHEMES = ("s3://", "gs://", "https://", "http://")
 PART_BYTES = 8 << 20
+_MOST_PARTS = 9_000  # of one upload; S3 allows 10,000
 _SHA256_ATTRIBUTE = "kprep-sha256"
 _TIMEOUTS = {"timeout": "20s", "read_timeout": "10s", "connect_timeout": "3s"}
 
@@ -304,7 +305,9 @@ class Storage:
             obstore.put(self.store(), check_relative_path(path), file)  # in parts, then complete
         file.unlink()
 
-    def write_parts(self, path: str, parts: Iterable[memoryview], sha256: str) -> None:
+    def write_parts(
+        self, path: str, parts: Iterable[memoryview], size_bytes: int, sha256: str
+    ) -> None:
         """Write an object of a store from its parts, so that it appears complete or not at all.
 
         An error that `parts` raises leaves nothing behind. The object is marked with its sha256,
@@ -316,9 +319,9 @@ class Storage:
             obstore.put(
                 self.store(),
                 check_relative_path(path),
-                (bytes(part) for part in parts),
+                iter(parts) if size_bytes > PART_BYTES else b"".join(parts),
                 attributes={_SHA256_ATTRIBUTE: sha256},
-                chunk_size=PART_BYTES,
+                chunk_size=max(PART_BYTES, -(-size_bytes // _MOST_PARTS)),
                 max_concurrency=2,
             )
 
@@ -349,7 +352,7 @@ class Storage:
         """Turn whatever a store raises into one StorageError that names the object."""
         try:
             yield
-        except StorageError:
+        except KprepError:
             raise
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):

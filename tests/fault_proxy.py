@@ -1,7 +1,8 @@
 """A proxy on 127.0.0.1 before an S3 server that does to answers what networks do.
 
-Understands just enough of HTTP/1.1 for GET and HEAD. What happens to a request is decided by a
-function of its number and path, so that a test is repeated exactly: `by_rate` or `script`.
+Understands just enough of HTTP/1.1 for an S3 client. What happens to a request is decided by a
+function of its number and path, so that a test is repeated exactly: `by_rate` or `script`. Uploads
+(PUT and POST) have a function of their own, `choose_upload`, with the faults UPLOAD_FAULTS.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FAULTS = ("reset", "close", "stall", "delay", "503", "429", "truncate-200", "truncate-206")
+UPLOAD_FAULTS = ("reset", "lost-answer", "stall", "503")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ def by_rate(seed: int, **rates: float) -> Callable[[int, str], str | None]:
     return choose
 
 
+def uploads_by_rate(seed: int, **rates: float) -> Callable[[int, str], str | None]:
+    """Each upload request gets a fault with its own rate; the same for equal seed and number."""
+
+    def choose(number: int, path: str) -> str | None:
+        drawn = random.Random(f"{seed} upload {number}").random()
+        for name, rate in rates.items():
+            if drawn < rate:
+                return name.replace("_", "-").removeprefix("status-")
+            drawn -= rate
+        return None
+
+    return choose
+
+
 def script(*faults: str | None) -> Callable[[int, str], str | None]:
     """The first GETs below a `.tar` get these faults in turn, later ones none."""
     left = list(faults)
@@ -66,6 +82,7 @@ class FaultProxy:
 
     upstream: str
     choose: Callable[[int, str], str | None] = field(default=lambda number, path: None)
+    choose_upload: Callable[[int, str], str | None] = field(default=lambda number, path: None)
     delay_seconds: float = 0.3
     latency_seconds: float = 0.0
     """Added to the first byte of every answer."""
@@ -83,6 +100,10 @@ class FaultProxy:
     @property
     def gets(self) -> list[Request]:
         return [request for request in self.requests if request.method == "GET"]
+
+    @property
+    def uploads(self) -> list[Request]:
+        return [request for request in self.requests if request.method in ("PUT", "POST")]
 
     @property
     def faults(self) -> list[str]:
@@ -105,7 +126,7 @@ class FaultProxy:
                 self.in_flight += 1
                 self.most_in_flight = max(self.most_in_flight, self.in_flight)
                 try:
-                    if not await self._exchange(head, answers, upstream, writer):
+                    if not await self._exchange(head, reader, answers, upstream, writer):
                         break
                 finally:
                     self.in_flight -= 1
@@ -114,11 +135,13 @@ class FaultProxy:
                 end.transport.abort()
                 self.open.remove(end)
 
-    async def _exchange(self, head, answers, upstream, writer) -> bool:
+    async def _exchange(self, head, reader, answers, upstream, writer) -> bool:
         """Pass one request on; return whether the connection can be used again."""
         method, target, _ = head.decode("latin-1").split("\r\n")[0].split(" ")
         path = urlsplit(target).path
         found = re.search(rb"\r\nrange: *([^\r]*)", head, re.IGNORECASE)
+        if method in ("PUT", "POST"):
+            return await self._upload(head, method, path, reader, answers, upstream, writer)
         number = len(self.gets)
         fault = self.choose(number, path) if method == "GET" else None
         span = found.group(1).decode() if found else None
@@ -131,11 +154,40 @@ class FaultProxy:
         if fault == "delay":
             await asyncio.sleep(self.delay_seconds)
         upstream.write(head)
-        answer = await answers.readuntil(b"\r\n\r\n")
-        length = re.search(rb"\r\ncontent-length: *(\d+)", answer, re.IGNORECASE)
-        size = int(length.group(1)) if length and method == "GET" else 0
-        body = await answers.readexactly(size)
+        answer, body = await _whole_answer(answers, has_body=method != "HEAD")
         return await self._answer(fault, answer, body, writer)
+
+    async def _upload(self, head, method, path, reader, answers, upstream, writer) -> bool:
+        number = len(self.uploads)
+        fault = self.choose_upload(number, path)
+        self.requests.append(Request(number, method, path, None, fault))
+        length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+        size = int(length.group(1)) if length else 0
+        if fault == "reset":
+            await reader.readexactly(size // 2)
+            self._reset(writer)
+            return False
+        body = await reader.readexactly(size)
+        if fault == "stall":
+            await asyncio.sleep(3600)
+        if fault == "503":
+            writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            return True
+        upstream.write(head + body)
+        answer, body = await _whole_answer(answers, has_body=True)
+        if fault == "lost-answer":
+            self._reset(writer)
+            return False
+        writer.write(answer + body)
+        await writer.drain()
+        return True
+
+    @staticmethod
+    def _reset(writer) -> None:
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
     async def _answer(self, fault, answer, body, writer) -> bool:
         half = len(body) // 2
@@ -160,10 +212,24 @@ class FaultProxy:
         if fault == "stall":
             await asyncio.sleep(3600)
         if fault == "reset":
-            raw = writer.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+            self._reset(writer)
         return False
+
+
+async def _whole_answer(answers, *, has_body) -> tuple[bytes, bytes]:
+    """Return head and body of an answer; a chunked body as it is on the wire."""
+    answer = await answers.readuntil(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *(\d+)", answer, re.IGNORECASE)
+    if not has_body:
+        return answer, b""
+    if length:
+        return answer, await answers.readexactly(int(length.group(1)))
+    body = b""
+    if re.search(rb"\r\ntransfer-encoding: *chunked", answer, re.IGNORECASE):
+        while not body.endswith(b"\r\n0\r\n\r\n") and body != b"0\r\n\r\n":
+            line = await answers.readuntil(b"\r\n")
+            body += line + await answers.readexactly(int(line, 16) + 2)
+    return answer, body
 
 
 @contextlib.contextmanager

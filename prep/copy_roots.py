@@ -1,0 +1,85 @@
+"""The two ends of a copy: which pairs make sense, who else writes, how long uploads may take."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prep.errors import UsageError
+from prep.options import WORK_NAME
+from prep.root_lock import file_lock, root_lock
+from prep.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_UPLOAD_TIMEOUT = "300s"  # of one part: 8 MiB over a slow line, of many parts at once
+
+
+def check_roots(source: Storage, destination: Storage) -> None:
+    """Raise UsageError where one root is or contains the other, or cannot be written."""
+    if destination.root.startswith(("http://", "https://")):
+        raise UsageError(f"{destination.root} is read only; copy to a directory, s3:// or gs://")
+    ends = [_resolved(storage) for storage in (source, destination)]
+    for one, other in (ends, ends[::-1]):
+        if one == other or other.startswith(f"{one.rstrip('/')}/"):
+            raise UsageError(
+                f"{destination.root} and {source.root} overlap; copy to a root of its own"
+            )
+
+
+def _resolved(storage: Storage) -> str:
+    return str(storage.local_root.resolve()) if storage.local_root is not None else storage.root
+
+
+def patient(storage: Storage) -> Storage:
+    """Return the same root with time enough to upload large parts over a slow line."""
+    if storage.local_root is not None:
+        return storage
+    given = storage.options.get("client_options", {})
+    options = {**storage.options, "client_options": {"timeout": _UPLOAD_TIMEOUT, **given}}
+    return Storage(storage.root, options, storage.retry)
+
+
+@contextlib.contextmanager
+def destination_lock(destination: Storage) -> Iterator[Callable[[], None]]:
+    """Keep other writers out of a destination while the block runs; see root_lock.
+
+    For a bucket, a folder of this user on this machine says who we are: a run that follows one that
+    was killed takes its lock over at once.
+    """
+    if destination.local_root is not None:
+        folder = destination.local_root / WORK_NAME
+        with root_lock(destination, folder, folder) as check:
+            yield check
+        return
+    folder = _identity_folder(destination.root)
+    with (
+        file_lock(folder / "lock", f"another kprep is copying into {destination.root}"),
+        root_lock(destination, folder, folder) as check,
+    ):
+        yield check
+
+
+def remove_lock(destination: Storage) -> None:
+    """Take the lock file off a local root; we hold it."""
+    if destination.local_root is None:
+        return
+    folder = destination.local_root / WORK_NAME
+    (folder / "lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # unfinished work of others may be there
+        folder.rmdir()
+
+
+def _identity_folder(root: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "kprep" / "copies" / hashlib.sha256(root.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home: a run after a kill has to wait until the lock is void
+        return Path(tempfile.mkdtemp(prefix="kprep-"))
+    return folder

@@ -1,0 +1,649 @@
+"""`kprep push` and `kprep pull`: verified copies, continued after kills and faults, never half a dataset."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import obstore
+import pytest
+from conftest import run_kprep
+from copy_datasets import CLASSES, convert, draw, files_of, flip, noise_dataset, objects_of
+from fault_proxy import by_rate, fault_proxy, uploads_by_rate
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prep.byte_progress import ByteProgress
+from prep.copy_dataset import copy_dataset
+from prep.copy_plan import is_root_file, plan_copy
+from prep.errors import DatasetError, KprepError, StorageError, UsageError
+from prep.format import FileEntry, Manifest, Shard, Split
+from prep.profile import PROFILES
+from prep.storage import RetryPolicy, Storage
+from prep.verify import verify
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Two splits of real clips, some rows failed."""
+    folder = tmp_path_factory.mktemp("copied")
+    for split, seed in (("train", 1), ("val", 2)):
+        draw(folder / split, dict.fromkeys(CLASSES, 4), seed=seed, broken=1)
+        convert(folder / split, folder / "root", split)
+    return folder / "root"
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> Path:
+    return noise_dataset(tmp_path_factory.mktemp("noise") / "root")
+
+
+def pushed(s3, source: Path, prefix: str, **options):
+    return copy_dataset(
+        Storage(str(source)), Storage(f"s3://kprep/{prefix}", s3.options), **options
+    )
+
+
+# -- there and back ------------------------------------------------------------------------------
+
+
+def test_to_a_bucket_and_back_is_byte_identical(dataset, s3, tmp_path):
+    url, back = "s3://kprep/copy/there", tmp_path / "back"
+    text = run_kprep("push", dataset, url, **s3.environment).stdout
+    assert "0 were there already" in text
+    assert objects_of(s3, "copy/there") == files_of(dataset)
+    run_kprep("verify", url, **s3.environment)
+    run_kprep("pull", url, back, **s3.environment)
+    assert files_of(back) == files_of(dataset)
+    assert sorted(path.name for path in back.iterdir()) == sorted(
+        path.name for path in dataset.iterdir()
+    )  # no work folder is left
+    assert verify(Storage(str(back))).faults == []
+
+
+def test_large_files_go_in_parts_and_come_back_equal(noise, s3, tmp_path):
+    result = pushed(s3, noise, "copy/noise")
+    assert objects_of(s3, "copy/noise") == files_of(noise)
+    [etag] = [meta["e_tag"] for page in obstore.list(s3.store("copy/noise")) for meta in page
+              if meta["path"].endswith("000001.tar")]  # fmt: skip
+    assert etag.strip('"').endswith("-3")  # S3's mark of an upload in three parts
+    assert result.bytes_sent == sum(path.stat().st_size for path in noise.rglob("*") if path.is_file()
+                                    and path.name != "manifest.json")  # fmt: skip
+    copy_dataset(Storage("s3://kprep/copy/noise", s3.options), Storage(str(tmp_path / "back")))
+    assert files_of(tmp_path / "back") == files_of(noise)
+
+
+def test_from_bucket_to_bucket_and_from_folder_to_folder(noise, s3, tmp_path):
+    pushed(s3, noise, "copy/first")
+    copy_dataset(
+        Storage("s3://kprep/copy/first", s3.options), Storage("s3://kprep/copy/second", s3.options)
+    )
+    assert objects_of(s3, "copy/second") == files_of(noise)
+    copy_dataset(Storage(str(noise)), Storage(str(tmp_path / "copy")))
+    assert files_of(tmp_path / "copy") == files_of(noise)
+
+
+def test_a_plain_web_server_can_be_pulled_from(dataset, tmp_path, http_folder):
+    with http_folder(dataset) as url:
+        run_kprep("pull", url, tmp_path / "back")
+        assert files_of(tmp_path / "back") == files_of(dataset)
+        done = run_kprep("push", dataset, url, check=False)
+        assert (done.returncode, "read only" in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def http_folder():
+    """Serve a folder on 127.0.0.1, with ranges, as web servers do."""
+    import contextlib
+    import http.server
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            path, span = Path(self.translate_path(self.path)), self.headers.get("Range")
+            if not path.is_file():
+                return self.send_error(404)
+            data = path.read_bytes()
+            first, last = 0, len(data) - 1
+            if span:
+                first, last = (int(part or last) for part in span.removeprefix("bytes=").split("-"))
+            self.send_response(206 if span else 200)
+            if span:
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+            self.send_header("Content-Length", str(last + 1 - first))
+            self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+            self.end_headers()
+            self.wfile.write(data[first : last + 1])
+            return None
+
+    @contextlib.contextmanager
+    def serve(folder):
+        def make(*arguments):
+            return Handler(*arguments, directory=str(folder))
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), make) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_address[1]}"
+            finally:
+                server.shutdown()
+                thread.join()
+
+    return serve
+
+
+# -- what is there is not sent again -------------------------------------------------------------
+
+
+def test_a_repeat_sends_nothing_and_a_damaged_file_alone(noise, s3, tmp_path):
+    pushed(s3, noise, "copy/repeat")
+    again = pushed(s3, noise, "copy/repeat")
+    assert (again.num_sent, again.num_there) == (0, 12)
+    store = s3.store("copy/repeat")
+    data = bytearray(obstore.get(store, "train/train-000001.tar").bytes())
+    data[77] ^= 1
+    obstore.put(store, "train/train-000001.tar", bytes(data))  # the same size, and no mark of ours
+    obstore.delete(store, "index/train.parquet")
+    assert pushed(s3, noise, "copy/repeat").sent == [
+        "train/train-000001.tar",
+        "index/train.parquet",
+    ]
+    assert objects_of(s3, "copy/repeat") == files_of(noise)
+    copy_dataset(Storage(str(noise)), Storage(str(tmp_path / "copy")))
+    flip(tmp_path / "copy/train/train-000002.tar")
+    repaired = copy_dataset(Storage(str(noise)), Storage(str(tmp_path / "copy")))
+    assert repaired.sent == ["train/train-000002.tar"]
+    assert files_of(tmp_path / "copy") == files_of(noise)
+
+
+def test_objects_that_others_uploaded_are_read_and_not_sent_again(noise, s3):
+    s3.upload(noise, "copy/others")
+    assert pushed(s3, noise, "copy/others").num_sent == 0
+
+
+def test_a_partial_local_file_is_continued_and_a_damaged_one_begun_anew(noise, tmp_path):
+    source = CountingStorage(str(noise))
+    root, path = tmp_path / "copy", "train/train-000000.tar"
+    stop_after_reads(source, root, 2)
+    [part] = [part for part in root.rglob("*.part") if part.stat().st_size == 16 << 20]
+    source.ranges.clear()
+    copy_dataset(source, Storage(str(root)), jobs=1)
+    assert source.ranges[path] == [(16 << 20, 20 << 20)]
+    assert files_of(root) == files_of(noise)
+    shutil.rmtree(root)
+    stop_after_reads(CountingStorage(str(noise)), root, 2)
+    [part] = [part for part in root.rglob("*.part") if part.stat().st_size == 16 << 20]
+    flip(part)
+    copy_dataset(Storage(str(noise)), Storage(str(root)))
+    assert files_of(root) == files_of(noise)
+
+
+class CountingStorage(Storage):
+    """A root that notes which ranges of which tars are read, and can fail at one of them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.ranges, self.fail_at = {}, None
+
+    def read_range(self, path, start, end, *, etag=None):
+        if path.endswith(".tar"):
+            self.ranges.setdefault(path, []).append((start, end))
+            if self.fail_at is not None and sum(map(len, self.ranges.values())) > self.fail_at:
+                raise StorageError("the line is dead")
+        return super().read_range(path, start, end, etag=etag)
+
+
+def stop_after_reads(source, root, count):
+    source.fail_at = count
+    with pytest.raises(StorageError, match="the line is dead"):
+        copy_dataset(source, Storage(str(root)), jobs=1)
+    assert not (root / "manifest.json").exists()
+    source.fail_at = None
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bucket", [False, True], ids=["to a folder", "to a bucket"])
+def test_a_damaged_source_file_is_named_and_nothing_is_published(noise, s3, tmp_path, bucket):
+    source = Path(shutil.copytree(noise, tmp_path / "source"))
+    flip(source / "train/train-000001.tar", 15 << 20)
+    flip(source / "train/train-000002.tar", 0)
+    prefix = "copy/damaged"
+    destination = (
+        Storage(f"s3://kprep/{prefix}", s3.options) if bucket else Storage(str(tmp_path / "c"))
+    )
+    with pytest.raises(DatasetError) as caught:
+        copy_dataset(Storage(str(source)), destination)
+    assert "train-000001.tar is damaged" in str(caught.value)
+    assert "train-000002.tar is damaged" in str(caught.value)
+    there = objects_of(s3, prefix) if bucket else files_of(tmp_path / "c")
+    assert "manifest.json" not in there
+    assert "train/train-000001.tar" not in there
+    assert "train/train-000000.tar" in there
+    # mended at the source, the same command completes
+    copy_dataset(Storage(str(noise)), destination)
+    assert (objects_of(s3, prefix) if bucket else files_of(tmp_path / "c")) == files_of(noise)
+
+
+def test_what_arrives_damaged_is_fetched_again(noise, tmp_path):
+    source = FlippingStorage(str(noise))
+    copy_dataset(source, Storage(str(tmp_path / "copy")))
+    assert source.flipped == 3
+    assert files_of(tmp_path / "copy") == files_of(noise)
+
+
+class FlippingStorage(Storage):
+    """A root of which the first read of every tar arrives with another bit."""
+
+    flipped = 0
+
+    def read_range(self, path, start, end, *, etag=None):
+        data = super().read_range(path, start, end, etag=etag)
+        seen = vars(self).setdefault("seen", set())
+        if path.endswith(".tar") and start and path not in seen:
+            seen.add(path)
+            self.flipped += 1
+            data[5] ^= 1
+        return data
+
+
+# -- what a destination holds --------------------------------------------------------------------
+
+
+def test_splits_are_added_and_the_copy_verifies(dataset, s3, tmp_path):
+    url, copy = "s3://kprep/copy/splits", tmp_path / "copy"
+    run_kprep("push", dataset, url, "--split", "val", **s3.environment)
+    run_kprep("verify", url, **s3.environment)
+    manifest = json.loads(bytes(obstore.get(s3.store("copy/splits"), "manifest.json").bytes()))
+    assert list(manifest["splits"]) == ["val"]
+    assert not any("train" in path for path in manifest["files"])
+    run_kprep("pull", url, copy, **s3.environment)
+    assert verify(Storage(str(copy))).faults == []
+    before = files_of(copy / "val")
+    result = copy_dataset(Storage(str(dataset)), Storage(str(copy)), splits=["train"])
+    assert {path for path in result.sent if "train" in path} == {
+        path for path in files_of(dataset) if "train" in path
+    }
+    assert files_of(copy / "val") == before
+    assert files_of(copy) == files_of(dataset)
+    assert copy_dataset(Storage(str(dataset)), Storage(str(copy)), splits=["val"]).num_sent == 0
+    assert files_of(copy) == files_of(dataset)
+
+
+def test_another_dataset_is_refused(dataset, tmp_path):
+    others = draw(tmp_path / "v", dict.fromkeys(CLASSES, 2), seed=9)
+    other = convert(others, tmp_path / "other", "train")
+    before = files_of(other)
+    done = run_kprep("push", dataset, other, check=False)
+    assert done.returncode == 2
+    assert "another split train (6 clips, the source's has 9)" in done.stderr
+    assert "a published split never changes" in done.stderr
+    profile = convert(others, tmp_path / "profile", "test", "--crf", 30)
+    with pytest.raises(UsageError, match=r"another profile \(.*crf: 23, not 30"):
+        copy_dataset(Storage(str(dataset)), Storage(str(profile)))
+    few = draw(tmp_path / "few", {"left": 2}, seed=10)
+    classes = convert(few, tmp_path / "classes", "test")
+    with pytest.raises(UsageError, match="other classes"):
+        copy_dataset(Storage(str(dataset)), Storage(str(classes)))
+    assert files_of(other) == before
+
+
+def test_a_clip_of_another_split_is_refused(dataset, tmp_path):
+    """A key is unique in a dataset, also when the splits come from different places."""
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    for name in ("index/val.parquet", "ledger/val.parquet", "wids-val.json"):
+        (other / name.replace("val", "test")).write_bytes((other / name).read_bytes())
+        manifest["files"][name.replace("val", "test")] = manifest["files"].pop(name)
+    manifest["splits"] = {"test": manifest["splits"]["val"]}
+    manifest["files"] = {
+        path: entry for path, entry in manifest["files"].items() if "train" not in path
+    }
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    copy_dataset(Storage(str(dataset)), Storage(str(tmp_path / "copy")), splits=["val"])
+    with pytest.raises(UsageError, match="belongs to split val"):
+        copy_dataset(Storage(str(other)), Storage(str(tmp_path / "copy")))
+    copy_dataset(Storage(str(dataset)), Storage(str(tmp_path / "copy2")), splits=["train"])
+    shutil.copy(dataset / "index/train.parquet", other / "index/test.parquet")
+    whole = json.loads((dataset / "manifest.json").read_text())
+    manifest["files"]["index/test.parquet"] = whole["files"]["index/train.parquet"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="a key is unique in a dataset"):
+        copy_dataset(Storage(str(other)), Storage(str(tmp_path / "copy2")))
+
+
+def test_a_folder_of_something_else_is_refused(noise, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(
+        UsageError, match=r"is not empty and no kprep dataset \(it holds thesis.txt\)"
+    ):
+        copy_dataset(Storage(str(noise)), Storage(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_unfinished_copy_of_something_else_is_refused(noise, tmp_path):
+    stop_after_reads(CountingStorage(str(noise)), tmp_path / "copy", 4)
+    other = noise_dataset(tmp_path / "other", seed=5, shard_bytes=1000)
+    with pytest.raises(UsageError, match="unfinished copy of other clips"):
+        copy_dataset(Storage(str(other)), Storage(str(tmp_path / "copy")))
+    copy_dataset(Storage(str(noise)), Storage(str(tmp_path / "copy")))
+    assert files_of(tmp_path / "copy") == files_of(noise)
+
+
+@pytest.mark.parametrize("path", ["manifest.json", ".kprep-lock", ".kprep-work/x"])
+def test_a_manifest_that_lists_what_is_not_its_own_is_refused(noise, tmp_path, path):
+    source = noise_dataset(tmp_path / "source", shard_bytes=1000)
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["files"][path] = {"bytes": 1, "sha256": "0" * 64}
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match="no dataset's file"):
+        copy_dataset(Storage(str(source)), Storage(str(tmp_path / "copy")))
+
+
+def test_mistakes_are_one_sentence(noise, tmp_path):
+    for words, code, text in (
+        (("push", noise, noise), 2, "overlap"),
+        (("push", noise, noise / "inside"), 2, "overlap"),
+        (("push", tmp_path / "nowhere", tmp_path / "x"), 1, "does not exist"),
+        (("push", noise, tmp_path / "x", "--split", "typo"), 2, "no split 'typo'"),
+        (("pull", "ftp://x/y", tmp_path / "x"), 2, "must be a directory, s3://"),
+    ):
+        done = run_kprep(*words, check=False)
+        assert (done.returncode, text in done.stderr, done.stderr.count("\n")) == (code, True, 1), (
+            done.stderr
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_dry_run_writes_nothing(dataset, noise, s3, tmp_path):
+    text = run_kprep("push", dataset, tmp_path / "copy", "--dry-run").stdout
+    assert "nothing was written" in text
+    assert f"to copy          {len(files_of(dataset)) - 1} files" in text
+    assert not (tmp_path / "copy").exists()
+    text = run_kprep("push", noise, "s3://kprep/copy/dry", "--dry-run", **s3.environment).stdout
+    assert "62.9 MB" in text
+    assert objects_of(s3, "copy/dry") == {}
+
+
+# -- kills ---------------------------------------------------------------------------------------
+
+
+def killed_copies(words, env, rng, most):
+    """Start, kill at random moments, start again … until one ends by itself; return the kills."""
+    kills = 0
+    while True:
+        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            _, errors = process.communicate(timeout=rng.uniform(0.35, 1.6) if kills < most else 120)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, errors.decode()
+        return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_killed_at_any_moment_a_repeat_completes(s3, tmp_path, way):
+    source = noise_dataset(tmp_path / "source", shards=6, shard_bytes=24 << 20, seed=3)
+    env = {**os.environ, **s3.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if way == "pull":
+        s3.upload(source, "copy/kill-source")
+    total = 0
+    for number in range(4):
+        here, there = str(tmp_path / f"copy{number}"), f"s3://kprep/copy/kill{number}"
+        ends = (str(source), there) if way == "push" else ("s3://kprep/copy/kill-source", here)
+        words = [sys.executable, "-P", "-m", "prep", way, *ends, "--jobs", "2"]
+        total += killed_copies(words, env, random.Random(f"{way} {number}"), 3)
+        found = objects_of(s3, f"copy/kill{number}") if way == "push" else files_of(Path(here))
+        assert found == files_of(source)
+    assert total >= 4
+
+
+DIES_AT = """
+import os, signal, sys
+from prep.storage import Storage
+moment, before = sys.argv.pop(1), sys.argv.pop(1) == "before"
+def dying(real):
+    def call(self, path, *arguments):
+        if path == moment and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, path, *arguments)
+        if path == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return call
+for name in ("write", "write_parts", "delete"):
+    setattr(Storage, name, dying(getattr(Storage, name)))
+from prep.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "moment", [".kprep-work/copy.json", "train/train-000001.tar", "README.md", "manifest.json"]
+)
+def test_killed_around_every_kind_of_write_a_bucket_holds_all_or_nothing(
+    s3, tmp_path, moment, when
+):
+    source = noise_dataset(tmp_path / "source", shard_bytes=9 << 20)
+    prefix = f"copy/dies/{tmp_path.name}"
+    env = {**os.environ, **s3.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    words = ["push", str(source), f"s3://kprep/{prefix}"]
+    died = subprocess.run([sys.executable, "-P", "-c", DIES_AT, moment, when, *words], env=env,
+                          capture_output=True, timeout=120, check=False)  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    there = objects_of(s3, prefix)
+    if "manifest.json" in there:
+        assert {**files_of(source), **there} == there
+    run_kprep(*words, **s3.environment, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert objects_of(s3, prefix) == files_of(source)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
+    source = noise_dataset(tmp_path / "source", shards=8, shard_bytes=16 << 20)
+    words = [
+        sys.executable,
+        "-P",
+        "-m",
+        "prep",
+        "push",
+        str(source),
+        str(tmp_path / "copy"),
+        "--jobs",
+        "1",
+    ]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not list((tmp_path / "copy").glob("train/*.tar")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert b"run the same command again" in errors
+    assert b"Traceback" not in errors
+    run_kprep("push", source, tmp_path / "copy")
+    assert files_of(tmp_path / "copy") == files_of(source)
+
+
+# -- two at once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", [False, True], ids=["into a folder", "into a bucket"])
+def test_two_at_once_are_kept_apart(s3, tmp_path, bucket):
+    source = noise_dataset(tmp_path / "source", shards=8, shard_bytes=16 << 20, seed=1)
+    other = noise_dataset(tmp_path / "other", shards=2, shard_bytes=1 << 20, seed=2)
+    url = f"s3://kprep/copy/two/{tmp_path.name}" if bucket else str(tmp_path / "copy")
+    env = {**os.environ, **s3.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    words = [sys.executable, "-P", "-m", "prep", "push", str(source), url, "--jobs", "1"]
+    first = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    watch = Storage(url, s3.options) if bucket else Storage(url)
+    while first.poll() is None:
+        if (bucket or Path(url).is_dir()) and any(i.path.endswith(".tar") for i in watch.list()):
+            break
+    first.send_signal(signal.SIGSTOP)
+    try:
+        for cache in ("cache", "elsewhere"):  # this machine's user, and somebody else's
+            done = run_kprep("push", other, url, check=False, **s3.environment,
+                             XDG_CACHE_HOME=str(tmp_path / cache))  # fmt: skip
+            assert (done.returncode, "another kprep is" in done.stderr) == (2, True), done.stderr
+    finally:
+        first.send_signal(signal.SIGCONT)
+        first.wait(60)
+    assert first.returncode == 0
+    assert (
+        objects_of(s3, url.removeprefix("s3://kprep/")) if bucket else files_of(Path(url))
+    ) == files_of(source)
+
+
+# -- faults --------------------------------------------------------------------------------------
+
+QUICK = RetryPolicy(patience_seconds=120, first_wait_seconds=0.01, longest_wait_seconds=0.1)
+IMPATIENT = {"timeout": "8s", "read_timeout": "1s"}
+
+
+def through(s3, proxy, prefix):
+    options = {**s3.options, "endpoint": proxy.endpoint, "client_options": IMPATIENT}
+    return Storage(f"s3://kprep/{prefix}", options, QUICK)
+
+
+def many(tmp_path):
+    return noise_dataset(tmp_path / "source", shards=40, shard_bytes=300_000, seed=8)
+
+
+def test_a_pull_through_resets_503s_stalls_and_truncation_is_whole(s3, tmp_path):
+    source = many(tmp_path)
+    s3.upload(source, "copy/faulty")
+    rates = {"reset": 0.05, "status_503": 0.05, "stall": 0.02, "truncate_206": 0.05, "close": 0.05}
+    with fault_proxy(s3.endpoint, by_rate(3, **rates)) as proxy:
+        copy_dataset(through(s3, proxy, "copy/faulty"), Storage(str(tmp_path / "copy")), jobs=4)
+        assert {"reset", "503", "truncate-206", "close"} <= set(proxy.faults)
+    assert files_of(tmp_path / "copy") == files_of(source)
+
+
+@pytest.mark.slow
+def test_a_push_through_resets_503s_stalls_and_lost_answers_is_whole(s3, tmp_path):
+    source = noise_dataset(tmp_path / "source", shards=24, shard_bytes=300_000, seed=8)
+    large = noise_dataset(tmp_path / "large", shards=1, shard_bytes=9 << 20, seed=4)
+    choose = uploads_by_rate(1, reset=0.06, status_503=0.06, lost_answer=0.06, stall=0.01)
+    with fault_proxy(s3.endpoint, choose_upload=choose) as proxy:
+        copy_dataset(Storage(str(source)), through(s3, proxy, "copy/faulty2"), jobs=4)
+        copy_dataset(Storage(str(large)), through(s3, proxy, "copy/faulty3"), jobs=2)
+        assert {"reset", "503", "lost-answer"} <= set(proxy.faults)
+    assert objects_of(s3, "copy/faulty2") == files_of(source)
+    assert objects_of(s3, "copy/faulty3") == files_of(large)
+
+
+def test_a_server_that_only_refuses_is_one_error_and_no_dataset(s3, tmp_path):
+    source = noise_dataset(tmp_path / "source", shards=3, shard_bytes=1000)
+    policy = replace(QUICK, patience_seconds=0.5)
+
+    def refuse(number, path):
+        return "503" if path.endswith("000001.tar") else None
+
+    with fault_proxy(s3.endpoint, choose_upload=refuse) as proxy:
+        destination = through(s3, proxy, "copy/refused")
+        destination.retry = policy
+        with pytest.raises(StorageError, match=r"train-000001\.tar"):
+            copy_dataset(Storage(str(source)), destination)
+    assert "manifest.json" not in objects_of(s3, "copy/refused")
+    copy_dataset(Storage(str(source)), Storage("s3://kprep/copy/refused", s3.options))
+    assert objects_of(s3, "copy/refused") == files_of(source)
+
+
+def test_a_bucket_that_does_not_exist_is_one_sentence(noise, s3, tmp_path):
+    done = run_kprep("pull", "s3://nowhere/x", tmp_path / "copy", check=False, **s3.environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path):
+    """A copy of 420 MB in two files needs far less than they have."""
+    source = noise_dataset(tmp_path / "source", shards=2, shard_bytes=200 << 20)
+    code = (
+        "import sys\nfrom prep.copy_dataset import copy_dataset\nfrom prep.storage import Storage\n"
+        "copy_dataset(Storage(sys.argv[1]), Storage(sys.argv[2]))\n"
+        "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')])\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(source), str(tmp_path / "copy")],
+                          capture_output=True, text=True, check=True, timeout=120)  # fmt: skip
+    assert int(done.stdout.split()[-1]) < 300_000  # KiB; the files have 410,000
+
+
+# -- the plan and the progress -------------------------------------------------------------------
+
+
+def _manifest(splits: dict[str, int]) -> Manifest:
+    files, made = {}, {}
+    for name, count in splits.items():
+        shards = tuple(Shard(f"{name}/{name}-{number:06d}.tar", 3) for number in range(count))
+        for path in [*(shard.path for shard in shards), *(f"{shard.path}.idx" for shard in shards),
+                     f"index/{name}.parquet", f"ledger/{name}.parquet", f"wids-{name}.json"]:  # fmt: skip
+            files[path] = FileEntry(len(path), f"{abs(hash(path)):064x}"[:64])
+        made[name] = Split(f"{len(name):064x}", 3 * count, 3 * count, {"ok": 3 * count}, shards)
+    for path in ("README.md", "classes.txt", ".nv-meta/split.yaml", "LICENSE"):
+        files[path] = FileEntry(1, "0" * 64)
+    return Manifest(PROFILES["small"], ("a", "b"), made, files)
+
+
+SPLITS = st.dictionaries(
+    st.sampled_from(["train", "val", "test", "a", "bb"]), st.integers(0, 4), min_size=1
+)
+
+
+@given(SPLITS, st.data())
+def test_a_plan_copies_each_file_once_and_lists_what_will_be_there(splits, data):
+    source = _manifest(splits)
+    wanted = data.draw(st.lists(st.sampled_from(sorted(splits)), unique=True))
+    there = data.draw(st.lists(st.sampled_from(sorted(splits)), unique=True))
+    existing = _manifest({name: splits[name] for name in there}) if there else None
+    plan = plan_copy(source, wanted, existing, "there")
+    chosen = set(wanted or splits)
+    assert set(plan.manifest.splits) == chosen | set(there)
+    assert set(plan.added) == chosen - set(there)
+    assert len(set(plan.paths)) == len(plan.paths)
+    assert all(path.endswith(".tar") for path in plan.shards)
+    assert not any(path.endswith(".tar") or is_root_file(path) for path in plan.companions)
+    assert plan.made_anew == (set(plan.manifest.splits) != set(splits))
+    expected = _manifest({name: splits[name] for name in chosen | set(there)}).files
+    if plan.made_anew:
+        expected = {path: entry for path, entry in expected.items() if not is_root_file(path)}
+        assert plan.root_files == ()
+    assert plan.manifest.files == expected
+    copied = _manifest({name: splits[name] for name in chosen}).files
+    assert set(plan.paths) == {
+        path for path in copied if not (plan.made_anew and is_root_file(path))
+    }
+
+
+def test_progress_shows_bandwidth_and_the_time_that_is_left(capsys):
+    now = [100.0]
+    progress = ByteProgress("copied", 10_000_000, clock=lambda: now[0])
+    now[0] = 104.0
+    progress.add(4_000_000)
+    progress.skip(2_000_000)
+    assert progress.line() == "copied 4.0 MB of 8.0 MB, 1.0 MB/s, 00:04 left"
+    now[0] = 111.0
+    progress.add(1)
+    assert "copied 4.0 MB of 8.0 MB" in capsys.readouterr().err
+
+
+def test_a_plan_of_an_unknown_split_names_those_there_are():
+    with pytest.raises(KprepError, match=r"no split 'x' in the source; it has train, val"):
+        plan_copy(_manifest({"train": 1, "val": 1}), ["x"], None, "there")
