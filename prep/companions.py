@@ -1,7 +1,7 @@
-"""The companion files that make one directory readable by wids, Megatron-Energon and Hugging Face.
+"""The companion files that make one directory readable by wids and Megatron-Energon.
 
-Sources: the wids index form of webdataset 0.2; Megatron-Energon 7 (`.nv-meta`); the `configs` of
-Hugging Face dataset cards.
+Sources: the wids index form of webdataset 0.2; Megatron-Energon 7 (`.nv-meta`). What Hugging Face
+needs stands in the dataset card (dataset_card.py).
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prep.format import FileEntry, Split
-    from prep.profile import EncodingProfile
+    from prep.format import Split
 
 ENERGON_VERSION = "7.4.0"
 _DATASET_YAML = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
@@ -56,48 +55,3 @@ def energon_files(splits: dict[str, Split]) -> dict[str, bytes]:
         ".nv-meta/split.yaml": f"exclude: []\nsplit_parts:\n{parts}".encode("ascii"),
         ".nv-meta/dataset.yaml": _DATASET_YAML.encode("ascii"),
     }
-
-
-def dataset_card(
-    profile: EncodingProfile,
-    class_names: tuple[str, ...],
-    splits: dict[str, Split],
-    files: dict[str, FileEntry],
-) -> bytes:
-    """Return README.md: the dataset card, with the globs that Hugging Face needs."""
-    globs = "".join(f'  - split: {name}\n    path: "{name}/*.tar"\n' for name in sorted(splits))
-    lines = [
-        "---",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-        globs.rstrip("\n"),
-        "tags: [video, webdataset, kprep]",
-        "---",
-        "",
-        "# Video clips for training, made with kprep",
-        "",
-        (
-            f"Clips of {len(class_names)} classes at {float(profile.fps):g} frames a second, "
-            f"short side {profile.short_side_px} pixels, H.264 with a keyframe every "
-            f"{profile.keyframe_interval_frames} frames (profile `{profile.name}`)."
-        ),
-        "",
-        "| split | clips | annotation rows | without a clip | shards | bytes |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, split in sorted(splits.items()):
-        size = sum(files[shard.path].bytes for shard in split.shards)
-        missing = split.outcomes.get("failed", 0) + split.outcomes.get("pending", 0)
-        lines.append(
-            f"| {name} | {split.num_clips} | {split.num_rows} | {missing} | "
-            f"{len(split.shards)} | {size} |"
-        )
-    lines += [
-        "",
-        "`ledger/<split>.parquet` says for every annotation row what became of it and why.",
-        "Read it with kprep, `webdataset`, `wids`, Megatron-Energon or Hugging Face `datasets`.",
-        "The videos remain under the terms of their sources.",
-        "",
-    ]
-    return "\n".join(lines).encode("utf-8")

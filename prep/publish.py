@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prep import companions
+from prep.dataset_card import card_of_root
 from prep.format import (
     ClipRecord,
     FileEntry,
@@ -95,19 +96,13 @@ def write_root_files(
     return complete
 
 
-def root_files(
-    storage: Storage,  # noqa: ARG001
-    manifest: Manifest,
-    written: dict[str, bytes],  # noqa: ARG001
-) -> dict[str, bytes]:
+def root_files(storage: Storage, manifest: Manifest, written: dict[str, bytes]) -> dict[str, bytes]:
     """Return the files that speak of all splits."""
     names = "".join(f"{name}\n" for name in manifest.class_names)
     return {
         "classes.txt": names.encode(),
         **companions.energon_files(manifest.splits),
-        "README.md": companions.dataset_card(
-            manifest.profile, manifest.class_names, manifest.splits, manifest.files
-        ),
+        "README.md": card_of_root(storage, manifest, written),
     }
 
 

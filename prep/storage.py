@@ -1,7 +1,8 @@
 """One way to read and write a dataset root: a local directory or an object store.
 
-Everything goes through obstore, so a local directory and a bucket take the same path. A `Storage`
-can be pickled and sent to worker processes: the client is opened there, on the first use.
+A bucket is reached through obstore; of a local directory, what is read often (sizes, versions,
+ranges) is read directly. A `Storage` can be pickled and sent to worker processes: the client is
+opened there, on the first use.
 
 Who tries again: reads (`info`, `read`, `read_range`) through a client that never does, with
 `RetryPolicy`, which knows how far a body came and what can no longer succeed; writes and
@@ -15,11 +16,13 @@ import os
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_waiting
 from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError, UsageError
+from prep.local_files import ends_early, local_info, read_local_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -107,7 +110,7 @@ class Storage:
         closed = {"_store": None, "_reads": None, "_opened_in": 0}
         return {"root": self.root, "options": self.options, "retry": self.retry, **closed}
 
-    @property
+    @cached_property
     def local_root(self) -> Path | None:
         """The directory, or None when the root is in an object store."""
         return None if _URL.match(self.root) else Path(self.root)
@@ -162,7 +165,10 @@ class Storage:
         import obstore
 
         check_relative_path(path)
-        tries = Tries(self.retry, self.where(path), local=self.local_root is not None)
+        if self.local_root is not None:
+            with self._errors(path):
+                return ObjectInfo(path, *local_info(self.where(path)))
+        tries = Tries(self.retry, self.where(path), local=False)
         while True:
             try:
                 with self._errors(path):
@@ -193,7 +199,22 @@ class Storage:
         Raises ReplacedError when `etag` is given and the object has another one by now, and
         StorageError when the object ends before `end` or cannot be had within the patience.
         """
-        return self._receive(Download(check_relative_path(path), start, end, etag))
+        check_relative_path(path)
+        if self.local_root is not None:
+            return self._read_local(path, start, end, etag)
+        return self._receive(Download(path, start, end, etag))
+
+    def _read_local(self, path: str, start: int, end: int, etag: str | None) -> memoryview:
+        # a script whose forked workers would hang on a bucket is told so on a local directory too
+        self._refuse_fork()
+        self._opened_in = os.getpid()
+        with self._errors(path):
+            data, size, version = read_local_range(self.where(path), start, end)
+        if etag is not None and version != etag:
+            raise self._replaced(path)
+        if len(data) < end - start:
+            raise ends_early(self.where(path), size, start, end)
+        return memoryview(data)
 
     def _receive(self, download: Download) -> memoryview:
         """Fill a download, over as many requests as it takes."""
@@ -226,10 +247,7 @@ class Storage:
         if download.etag is not None and etag is not None and etag != download.etag:
             raise self._replaced(download.path)
         if download.end is not None and size < download.end:
-            raise StorageError(
-                f"{self.where(download.path)} ends at byte {size}, but bytes {download.start} "
-                f"to {download.end} are indexed; run `kprep verify`"
-            )
+            raise ends_early(self.where(download.path), size, download.start, download.end)
         download.begin(size, etag)
         if result.range[0] != download.start + download.received:
             raise OSError(f"the answer begins at byte {result.range[0]}, another was asked for")

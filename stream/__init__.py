@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stream.clip_stream import BatchAddress, ClipStream, StreamOptions
     from stream.color import yuv420_to_rgb, yuv420_to_rgb_planes
     from stream.loader import ClipLoader, clip_loader
+    from stream.roots import DataRoot
     from stream.state import StreamState
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ClipBatch",
     "ClipLoader",
     "ClipStream",
+    "DataRoot",
     "StreamOptions",
     "StreamState",
     "clip_loader",
@@ -29,6 +31,7 @@ _HOMES = {
     "ClipBatch": "stream.batch",
     "ClipLoader": "stream.loader",
     "ClipStream": "stream.clip_stream",
+    "DataRoot": "stream.roots",
     "StreamOptions": "stream.clip_stream",
     "StreamState": "stream.state",
     "clip_loader": "stream.loader",

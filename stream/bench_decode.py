@@ -18,7 +18,7 @@ from stream.decode import ClipDecoder
 from stream.order import EpochOrder
 from stream.plan_reads import view_request
 from stream.plan_splits import StoredSplit
-from stream.reads import ClipBytes, needed_gops
+from stream.reads import ClipBytes
 from stream.sampling import frame_offsets
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _sample(storage: Storage, request: ClipRequest) -> _Sample:
     body = storage.read_range(clip.shard, begin, begin + clip.video_bytes)
     gops = {
         number: body[int(clip.gop_offsets[number]) : int(clip.gop_offsets[number + 1])]
-        for number in needed_gops(request)
+        for number in request.gops
     }
     size = frame_bytes(clip.height, clip.width)
     out = np.empty((len(request.frames), size), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,18 +12,28 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from prep.errors import BadClipError, DatasetError, MissingBucketError, StorageError, UsageError
-from prep.format import Manifest, read_manifest
+from prep.errors import BadClipError, DatasetError, UsageError
 from prep.storage import stop_waiting
 from stream.bad_clips import MOST_SUBSTITUTES, BadClip, Policy, substitute
 from stream.batch import ClipBatch, Layout
 from stream.cache import ClipCache, disk_space, parse_bytes
+from stream.class_lists import join_class_lists
 from stream.color import frame_bytes, yuv420_to_rgb
 from stream.decode import ClipDecoder, check_even
-from stream.index import ClipIndex, load_index
-from stream.order import BatchPlan, EpochOrder, Grouping, Int64
-from stream.pins import shared_versions
-from stream.reads import ClipReader, ClipRequest, PendingClip
+from stream.mixture import Mixture
+from stream.opened_roots import (
+    OpenedRoot,
+    WeightedStorage,
+    check_shares,
+    index_of,
+    open_roots,
+    reader_of,
+    root_of,
+    shares_of,
+    too_short_error,
+)
+from stream.order import BatchPlan, Grouping, Int64
+from stream.reads import ClipRequest, PendingClip
 from stream.sampling import (
     Placement,
     evaluation_starts,
@@ -32,7 +43,12 @@ from stream.sampling import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prep.format import Manifest
+    from prep.format.manifest import Split
     from prep.storage import Storage
+    from stream.index import IndexedClip
 
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
@@ -85,10 +101,10 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class _Item:
-    """One clip of a batch: the epoch's position, row of the index, view and start frame."""
+    """One clip of a batch: the epoch's position, what the index says, view and start frame."""
 
     position: int
-    row: int
+    clip: IndexedClip
     view: int
     start: int
 
@@ -99,13 +115,14 @@ _Begun = tuple[list[_Item], list[PendingClip]]
 class ClipStream(Dataset[ClipBatch]):
     """One rank's view of a split: `stream[BatchAddress(epoch, step, micro)]` is a ClipBatch.
 
-    Holds no position and no generator: any process can compute any batch. Raises DatasetError for
-    an unknown split or a damaged index, UsageError for options that the split cannot serve.
+    Holds no position and no generator: any process can compute any batch. Over several roots, keys
+    are called `N/key` and class lists are joined by name. Raises DatasetError for an unknown split
+    or a damaged index, UsageError for options that the split cannot serve.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        storage: Storage | Sequence[WeightedStorage],
         options: StreamOptions,
         *,
         batch_size: int,
@@ -115,18 +132,28 @@ class ClipStream(Dataset[ClipBatch]):
         cache_dir: str | Path | None = None,
         cache_limit: int | str | None = None,
     ) -> None:
-        self.storage = storage
         self.options = options
         self.rank = rank
-        self.manifest: Manifest = _read_manifest(storage)
-        if options.split not in self.manifest.splits:
-            known = ", ".join(sorted(self.manifest.splits)) or "none"
-            raise UsageError(f"{storage.root} has no split {options.split!r}; it has {known}")
-        self.split = self.manifest.splits[options.split]
-        self.index: ClipIndex = load_index(storage, self.manifest, options.split)
+        self.roots: list[OpenedRoot] = open_roots(
+            storage, options.split, evaluation=options.mode == "eval"
+        )
+        lists = [root.manifest.class_names for root in self.roots]
+        self.class_names, labels = join_class_lists(lists)
+        self.index = index_of(self.roots, labels)
+        self._is_remote = any(root.storage.local_root is None for root in self.roots)
         self._place_clips()
+        shares = shares_of(self.roots, self.rows)
+        if options.mode == "train":
+            check_shares(self.roots, shares, options.split, options.frames, options.fps)
+        self.mixture = Mixture(
+            shares,
+            options.seed,
+            options.clips_per_video,
+            options.grouping,
+            options.shuffle_block,
+        )
         self.plan = BatchPlan(
-            num_positions=len(self.rows) * options.clips_per_video,
+            num_positions=self.mixture.num_positions,
             world_size=world_size,
             batch_size=batch_size,
             accumulate=accumulate,
@@ -137,13 +164,31 @@ class ClipStream(Dataset[ClipBatch]):
                 f"{self.plan.num_positions} clips an epoch cannot fill a batch of "
                 f"{self.plan.global_batch} (world_size x batch_size x accumulate); make it smaller"
             )
-        sizes = {shard.path: self.manifest.files[shard.path].bytes for shard in self.split.shards}
-        cache = self._cache(cache_dir, cache_limit)
-        versions = shared_versions(storage, sizes, rank=rank, world_size=world_size)
-        self._reader = ClipReader(storage, versions, cache)
+        self._reader = reader_of(
+            self.roots,
+            self.index,
+            self._cache(cache_dir, cache_limit),
+            rank=rank,
+            world_size=world_size,
+        )
         self._decoder: ClipDecoder | None = None
         self._expected: BatchAddress | None = None
         self._ahead: tuple[BatchAddress, _Begun] | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """Where the first root is."""
+        return self.roots[0].storage
+
+    @property
+    def manifest(self) -> Manifest:
+        """The first root's manifest."""
+        return self.roots[0].manifest
+
+    @property
+    def split(self) -> Split:
+        """The split in the first root that has it."""
+        return next(root.split for root in self.roots if root.split is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process: its decoder and its reads."""
@@ -164,7 +209,10 @@ class ClipStream(Dataset[ClipBatch]):
         self._rate_of = np.zeros(len(self.index), dtype=np.int64)
         starts = np.zeros(len(self.index), dtype=np.int64)
         for number, (rate, rows) in enumerate(self.index.rates().items()):
-            offsets = frame_offsets(options.frames, options.fps, rate)
+            try:
+                offsets = frame_offsets(options.frames, options.fps, rate)
+            except UsageError as error:
+                raise UsageError(f"{root_of(self.roots, int(rows[0]))}: {error}") from error
             self._offsets[number] = offsets
             self._rate_of[rows] = number
             starts[rows] = num_starts(self.index.num_frames[rows], int(offsets[-1]) + 1)
@@ -174,10 +222,7 @@ class ClipStream(Dataset[ClipBatch]):
         self.starts: Int64 = starts
         self.rows: Int64 = np.flatnonzero(starts > 0)
         if not len(self.rows):
-            raise UsageError(
-                f"no clip of split {options.split} has {options.frames} frames at "
-                f"{float(options.fps):g} fps; ask for fewer frames, or short='pad'"
-            )
+            raise too_short_error(options.split, options.frames, options.fps)
 
     def __len__(self) -> int:
         """Return the number of batches an epoch on this rank."""
@@ -195,7 +240,7 @@ class ClipStream(Dataset[ClipBatch]):
             self._ahead = None
             stop_waiting()
             raise
-        clips = [self.index.clip(item.row) for item in kept]
+        clips = [item.clip for item in kept]
         sizes = [(clip.height, clip.width) for clip in clips]
         return ClipBatch(
             video=planar if self.options.layout == "yuv420" else _to_rgb(planar, sizes),
@@ -216,7 +261,7 @@ class ClipStream(Dataset[ClipBatch]):
         ahead, self._ahead = self._ahead, None
         begun = ahead[1] if ahead is not None and ahead[0] == address else self._begin(address)
         in_turn, self._expected = self._expected == address, self._following(address)
-        if in_turn and self._expected is not None and self.storage.local_root is None:
+        if in_turn and self._expected is not None and self._is_remote:
             self._ahead = (self._expected, self._begin(self._expected))
         return begun
 
@@ -237,7 +282,7 @@ class ClipStream(Dataset[ClipBatch]):
         return BatchAddress(address.epoch, step, micro) if step < self.plan.num_steps else None
 
     def _item(self, epoch: int, position: int, row: int, view: int) -> _Item:
-        return _Item(position, row, view, self.start(epoch, row, view))
+        return _Item(position, self.index.clip(row), view, self.start(epoch, row, view))
 
     def items(self, address: BatchAddress) -> tuple[Int64, Int64]:
         """Return the index rows and views of a batch; no video is touched."""
@@ -245,19 +290,8 @@ class ClipStream(Dataset[ClipBatch]):
         if self.options.mode == "eval":
             views = self.options.clips_per_video
             return self.rows[positions // views], positions % views
-        clips, views_at = self._order(address.epoch)(positions)
+        clips, views_at = self.mixture.order(address.epoch)(positions)
         return self.rows[clips], views_at
-
-    def _order(self, epoch: int) -> EpochOrder:
-        return EpochOrder(
-            fingerprint=self.split.fingerprint,
-            num_clips=len(self.rows),
-            seed=self.options.seed,
-            epoch=epoch,
-            clips_per_video=self.options.clips_per_video,
-            grouping=self.options.grouping,
-            shuffle_block=self.options.shuffle_block,
-        )
 
     def start(self, epoch: int, row: int, view: int) -> int:
         """Return the start frame of a view of a clip."""
@@ -267,15 +301,15 @@ class ClipStream(Dataset[ClipBatch]):
             return int(placed[view])
         return training_start(options.seed, epoch, self.index.key(row), view, starts)
 
-    def _frames(self, row: int, start: int) -> Int64:
+    def _frames(self, clip: IndexedClip, start: int) -> Int64:
         """Return the frame indices of a clip; past the end the last frame repeats (short="pad")."""
-        frames = start + self._offsets[int(self._rate_of[row])]
-        return np.minimum(frames, int(self.index.num_frames[row]) - 1)
+        frames = start + self._offsets[int(self._rate_of[clip.row])]
+        return np.minimum(frames, clip.num_frames - 1)
 
     def _request(self, item: _Item) -> ClipRequest:
-        clip = self.index.clip(item.row)
+        clip = item.clip
         check_even(clip.height, clip.width, clip.key)
-        return ClipRequest(clip, self._frames(item.row, item.start))
+        return ClipRequest(clip, self._frames(clip, item.start))
 
     def _decode(self, epoch: int, begun: _Begun) -> tuple[torch.Tensor, list[_Item], list[BadClip]]:
         """Decode each clip while those behind it are still being read.
@@ -286,7 +320,8 @@ class ClipStream(Dataset[ClipBatch]):
         items, reads = begun
         clips = [pending.request.clip for pending in reads]
         longest = max((frame_bytes(clip.height, clip.width) for clip in clips), default=0)
-        planar = torch.empty((len(items), self.options.frames, longest), dtype=torch.uint8)
+        shape = (len(items), self.options.frames, longest)
+        planar = _room(shape) if self.options.layout == "yuv420" else _private_room(shape)
         kept: list[_Item | None] = list(items)
         bad: list[BadClip] = []
         for number, pending in enumerate(reads):
@@ -324,10 +359,11 @@ class ClipStream(Dataset[ClipBatch]):
             return planar, None
         for attempt in range(1, MOST_SUBSTITUTES + 1):
             drawn = substitute(
-                self.split.fingerprint, self.options.seed, epoch, item.position, attempt,
-                len(self.rows),
+                self.mixture.fingerprint, self.options.seed, epoch, item.position, attempt,
+                self.mixture.num_draws,
             )  # fmt: skip
-            other = self._item(epoch, item.position, int(self.rows[drawn]), item.view)
+            clips, _ = self.mixture.order(epoch).clips_of(np.array([drawn]))
+            other = self._item(epoch, item.position, int(self.rows[clips[0]]), item.view)
             pending = self._reader.begin([self._request(other)])[0]
             clip = pending.request.clip
             planar = _widened(planar, frame_bytes(clip.height, clip.width))
@@ -349,24 +385,26 @@ class ClipStream(Dataset[ClipBatch]):
         return [self.index.key(int(row)) for row in self.too_short]
 
 
-def _read_manifest(storage: Storage) -> Manifest:
-    """Read the manifest; where there is none, find out whether there is a bucket at all."""
-    try:
-        return read_manifest(storage)
-    except DatasetError:
-        if storage.local_root is None:
-            try:
-                storage.read("manifest.json")
-            except MissingBucketError:
-                raise
-            except StorageError:
-                pass
-        raise
-
-
 def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:
     clip = pending.request.clip
     return BadClip(clip.key, clip.shard, clip.video_offset, str(error))
+
+
+def _private_room(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return uint8 of any content, for this process alone."""
+    return torch.empty(shape, dtype=torch.uint8)
+
+
+def _room(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return uint8 of any content that travels from a worker process without being copied.
+
+    As torch's own `default_collate` does, batches of a worker are made in shared memory.
+    """
+    if get_worker_info() is None or not math.prod(shape):
+        return _private_room(shape)
+    new_shared: Any = torch.UntypedStorage._new_shared  # noqa: SLF001 - see above
+    storage = new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _widened(planar: torch.Tensor, longest: int) -> torch.Tensor:
@@ -382,11 +420,9 @@ def _to_rgb(planar: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
     """Convert each clip; clips of several sizes stand in the upper left of the largest."""
     height = max((size[0] for size in sizes), default=0)
     width = max((size[1] for size in sizes), default=0)
-    shape = (len(sizes), planar.shape[1], height, width, 3)
-    alike = len(set(sizes)) <= 1
-    video = (
-        torch.empty(shape, dtype=torch.uint8) if alike else torch.zeros(shape, dtype=torch.uint8)
-    )
+    video = _room((len(sizes), planar.shape[1], height, width, 3))
+    if len(set(sizes)) > 1:
+        video.zero_()
     for number, (rows, columns) in enumerate(sizes):
         video[number, :, :rows, :columns] = yuv420_to_rgb(planar[number], rows, columns)
     return video

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 UInt8 = npt.NDArray[np.uint8]
 _KEPT_CONTEXTS = 32
+_LENGTH = struct.Struct(">I").unpack_from
 _CONTAINER_OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
     "protocol_whitelist": "none",
@@ -64,16 +65,14 @@ class ClipDecoder:
     def _decode_gops(
         self, clip: IndexedClip, config: bytes, data: ClipBytes, frames: Int64, out: UInt8
     ) -> None:
-        context = self._context(config)
+        context, pictures = self._context(config), _Pictures(clip, out)
+        places: dict[int, dict[int, list[int]]] = {}
+        for place, frame in enumerate(frames.tolist()):
+            gop, number = divmod(frame, clip.gop_frames)
+            places.setdefault(gop, {}).setdefault(number, []).append(place)
         try:
             for gop, payload in data.gops.items():
-                first = gop * clip.gop_frames
-                _check_frames(clip, gop, payload)
-                inside = np.flatnonzero((frames >= first) & (frames < first + clip.gop_frames))
-                wanted: dict[int, list[int]] = {}
-                for place in inside:
-                    wanted.setdefault(int(frames[place]) - first, []).append(int(place))
-                _decode_gop(clip, context, payload, wanted, out)
+                _decode_gop(clip, context, _packets(clip, gop, payload), places[gop], pictures)
         except BaseException:
             del self._contexts[config]  # its state is unknown
             raise
@@ -96,52 +95,53 @@ class ClipDecoder:
         """Decode from the beginning and count: exact for any codec and any order of packets."""
         if data.whole is None:
             raise _bad(clip, "was not read whole")
-        last = int(frames[-1])
+        last, pictures = int(frames[-1]), _Pictures(clip, out)
         with av.open(io.BytesIO(data.whole), options=_CONTAINER_OPTIONS) as container:
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(stream)):  # type: ignore[union-attr]
                 for place in np.flatnonzero(frames == number):
-                    _copy(clip, _planar(frame), out[place])
+                    pictures.put(int(place), _planar(frame))
                 if number == last:
                     return
         raise _bad(clip, f"has no frame {last}")
 
 
-def _check_frames(clip: IndexedClip, gop: int, payload: memoryview) -> None:
-    """Raise BadClipError when a GOP does not hold as many frames as the index says.
+def _packets(clip: IndexedClip, gop: int, payload: memoryview) -> list[memoryview]:
+    """Cut a GOP into its packets: one NAL unit with its length prefix is one frame.
 
-    Its checksum can be right and the index's count wrong; frames would then be others than named.
+    Raises BadClipError when they are not as many as the index says: its checksum can be right and
+    the index's count wrong, and frames would then be others than named.
     """
     expected = min(clip.gop_frames, clip.num_frames - gop * clip.gop_frames)
-    position = found = 0
-    while position < len(payload):
-        position += 4 + int(struct.unpack_from(">I", payload, position)[0])
-        found += 1
-    if found != expected:
-        raise _bad(clip, f"holds {found} frames in GOP {gop}, the index says {expected}")
+    packets: list[memoryview] = []
+    position, size = 0, len(payload)
+    while position < size:
+        (length,) = _LENGTH(payload, position)
+        end = position + 4 + length
+        if length == 0 or end > size:
+            raise _bad(clip, f"has a broken frame {len(packets)} in GOP {gop}")
+        packets.append(payload[position:end])
+        position = end
+    if len(packets) != expected:
+        raise _bad(clip, f"holds {len(packets)} frames in GOP {gop}, the index says {expected}")
+    return packets
 
 
 def _decode_gop(
     clip: IndexedClip,
     context: Any,
-    payload: memoryview,
+    packets: list[memoryview],
     wanted: dict[int, list[int]],
-    out: UInt8,
+    pictures: _Pictures,
 ) -> None:
-    """Decode a GOP up to the last wanted frame; one NAL unit is one frame."""
-    position, last = 0, max(wanted)
-    for number in range(last + 1):
-        (length,) = struct.unpack_from(">I", payload, position)
-        packet = payload[position : position + 4 + length]
-        if length == 0 or len(packet) != 4 + length:
-            raise _bad(clip, f"has no frame {number} in a GOP")
-        decoded = context.decode(av.Packet(packet))  # type: ignore[arg-type]
-        position += 4 + length
+    """Decode a GOP up to the last wanted frame."""
+    for number in range(max(wanted) + 1):
+        decoded = context.decode(av.Packet(packets[number]))  # type: ignore[arg-type]
         if len(decoded) != 1:
             raise _bad(clip, f"gives {len(decoded)} pictures for one packet")
         for place in wanted.get(number, ()):
-            _copy(clip, decoded[0], out[place])
+            pictures.put(place, decoded[0])
 
 
 def _planar(frame: Any) -> Any:
@@ -154,28 +154,39 @@ def _planar(frame: Any) -> Any:
     )
 
 
-def _copy(clip: IndexedClip, frame: Any, target: UInt8) -> None:
-    """Copy the three planes, without their padding, behind one another."""
-    height, width = clip.height, clip.width
-    if (frame.height, frame.width) != (height, width) or frame.format.name != "yuv420p":
-        raise _bad(
-            clip,
-            f"decodes to {frame.width}x{frame.height} {frame.format.name}, "
-            f"the index says {width}x{height} yuv420p",
-        )
-    if frame.is_corrupt:
-        raise _bad(clip, "decodes to a corrupt picture")
-    position = 0
-    for plane, rows, columns in zip(
-        frame.planes,
-        (height, height // 2, height // 2),
-        (width, width // 2, width // 2),
-        strict=True,
-    ):
-        pixels = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-        size = rows * columns
-        target[position : position + size].reshape(rows, columns)[:] = pixels[:rows, :columns]
-        position += size
+class _Pictures:
+    """The frames of one clip in the caller's array: each one's planes behind one another."""
+
+    def __init__(self, clip: IndexedClip, out: UInt8) -> None:
+        """Divide `out`, uint8 (T, height * width * 3 // 2), into its planes."""
+        self._clip = clip
+        height, width = clip.height, clip.width
+        luma, chroma = height * width, height * width // 4
+        half = (height // 2, width // 2)
+        self._planes = [
+            (out[:, begin : begin + size].reshape(-1, *shape), shape)
+            for begin, size, shape in (
+                (0, luma, (height, width)),
+                (luma, chroma, half),
+                (luma + chroma, chroma, half),
+            )
+        ]
+
+    def put(self, place: int, frame: Any) -> None:
+        """Copy a frame, without the padding of its rows."""
+        clip = self._clip
+        if (frame.height, frame.width) != (clip.height, clip.width) or (
+            frame.format.name != "yuv420p"
+        ):
+            raise _bad(
+                clip,
+                f"decodes to {frame.width}x{frame.height} {frame.format.name}, "
+                f"the index says {clip.width}x{clip.height} yuv420p",
+            )
+        if frame.is_corrupt:
+            raise _bad(clip, "decodes to a corrupt picture")
+        for (target, shape), plane in zip(self._planes, frame.planes, strict=True):
+            target[place] = np.ndarray(shape, np.uint8, plane, 0, (plane.line_size, 1))
 
 
 def _bad(clip: IndexedClip, what: str) -> BadClipError:

@@ -17,12 +17,14 @@ from prep.errors import KprepError, UsageError
 from prep.storage import RetryPolicy, Storage
 from stream.bad_clips import BadClipSummary, Policy
 from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
+from stream.opened_roots import RootSummary, WeightedStorage, summarise
 from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
+from stream.roots import RootLike, WeightedRootLike, data_roots
 from stream.state import STATE_VERSION, StreamState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from fractions import Fraction
     from pathlib import Path
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
 _PRELOAD = ["torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "stream.clip_stream"]
 _OPENING_PATIENCE_SECONDS = 60.0
+_LONGEST_LIST = 120  # characters
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,12 @@ class ClipLoader:
     @property
     def class_names(self) -> list[str]:
         """Class names in label order."""
-        return list(self.stream.manifest.class_names)
+        return list(self.stream.class_names)
+
+    @property
+    def roots(self) -> list[RootSummary]:
+        """What each root brings into an epoch, in the order in which they were given."""
+        return summarise(self.stream.roots, self.stream.mixture.shares)
 
     @property
     def num_clips(self) -> int:
@@ -191,6 +199,7 @@ class ClipLoader:
 
     def _state(self, epoch: int, step: int) -> StreamState:
         stream, options = self.stream, self.stream.options
+        several = stream.mixture.shares if len(stream.mixture.shares) > 1 else ()
         return StreamState(
             version=STATE_VERSION,
             order_version=ORDER_VERSION,
@@ -198,7 +207,9 @@ class ClipLoader:
             step=step,
             seed=options.seed,
             global_batch=stream.plan.global_batch,
-            fingerprint=stream.split.fingerprint,
+            roots=_short(share.fingerprint[:8] for share in several),
+            weights=_short(str(share.weight) for share in stream.mixture.shares),
+            fingerprint=stream.mixture.fingerprint,
             objects=_objects_digest(stream),
             frames=options.frames,
             fps=str(options.fps),
@@ -234,9 +245,18 @@ def _objects_digest(stream: ClipStream) -> str:
     Taken from the manifest rather than from ETags, so that a copy of the dataset in another place
     continues a run. What changes while a run goes on is found by ETag and by crc32.
     """
-    entries = ((shard.path, stream.manifest.files[shard.path]) for shard in stream.split.shards)
-    text = "\n".join(f"{path} {entry.bytes} {entry.sha256}" for path, entry in entries)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    texts = []
+    for root in stream.roots:
+        shards = root.split.shards if root.split is not None else ()
+        entries = ((shard.path, root.manifest.files[shard.path]) for shard in shards)
+        texts.append("\n".join(f"{path} {entry.bytes} {entry.sha256}" for path, entry in entries))
+    return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _short(parts: Iterable[str]) -> str:
+    """Return a list for a state, which must stay small: as it is, or a digest of a long one."""
+    text = ",".join(parts)
+    return text if len(text) <= _LONGEST_LIST else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _fork_server() -> Any:
@@ -260,7 +280,7 @@ def _check_main_guard() -> None:
 
 
 def clip_loader(
-    root: str,
+    root: RootLike | Sequence[WeightedRootLike],
     *,
     split: str,
     batch_size: int,
@@ -287,10 +307,12 @@ def clip_loader(
     storage_options: dict[str, Any] | None = None,
     storage_patience_seconds: float = 600.0,
 ) -> ClipLoader:
-    """Open a split of a dataset for training or evaluation.
+    """Open a split of a dataset, or of several together, for training or evaluation.
 
     Args:
-        root: a local directory, `s3://bucket/prefix`, `gs://…` or `https://…`.
+        root: a directory, `s3://bucket/prefix`, `gs://…` or `https://…`; or a list of roots,
+            (root, weight) pairs and DataRoots, see stream.mixture for weights. An evaluation takes
+            each clip once. Keys are called `N/key` then, N being the root's place in the list.
         split: name of the split.
         batch_size: clips a rank and micro-batch.
         frames: frames a clip.
@@ -318,7 +340,8 @@ def clip_loader(
         cache_dir: keep clips in this directory of a local disk, shared by all processes and jobs
             that name it; None for no cache.
         cache_limit: what the cache may occupy at any moment, as du counts: bytes, "50GB", "64MiB".
-        storage_options: of the object store's client, see prep.storage.Storage.
+        storage_options: of the object store's client, see prep.storage.Storage; for every root
+            that has none of its own (DataRoot).
         storage_patience_seconds: how long reading waits for a store that fails, since the last
             byte that arrived; opening waits a minute at most.
 
@@ -336,11 +359,9 @@ def clip_loader(
         clips_per_video=clips_per_video, grouping=grouping, shuffle_block=shuffle_block,
         placement=placement, layout=layout, bad_clips=bad_clips,
     )  # fmt: skip
-    # an endpoint that is mistyped should not take ten minutes to be found
-    opening = RetryPolicy(min(_OPENING_PATIENCE_SECONDS, storage_patience_seconds))
-    storage = Storage(root, storage_options or {}, opening)
+    roots = _storages(root, storage_options or {}, storage_patience_seconds)
     stream = ClipStream(
-        storage,
+        roots,
         options,
         batch_size=batch_size,
         rank=rank,
@@ -349,7 +370,8 @@ def clip_loader(
         cache_dir=cache_dir,
         cache_limit=cache_limit,
     )
-    storage.retry = RetryPolicy(storage_patience_seconds)
+    for one in roots:
+        one.storage.retry = RetryPolicy(storage_patience_seconds)
     return ClipLoader(
         stream,
         num_workers=num_workers,
@@ -357,6 +379,17 @@ def clip_loader(
         pin_memory=pin_memory,
         bad_clip_limit=bad_clip_limit,
     )
+
+
+def _storages(
+    root: RootLike | Sequence[WeightedRootLike], options: dict[str, Any], patience_seconds: float
+) -> list[WeightedStorage]:
+    # an endpoint that is mistyped should not take ten minutes to be found
+    opening = RetryPolicy(min(_OPENING_PATIENCE_SECONDS, patience_seconds))
+    return [
+        WeightedStorage(Storage(one.root, one.storage_options or options, opening), one.weight)
+        for one in data_roots(root)
+    ]
 
 
 def _check_least(least: int, **amounts: float) -> None:

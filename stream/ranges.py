@@ -14,9 +14,8 @@ The rules, per batch:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -36,6 +35,11 @@ class ClipRequest:
     clip: IndexedClip
     frames: Int64
 
+    @cached_property
+    def gops(self) -> list[int]:
+        """The numbers of the GOPs that hold the wanted frames, ascending."""
+        return list(dict.fromkeys((self.frames // self.clip.gop_frames).tolist()))
+
 
 class ByteRange(NamedTuple):
     """Bytes `[start, end)` of a shard."""
@@ -47,11 +51,6 @@ class ByteRange(NamedTuple):
     def holds(self, other: ByteRange) -> bool:
         """Whether all bytes of `other` are in this range."""
         return self.shard == other.shard and self.start <= other.start and other.end <= self.end
-
-
-def needed_gops(request: ClipRequest) -> list[int]:
-    """Return the numbers of the GOPs that hold the wanted frames, ascending."""
-    return [int(number) for number in np.unique(request.frames // request.clip.gop_frames)]
 
 
 def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -84,7 +83,7 @@ def request_ranges(request: ClipRequest) -> list[ByteRange]:
     clip = request.clip
     if clip.codec_config is None:
         return [whole_range(clip)]
-    return [run_range(clip, first, end) for first, end in runs(needed_gops(request))]
+    return [run_range(clip, first, end) for first, end in runs(request.gops)]
 
 
 def batch_ranges(
@@ -108,7 +107,7 @@ def _clip_ranges(views: list[ClipRequest]) -> list[ByteRange]:
     clip = views[0].clip
     if clip.codec_config is None:
         return [whole_range(clip)]
-    gops = sorted({number for view in views for number in needed_gops(view)})
+    gops = sorted({number for view in views for number in view.gops})
     parts = [run_range(clip, first, end) for first, end in runs(gops)]
     union = sum(part.end - part.start for part in parts)
     if len(views) > 1 and union > ONE_RANGE_SHARE * clip.video_bytes:

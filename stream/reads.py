@@ -9,14 +9,13 @@ from __future__ import annotations
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import BadClipError
 from stream.ranges import (
     ByteRange,
     ClipRequest,
     batch_ranges,
-    needed_gops,
     request_ranges,
     runs,
     whole_range,
@@ -24,17 +23,27 @@ from stream.ranges import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from prep.storage import Storage
     from stream.cache import ClipCache
     from stream.index import IndexedClip
 
     _Body = Callable[[], memoryview]
 
-__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "needed_gops", "runs"]
+__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "runs"]
 
 _REQUESTS_IN_FLIGHT = 16
 _GAP_BYTES = 4096  # that a request may read in vain: cheaper than another one over a network
+
+
+class ShardStorage(Protocol):
+    """What a reader needs of prep.storage.Storage."""
+
+    @property
+    def local_root(self) -> Path | None: ...
+    def read_range(
+        self, path: str, start: int, end: int, *, etag: str | None = None
+    ) -> memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,10 @@ class ClipReader:
     """
 
     def __init__(
-        self, storage: Storage, versions: dict[str, str | None], cache: ClipCache | None = None
+        self,
+        storage: ShardStorage,
+        versions: dict[str, str | None],
+        cache: ClipCache | None = None,
     ) -> None:
         self.storage = storage
         self.versions = versions
@@ -185,7 +197,7 @@ def _split(request: ClipRequest, parts: list[memoryview]) -> ClipBytes:
         _check(clip, parts[0], clip.crc32, 0)
         return ClipBytes({}, parts[0])
     gops = {}
-    for (first, end), body in zip(runs(needed_gops(request)), parts, strict=True):
+    for (first, end), body in zip(runs(request.gops), parts, strict=True):
         base = int(clip.gop_offsets[first])
         for number in range(first, end):
             start = int(clip.gop_offsets[number])

@@ -16,7 +16,8 @@ class StreamState:
     """A position in the global sequence of clips; under 1 KiB as JSON.
 
     `step` counts optimiser steps of `epoch` that were consumed. The other fields decide the
-    sequence; a state is refused by the name of the first one that differs.
+    sequence; a state is refused by the name of the first one that differs. `roots` tells several
+    roots apart, by the beginnings of their splits' fingerprints in order; it is empty for one.
     """
 
     version: int
@@ -25,6 +26,8 @@ class StreamState:
     step: int
     seed: int
     global_batch: int
+    roots: str
+    weights: str
     fingerprint: str
     objects: str
     frames: int
@@ -47,6 +50,8 @@ class StreamState:
                 values = json.loads(values)
             except ValueError as error:
                 raise UsageError(f"the loader's state is not JSON: {error}") from error
+        if isinstance(values, dict):  # before there were several roots
+            values = {"roots": "", "weights": "1", **values}
         kinds = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(cls)}
         if not isinstance(values, dict) or values.get("version") != STATE_VERSION:
             raise UsageError(

@@ -74,3 +74,32 @@ def sequence(loader) -> list[tuple[str, int, int, str]]:
             digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:12]
             found.append((key, int(batch.view[number]), int(batch.start_frame[number]), digest))
     return found
+
+
+def make_other_dataset(folder: Path, count: int = 12) -> Path:
+    """Convert videos at 30 fps and 96 pixels, of classes Left, down and left, into splits train and val.
+
+    The keys of left/0 and left/6 are those of make_dataset's videos of these names, of other content.
+    """
+    rng = np.random.default_rng(12)
+    for split, number in [*(("train", n) for n in range(count)), *(("val", n) for n in range(4))]:
+        name = ("left", "Left", "down")[number % 3]
+        motion = dataclasses.replace(
+            random_motion(name.lower(), rng), size=(128, 96), seconds=1.5 + number % 2 / 2,
+            rate=Fraction(30),
+        )  # fmt: skip
+        target = folder / "videos" / split / name / f"{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(target, motion, "libx264")
+    for split in ("train", "val"):
+        run_kprep("shard", folder / "videos" / split, folder / "root", "--split", split, "--fps", 30,
+                  "--profile", "small", "--short-side", 96, "--class-list", class_list(folder, "Left", "down", "left"),
+                  "--clips-per-shard", 5)  # fmt: skip
+    return folder / "root"
+
+
+def class_list(folder: Path, *names: str) -> Path:
+    """Write a file of class names in label order."""
+    path = folder / "classes.txt"
+    path.write_text("\n".join(names) + "\n")
+    return path

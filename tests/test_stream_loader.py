@@ -26,7 +26,7 @@ from prep.errors import (
 from prep.format import iter_records, read_index
 from prep.storage import Storage
 from stream import BatchAddress, ClipBatch, clip_loader
-from stream.reads import needed_gops, runs
+from stream.reads import ClipRequest, runs
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_short_clips_stay_out_and_are_counted(root):
     assert (padded.num_clips, padded.unscored) == (24, [])
     rows = {padded.stream.index.key(row): row for row in range(24)}
     row = rows[one.unscored[0]]
-    frames = padded.stream._frames(row, 0)
+    frames = padded.stream._frames(padded.stream.index.clip(row), 0)
     assert frames.tolist() == [
         min(i, int(padded.stream.index.num_frames[row]) - 1) for i in range(16)
     ]
@@ -323,10 +323,9 @@ def test_runs_and_gops_by_hand(root):
     assert runs([2, 3, 7]) == [(2, 4), (7, 8)]
     assert runs([]) == []
     clip = loader(root).stream.index.clip(0)
-    from stream.reads import ClipRequest
 
-    assert needed_gops(ClipRequest(clip, np.array([0, 15]))) == [0]
-    assert needed_gops(ClipRequest(clip, np.array([15, 16]))) == [0, 1]
+    assert ClipRequest(clip, np.array([0, 15])).gops == [0]
+    assert ClipRequest(clip, np.array([15, 16])).gops == [0, 1]
 
 
 # -- damage --------------------------------------------------------------------------------------
@@ -365,7 +364,9 @@ def test_every_altered_payload_byte_is_caught(copy):
     one = loader(copy, mode="eval", frames=16, batch_size=1)
     address = BatchAddress(0, 0, 0)
     record = one.stream.index.clip(int(one.stream.items(address)[0][0]))
-    gops = needed_gops_of(one, address)
+    rows, _ = one.stream.items(address)
+    frames = one.stream._frames(record, one.stream.start(0, int(rows[0]), 0))
+    gops = ClipRequest(record, frames).gops
     start, end = int(record.gop_offsets[gops[0]]), int(record.gop_offsets[gops[-1] + 1])
     shard = copy / record.shard
     clean = shard.read_bytes()
@@ -377,18 +378,6 @@ def test_every_altered_payload_byte_is_caught(copy):
         os.utime(shard, ns=(0, 0))
         with pytest.raises(KprepError):
             loader(copy, mode="eval", frames=16, batch_size=1).stream[address]
-
-
-def needed_gops_of(one, address):
-    from stream.reads import ClipRequest
-
-    rows, _ = one.stream.items(address)
-    row = int(rows[0])
-    return needed_gops(
-        ClipRequest(
-            one.stream.index.clip(row), one.stream._frames(row, one.stream.start(0, row, 0))
-        )
-    )
 
 
 def test_a_replaced_shard_is_an_error_that_names_it(copy):

@@ -98,6 +98,11 @@ def test_overrides_apply_in_order_and_strings_need_no_quotes() -> None:
         ("augment.crop=[112]", "augment.crop in .* list of 2 int"),
         ("augment.crop=[200, 112]", "augment.crop .* must fit into augment.resize"),
         ("augment.std=[1, 1, 0]", "augment.std"),
+        ("augment.short_side=100", "augment.crop .* must fit into augment.short_side 100"),
+        ("augment.crop_area=[0.5, 0.1]", "augment.crop_area .* the smaller one first"),
+        ("augment.crop_area=[0, 1]", "augment.crop_area .* above 0"),
+        ("augment.crop_ratio=[2, 1]", "augment.crop_ratio .* smaller one first"),
+        ("augment.rand_magnitude=31", "augment.rand_magnitude \\(31\\) must be from 0 to 30"),
         ("run.precision=fp8", "'float32' or 'bf16' or 'fp16'"),
     ],
 )

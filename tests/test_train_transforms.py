@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import transforms as tv
 from torchvision.transforms import functional as tv_functional
+from torchvision.transforms._presets import VideoClassification
 
 from stream import ClipBatch, yuv420_to_rgb
-from train.augment import Draws, draw
+from train.augment import Draws, draw, draw_clip, resized_size
 from train.recipe import AugmentRecipe
 from train.transforms import clips_from_draws, eval_clips, train_clips
 
@@ -86,6 +87,64 @@ def test_evaluation_clips_equal_torchvisions(layout: str) -> None:
     for member in range(len(batch)):
         wanted = preset(_rgb_of(batch, member)).permute(1, 0, 2, 3)
         torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
+
+
+WEIGHTS = {
+    # what torchvision's weights of these networks come with
+    "resnet": {"resize": (128, 171), "crop": (112, 112)},
+    "s3d": {"resize": (256, 256), "crop": (224, 224)},
+    "mvit": {"short_side": 256, "crop": (224, 224), "mean": (0.45,) * 3, "std": (0.225,) * 3},
+    "swin3d": {
+        "short_side": 256,
+        "crop": (224, 224),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    },
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("round_resized", [False, True])
+def test_evaluation_clips_equal_those_of_torchvisions_weights(
+    name: str, *, round_resized: bool
+) -> None:
+    """`VideoClassification` resizes what it is given: levels in [0, 1], or uint8, and rounds."""
+    recipe = AugmentRecipe(**WEIGHTS[name], round_resized=round_resized)
+    preset = VideoClassification(
+        crop_size=recipe.crop,
+        resize_size=(recipe.short_side,) if recipe.short_side else recipe.resize,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+    batch = _batch([(128, 170), (226, 128), (256, 340)], frames=2)
+    ours = eval_clips(batch, recipe)
+    for member in range(len(batch)):
+        clip = _rgb_of(batch, member)
+        wanted = preset(clip if round_resized else clip.float().div(255))
+        torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
+
+
+@given(height=st.integers(1, 500), width=st.integers(1, 500), short_side=st.integers(1, 300))
+def test_the_short_side_is_torchvisions(height: int, width: int, short_side: int) -> None:
+    found = resized_size((height, width), AugmentRecipe(short_side=short_side))
+    assert list(found) == tv_functional._compute_resized_output_size((height, width), [short_side])
+
+
+def test_random_crops_of_frames_that_keep_their_aspect_are_torchvisions() -> None:
+    recipe = AugmentRecipe(short_side=64, crop=(56, 56))
+    batch = _batch([(80, 96), (96, 80), (80, 96)])
+    ours = train_clips(batch, recipe, seed=3, epoch=0)
+    flips = set()
+    for member in range(len(batch)):
+        size = tuple(batch.size[member].tolist())
+        drawn = draw_clip(3, 0, batch.key[member], int(batch.view[member]), recipe, size)
+        flips.add(drawn.flip)
+        clip = tv.Resize([64], antialias=False)(_rgb_of(batch, member).float().div(255))
+        clip = tv_functional.hflip(clip) if drawn.flip else clip
+        clip = tv_functional.crop(clip, drawn.top, drawn.left, 56, 56)
+        wanted = tv.Normalize(recipe.mean, recipe.std)(clip).permute(1, 0, 2, 3)
+        torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
+    assert flips == {True, False}
 
 
 def test_a_clip_is_augmented_alike_in_any_batch() -> None:

@@ -7,7 +7,20 @@ a resume.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from train.rand_augment import Operation, draw_operations
+
+if TYPE_CHECKING:
+    from train.recipe import AugmentRecipe
+
+Box = tuple[int, int, int, int]
+"""Rows `[top, bottom)` and columns `[left, right)` of a frame: top, bottom, left, right."""
+
+_BOX_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
@@ -20,6 +33,47 @@ class Draws:
     """First row of the crop, in pixels of the resized (and flipped) frame."""
     left: int
     """First column of the crop, likewise."""
+    box: Box | None = None
+    """Part of the decoded frame that is resized to the crop; None: `top` and `left` say it."""
+    operations: tuple[Operation, ...] = ()
+    """RandAugment's, on the decoded frames."""
+
+
+def draw_clip(
+    seed: int, epoch: int, key: str, view: int, recipe: AugmentRecipe, size: tuple[int, int]
+) -> Draws:
+    """Draw all that a training clip undergoes; `size` is its decoded height and width in pixels."""
+    resize = resized_size(size, recipe)
+    draws = draw(seed, epoch, key, view, flip=recipe.flip, resize=resize, crop=recipe.crop)
+    if recipe.crop_area[1]:
+        box = draw_box(
+            seed, epoch, key, view, area=recipe.crop_area, ratio=recipe.crop_ratio, size=size
+        )
+        draws = replace(draws, box=box)
+    if recipe.rand_operations:
+        operations = draw_operations(
+            seed,
+            epoch,
+            key,
+            view,
+            count=recipe.rand_operations,
+            magnitude=recipe.rand_magnitude,
+            probability=recipe.rand_probability,
+        )
+        draws = replace(draws, operations=operations)
+    return draws
+
+
+def resized_size(size: tuple[int, int], recipe: AugmentRecipe) -> tuple[int, int]:
+    """Return height and width, before the crop, of frames that are decoded at `size`.
+
+    With `augment.short_side` the aspect is kept, rounded down as torchvision does.
+    """
+    if not recipe.short_side:
+        return recipe.resize
+    height, width = size
+    long_side = int(recipe.short_side * max(size) / min(size))
+    return (recipe.short_side, long_side) if height <= width else (long_side, recipe.short_side)
 
 
 def draw(
@@ -52,6 +106,55 @@ def draw(
         top=_below(second, resize[0] - crop[0] + 1),
         left=_below(third, resize[1] - crop[1] + 1),
     )
+
+
+def draw_box(
+    seed: int,
+    epoch: int,
+    key: str,
+    view: int,
+    *,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    size: tuple[int, int],
+) -> Box:
+    """Draw the box of a random resized crop, as torchvision's `RandomResizedCrop` does.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        key: of the sample.
+        view: which of the video's clips this is.
+        area: shares of the frame's area between which the box's is drawn, uniformly.
+        ratio: its width over its height, uniform in the logarithm.
+        size: height and width of the frame in pixels.
+
+    Returns:
+        A box inside the frame; where ten draws do not fit, the largest one in the middle.
+    """
+    message = f"{seed}/{epoch}/{view}/{key}".encode()
+    digest = hashlib.blake2b(message, digest_size=32, person=b"kprep box 1").digest()
+    generator = random.Random(int.from_bytes(digest, "little"))  # noqa: S311 - not for secrets
+    height, width = size
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_BOX_ATTEMPTS):
+        pixels = height * width * (area[0] + (area[1] - area[0]) * generator.random())
+        shape = math.exp(low + (high - low) * generator.random())
+        columns, rows = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        top = int(generator.random() * (height - rows + 1))
+        left = int(generator.random() * (width - columns + 1))
+        if 0 < columns <= width and 0 < rows <= height:
+            return top, top + rows, left, left + columns
+    return _middle_box(size, ratio)
+
+
+def _middle_box(size: tuple[int, int], ratio: tuple[float, float]) -> Box:
+    """Return the largest box in the middle of a frame whose shape is within `ratio`."""
+    height, width = size
+    rows = min(height, round(width / ratio[0]))
+    columns = min(width, round(height * ratio[1]))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return top, top + rows, left, left + columns
 
 
 def _words(seed: int, epoch: int, key: str, view: int) -> tuple[int, int, int]:

@@ -1,6 +1,8 @@
 """From decoded clips to the network's input in evaluation: one resize, one crop or three of it.
 
-With one crop the arithmetic is that of torchvision's reference (`VideoClassificationPresetEval`).
+With one crop the arithmetic is that of torchvision's reference (`VideoClassificationPresetEval`);
+with `augment.round_resized`, and `augment.short_side` where the preset gives one size, it is that
+of `weights.transforms()`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from train.augment import resized_size
 from train.transforms import _by_size, resize_clips, rgb_planes
 
 if TYPE_CHECKING:
@@ -28,8 +31,10 @@ def eval_clips(batch: ClipBatch, recipe: Recipe) -> torch.Tensor:
     frames, device = batch.video.shape[1], batch.video.device
     clips = torch.empty((crops, len(batch), 3, frames, height, width), device=device)
     for size, members in _by_size(batch).items():
-        pixels = resize_clips(rgb_planes(batch, members, *size), augment.resize)
-        for crop, (top, left) in enumerate(crop_places(augment.resize, augment.crop, crops)):
+        target = resized_size(size, augment)
+        pixels = rgb_planes(batch, members, *size)
+        pixels = resize_clips(pixels, target, is_rounded=augment.round_resized)
+        for crop, (top, left) in enumerate(crop_places(target, augment.crop, crops)):
             cut = pixels[..., top : top + height, left : left + width]
             clips[crop, members] = cut.transpose(1, 2)
     mean = torch.tensor(augment.mean, device=device).view(3, 1, 1, 1)

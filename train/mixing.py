@@ -21,10 +21,8 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
+    from train.augment import Box
     from train.recipe import AugmentRecipe
-
-Box = tuple[int, int, int, int]
-"""Rows `[top, bottom)` and columns `[left, right)` of a frame: top, bottom, left, right."""
 
 # torchvision.transforms.RandomErasing: share of the area, aspect ratio, attempts
 _ERASE_AREA = (0.02, 0.33)

@@ -13,7 +13,7 @@ from torchvision.models import video
 
 from prep.errors import UsageError
 from train.precision import autocast
-from train.recipe import nearest
+from train.toml_values import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 def protocol(recipe: Recipe) -> str:
     """Return the protocol of evaluation; sizes are height x width, in pixels."""
     augment, how = recipe.augment, recipe.eval
-    size = f"resized to {_size(augment.resize)}"
+    size = f"short side {augment.short_side}" if augment.short_side else _size(augment.resize)
     crops = "centre crop" if how.crops == 1 else f"{how.crops} crops"
     text = (
         f"{how.clips_per_video} x {recipe.eval_frames} frames @ {recipe.data.fps:g} fps, "
-        f"{how.placement} placement, {size}, {crops} {_size(augment.crop)}, averaged {how.average}"
+        f"{how.placement} placement, resized to {size}, {crops} {_size(augment.crop)}, "
+        f"averaged {how.average}"
     )
+    if augment.round_resized:
+        text += ", whole levels"
     if recipe.data.short == "pad":
         text += ", short videos padded"
     if recipe.model.ema_decay:
@@ -31,7 +34,7 @@ def protocol(recipe: Recipe) -> str:
 def check_crops(recipe: Recipe) -> None:
     """Raise UsageError where three crops would be the same one."""
     augment = recipe.augment
-    if recipe.eval.crops == 3 and augment.crop == augment.resize:
+    if recipe.eval.crops == 3 and not augment.short_side and augment.crop == augment.resize:
         raise UsageError(
             f"eval.crops=3 needs augment.resize {list(augment.resize)} to leave the crop "
             f"{list(augment.crop)} room to move; make one larger, or the other smaller"

@@ -6,14 +6,15 @@ the default that stands here. Names that do not exist and values of another type
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from prep.errors import UsageError
 from train.protocol import check_crops
+from train.recipe_checks import check_together
+from train.toml_values import check_known, nearest, toml_value, typed
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -73,7 +74,13 @@ class OptimRecipe:
     beta2: float = 0.999
     """Decay of AdamW's second moment; the first moment's is 0.9."""
     weight_decay: float = 1e-4
-    """Weight decay, on all parameters."""
+    """Weight decay, on all weights but those of `no_decay`."""
+    no_decay: tuple[str, ...] = ()
+    """Kinds of weights without decay: "norm", "bias" and "position" (tables and class tokens)."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it; 1: all blocks alike."""
+    head_rate: float = 1.0
+    """Learning rate of the classifier, as a multiple of the others."""
     label_smoothing: float = 0.0
     """Share of a label's weight that is spread over all classes, below 1."""
     clip_grad_norm: float = 0.0
@@ -106,8 +113,16 @@ class AugmentRecipe:
 
     resize: tuple[int, int] = (128, 171)
     """Size that every frame is resized to, whatever its shape (bilinear, no antialias)."""
+    short_side: int = 0
+    """Size of the short side that frames are resized to, their aspect kept; 0: `resize`."""
+    round_resized: bool = False
+    """Round levels after the resize, as torchvision's `weights.transforms()` do on uint8 clips."""
     crop: tuple[int, int] = (112, 112)
     """Size of the crop: at random in training, the centre in evaluation."""
+    crop_area: tuple[float, float] = (0.0, 0.0)
+    """In training, shares of a frame's area from which a random box is resized to `crop`; 0: no."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Width over height between which that box is drawn."""
     flip: float = 0.5
     """Probability of a horizontal flip in training. 0 where left and right have a meaning."""
     mean: tuple[float, float, float] = (0.43216, 0.394666, 0.37645)
@@ -118,6 +133,12 @@ class AugmentRecipe:
     """Alpha of mixup's Beta(alpha, alpha) for pairs of clips; 0: none."""
     cutmix: float = 0.0
     """Alpha of CutMix likewise; with both, each pair takes one of them, at even odds."""
+    rand_operations: int = 0
+    """Operations of RandAugment for a training clip, all its frames alike; 0: none."""
+    rand_magnitude: int = 9
+    """Strength of RandAugment, from 0 to 30."""
+    rand_probability: float = 1.0
+    """Probability that a drawn operation of RandAugment is applied."""
     erase: float = 0.0
     """Probability that a box of a clip is erased, in all its frames (after normalisation)."""
 
@@ -190,7 +211,7 @@ class Recipe:
         """Refuse values that no run can be made of; UsageError names the key."""
         _check_ranges(self)
         check_crops(self)
-        _check_together(self)
+        check_together(self)
 
     @property
     def eval_frames(self) -> int:
@@ -199,11 +220,11 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Return the whole recipe, defaults included, as a file that `load_recipe` reads."""
-        lines = [f"name = {_toml_value(self.name)}"]
+        lines = [f"name = {toml_value(self.name)}"]
         for section in _SECTIONS:
             values = getattr(self, section)
             lines += ["", f"[{section}]"]
-            lines += [f"{f.name} = {_toml_value(getattr(values, f.name))}" for f in fields(values)]
+            lines += [f"{f.name} = {toml_value(getattr(values, f.name))}" for f in fields(values)]
         return "\n".join(lines) + "\n"
 
 
@@ -229,6 +250,8 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "optim.momentum": (0, 1),
     "optim.beta2": (0, 1),
     "optim.weight_decay": (0, None),
+    "optim.layer_decay": (0, 1),
+    "optim.head_rate": (0, None),
     "optim.label_smoothing": (0, 1),
     "optim.clip_grad_norm": (0, None),
     "model.ema_decay": (0, 1),
@@ -236,6 +259,10 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "augment.mixup": (0, None),
     "augment.cutmix": (0, None),
     "augment.erase": (0, 1),
+    "augment.short_side": (0, None),
+    "augment.rand_operations": (0, None),
+    "augment.rand_magnitude": (0, 30),
+    "augment.rand_probability": (0, 1),
     "schedule.epochs": (1, None),
     "schedule.warmup_epochs": (0, None),
     "schedule.warmup_factor": (0, 1),
@@ -289,9 +316,9 @@ def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> Recipe:
     recipe = Recipe()
     for key, value in values.items():
         if key == "name":
-            recipe = replace(recipe, name=_typed(value, str, "name", where))
+            recipe = replace(recipe, name=typed(value, str, "name", where))
             continue
-        _known(key, [*_SECTIONS, "name"], "section", where)
+        check_known(key, [*_SECTIONS, "name"], "section", where)
         if not isinstance(value, dict):
             raise UsageError(f"{key} in {where} must be a section [{key}], not {value!r}")
         recipe = replace(recipe, **{key: _section(key, value, where)})
@@ -312,12 +339,6 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
         if (before := getattr(getattr(old, section), entry.name))
         != (after := getattr(getattr(new, section), entry.name))
     ]
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return a clause that offers the known name nearest to `name`, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def _recipe_path(name_or_path: str | Path) -> Path:
@@ -341,10 +362,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # model.name=r3d_18
-    _known(section, list(_SECTIONS), "section", "--set")
+    check_known(section, list(_SECTIONS), "section", "--set")
     hints = get_type_hints(_SECTIONS[section])
-    _known(name, list(hints), f"key in [{section}]", "--set")
-    _typed(value, hints[name], f"{section}.{name}", "--set")
+    check_known(name, list(hints), f"key in [{section}]", "--set")
+    typed(value, hints[name], f"{section}.{name}", "--set")
     values.setdefault(section, {})
     if isinstance(values[section], dict):
         values[section] = {**values[section], name: value}
@@ -354,37 +375,11 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     kind = _SECTIONS[section]
     hints = get_type_hints(kind)
     for key in values:
-        _known(key, list(hints), f"key in [{section}]", where)
-    typed = {
-        key: _typed(value, hints[key], f"{section}.{key}", where) for key, value in values.items()
+        check_known(key, list(hints), f"key in [{section}]", where)
+    fields_typed = {
+        key: typed(value, hints[key], f"{section}.{key}", where) for key, value in values.items()
     }
-    return kind(**typed)
-
-
-def _known(name: str, known: list[str], what: str, where: str) -> None:
-    if name not in known:
-        raise UsageError(f"{name!r} in {where} is no {what}; {nearest(name, known)}")
-
-
-def _typed(value: Any, hint: Any, key: str, where: str) -> Any:
-    """Return the value as the field's type: integers serve as floats, lists as tuples."""
-    if get_origin(hint) is tuple:
-        kinds = get_args(hint)
-        many = kinds[-1] is Ellipsis
-        if isinstance(value, list) and (many or len(value) == len(kinds)):
-            return tuple(_typed(part, kinds[0], key, where) for part in value)
-        wanted = f"a list of {'' if many else f'{len(kinds)} '}{kinds[0].__name__}"
-        raise UsageError(f"{key} in {where} must be {wanted}, not {value!r}")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            choices = " or ".join(map(repr, get_args(hint)))
-            raise UsageError(f"{key} in {where} must be {choices}, not {value!r}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{key} in {where} must be of type {hint.__name__}, not {value!r}")
-    return value
+    return kind(**fields_typed)
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -395,38 +390,3 @@ def _check_ranges(recipe: Recipe) -> None:
         if not ((least is None or value >= least) and (most is None or value <= most)):
             limit = f"at least {least}" if most is None else f"from {least} to {most}"
             raise UsageError(f"{key} ({value}) must be {limit}")
-
-
-def _check_together(recipe: Recipe) -> None:
-    augment = recipe.augment
-    if not recipe.data.fps > 0:
-        raise UsageError(f"data.fps ({recipe.data.fps}) must be above 0")
-    if not all(0 < crop <= size for crop, size in zip(augment.crop, augment.resize, strict=True)):
-        raise UsageError(
-            f"augment.crop {list(augment.crop)} must fit into augment.resize {list(augment.resize)}"
-        )
-    if (augment.mixup or augment.cutmix) and recipe.data.batch_size % 2:
-        raise UsageError(
-            f"data.batch_size ({recipe.data.batch_size}) must be even: augment.mixup and "
-            "augment.cutmix mix neighbours, in the same pairs on any number of ranks"
-        )
-    if not all(std > 0 for std in augment.std):
-        raise UsageError(f"augment.std {list(augment.std)} must be above 0")
-    if recipe.model.freeze_batchnorm and recipe.model.sync_batchnorm:
-        raise UsageError("model.freeze_batchnorm and model.sync_batchnorm exclude each other")
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return f"[{', '.join(_toml_value(part) for part in value)}]"
-    if isinstance(value, str):
-        return _toml_string(value)
-    return repr(value)
-
-
-def _toml_string(value: str) -> str:
-    """Quote as a TOML basic string; control characters (U+0000 to U+001F, U+007F) are escaped."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(f"\\u{ord(c):04x}" if c < " " or c == "\x7f" else c for c in escaped) + '"'

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prep.errors import DatasetError
 from train.mixing import erase_clips, mix_clips
 from train.models import run_model
+from train.optim import set_learning_rate
 from train.precision import gradient_scaler
 from train.prefetch import DeviceCopies
 from train.transforms import train_clips, video_on
@@ -65,8 +66,7 @@ class OptimizerStep:
 
     def run(self, batches: list[ClipBatch], rate: float, epoch: int) -> torch.Tensor:
         """Sum up the gradients of a step's batches, change the weights, return the mean loss."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self._optimizer, rate)
         self._optimizer.zero_grad(set_to_none=True)
         self._copies.await_copies(batches)
         losses = []

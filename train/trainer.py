@@ -15,7 +15,7 @@ from train.ema import WeightAverage
 from train.evaluation import evaluate
 from train.loader import Loader, common_class_names
 from train.models import distribute, draw_model, set_training
-from train.optim import build_optimizer, load_optimizer_state
+from train.optim import build_optimizer, describe_groups, load_optimizer_state
 from train.output import RunOutput
 from train.random_state import gather_random_states, kept_random_state, restore_random_states
 from train.recipe import parse_recipe, recipe_differences
@@ -106,6 +106,8 @@ class Trainer:
         schedule = self._schedule(loader)
         self._files.open(self.step)
         self._reporter.begin(loader, schedule, len(self.class_names))
+        if groups := describe_groups(self._optimizer):
+            self._log("%s", groups)
         self._check_arithmetic()
         with self._signals:
             accuracy = self._evaluate_when_due() if self.step else None

@@ -2,7 +2,8 @@
 
 The arithmetic is torchvision's reference (`VideoClassificationPresetTrain` and `...Eval`): float in
 [0, 1], bilinear resize without antialias to a fixed size, horizontal flip, normalise, crop. The
-random draws come from `train.augment`.
+random draws come from `train.augment`. RandAugment and random resized crops come before all that,
+on the decoded levels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from stream.color import yuv420_to_rgb_planes
-from train.augment import Draws, draw
+from train.augment import Box, Draws, draw_clip, resized_size
+from train.rand_augment import apply_operations, constant
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
@@ -28,8 +30,10 @@ def train_clips(batch: ClipBatch, recipe: AugmentRecipe, seed: int, epoch: int) 
         float32 (N, 3, T, crop height, crop width), normalised.
     """
     draws = [
-        draw(seed, epoch, key, view, flip=recipe.flip, resize=recipe.resize, crop=recipe.crop)
-        for key, view in zip(batch.key, batch.view.tolist(), strict=True)
+        draw_clip(seed, epoch, key, view, recipe, (height, width))
+        for key, view, (height, width) in zip(
+            batch.key, batch.view.tolist(), batch.size.tolist(), strict=True
+        )
     ]
     return clips_from_draws(batch, recipe, draws)
 
@@ -40,15 +44,22 @@ def eval_clips(batch: ClipBatch, recipe: AugmentRecipe) -> torch.Tensor:
     Returns:
         float32 (N, 3, T, crop height, crop width), normalised.
     """
+    draws = [
+        center_draws(resized_size((height, width), recipe), recipe.crop)
+        for height, width in batch.size.tolist()
+    ]
+    return clips_from_draws(batch, recipe, draws)
+
+
+def center_draws(resized: tuple[int, int], crop: tuple[int, int]) -> Draws:
+    """Return the centre crop of frames of a resized height and width, in pixels."""
     # torchvision's center_crop rounds half to even: (171 - 112) / 2 = 29.5 -> 30
-    top, left = (
-        round((size - crop) / 2) for size, crop in zip(recipe.resize, recipe.crop, strict=True)
-    )
-    return clips_from_draws(batch, recipe, [Draws(flip=False, top=top, left=left)] * len(batch))
+    top, left = (round((size - part) / 2) for size, part in zip(resized, crop, strict=True))
+    return Draws(flip=False, top=top, left=left)
 
 
 def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]) -> torch.Tensor:
-    """Resize, flip, crop and normalise each clip by its own draws.
+    """Augment, resize, flip, crop and normalise each clip by its own draws.
 
     Returns:
         float32 (N, 3, T, crop height, crop width).
@@ -57,14 +68,39 @@ def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]
     frames = batch.video.shape[1]
     device = batch.video.device
     clips = torch.empty((len(batch), 3, frames, height, width), dtype=torch.float32, device=device)
-    for (clip_height, clip_width), members in _by_size(batch).items():
-        pixels = rgb_planes(batch, members, clip_height, clip_width)
-        resized = resize_clips(pixels, recipe.resize)
+    for size, members in _by_size(batch).items():
+        pixels = rgb_planes(batch, members, *size)
+        if not any(draws[member].box or draws[member].operations for member in members):
+            pixels = resize_clips(
+                pixels, resized_size(size, recipe), is_rounded=recipe.round_resized
+            )
         for position, member in enumerate(members):
-            clips[member] = _flip_and_crop(resized[position], draws[member], height, width)
-    mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1, 1)
-    std = torch.tensor(recipe.std, device=device).view(3, 1, 1, 1)
+            clips[member] = _prepared(pixels[position], draws[member], recipe, size)
+    mean = constant(recipe.mean, device).view(3, 1, 1, 1)
+    std = constant(recipe.std, device).view(3, 1, 1, 1)
     return clips.sub_(mean).div_(std)
+
+
+def _prepared(
+    pixels: torch.Tensor, draws: Draws, recipe: AugmentRecipe, size: tuple[int, int]
+) -> torch.Tensor:
+    """Turn one clip (T, 3, h, w), decoded uint8 or resized float, into (3, T, *crop) in [0, 1]."""
+    if pixels.dtype != torch.uint8:
+        return _flip_and_crop(pixels, draws, *recipe.crop)
+    pixels = apply_operations(pixels, draws.operations, recipe.mean)
+    if draws.box is None:
+        resize = resized_size(size, recipe)
+        resized = resize_clips(pixels[None], resize, is_rounded=recipe.round_resized)
+        return _flip_and_crop(resized[0], draws, *recipe.crop)
+    crop = _resized_crop(pixels, draws.box, recipe)
+    return (crop.flip(-1) if draws.flip else crop).transpose(0, 1)
+
+
+def _resized_crop(pixels: torch.Tensor, box: Box, recipe: AugmentRecipe) -> torch.Tensor:
+    """Resize a box of uint8 frames (T, 3, h, w) to float32 (T, 3, *crop) in [0, 1]."""
+    top, bottom, left, right = box
+    part = pixels[None, :, :, top:bottom, left:right]
+    return resize_clips(part, recipe.crop, is_rounded=recipe.round_resized)[0]
 
 
 def video_on(batch: ClipBatch, device: torch.device) -> ClipBatch:
@@ -83,21 +119,28 @@ def rgb_planes(batch: ClipBatch, members: list[int], height: int, width: int) ->
     return chosen[:, :, :height, :width].permute(0, 1, 4, 2, 3)
 
 
-def resize_clips(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_clips(
+    pixels: torch.Tensor, size: tuple[int, int], *, is_rounded: bool = False
+) -> torch.Tensor:
     """Resize every frame to `size` (height, width), bilinear without antialias.
 
     Args:
         pixels: uint8 (n, T, 3, h, w).
         size: height and width in pixels; the aspect ratio is not kept.
+        is_rounded: round the resized levels to whole numbers, as torchvision does with uint8.
 
     Returns:
         float32 (n, T, 3, *size) in [0, 1].
     """
-    frames = pixels.flatten(0, 1).to(torch.float32).div_(255)
+    frames = pixels.flatten(0, 1).to(torch.float32)
+    if not is_rounded:
+        frames = frames.div_(255)
     if tuple(frames.shape[-2:]) != size:
         frames = functional.interpolate(
             frames, size=size, mode="bilinear", align_corners=False, antialias=False
         )
+    if is_rounded:
+        frames = frames.round_().div_(255)
     return frames.reshape(*pixels.shape[:2], *frames.shape[1:])
 
 

@@ -13,6 +13,7 @@ from torchvision.models import get_weight
 from prep.errors import KprepError, UsageError
 from train.agreement import raise_together
 from train.checkpoint import FORMAT, load_checkpoint
+from train.param_groups import head_names
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -180,14 +181,6 @@ def begin_with(
             error = caught
         raise_together(world, error)
     return report
-
-
-def head_names(model: nn.Module) -> list[str]:
-    """Return the names of the classifier's tensors: those of the last Linear or Conv3d."""
-    layers = [
-        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv3d)
-    ]
-    return [name for name in model.state_dict() if name.rpartition(".")[0] in layers[-1:]]
 
 
 def _row_order(saved: list[str], present: list[str], source: str) -> list[int]:

@@ -1,0 +1,57 @@
+"""Local files as a store of objects: sizes, versions, ranges.
+
+Read directly and not through the object store's client, whose threads cost twenty times the read
+itself (measured on 20 kB: 0.35 ms of CPU against 0.015).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from prep.errors import StorageError
+
+
+def local_version(status: os.stat_result) -> str:
+    """Return what changes when a file is replaced: the ETag that obstore gives it."""
+    return f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"
+
+
+def local_info(path: str) -> tuple[int, str]:
+    """Return size in bytes and version of a plain file; FileNotFoundError for anything else."""
+    status = os.stat(path)  # noqa: PTH116 - a Path object costs more than the call
+    _check_plain(status, path)
+    return status.st_size, local_version(status)
+
+
+def read_local_range(path: str, start: int, end: int) -> tuple[bytes, int, str]:
+    """Return bytes `[start, end)` of a file, fewer where it ends before; its size and its version.
+
+    Raises OSError.
+    """
+    # without O_NONBLOCK, opening a named pipe that somebody put there would wait for a writer
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        _check_plain(status, path)
+        data = os.pread(descriptor, end - start, start)
+        while len(data) < end - start:
+            more = os.pread(descriptor, end - start - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+        return data, status.st_size, local_version(status)
+    finally:
+        os.close(descriptor)
+
+
+def ends_early(where: str, size: int, start: int, end: int) -> StorageError:
+    """Return the error for an object that is shorter than its index says."""
+    return StorageError(
+        f"{where} ends at byte {size}, but bytes {start} to {end} are indexed; run `kprep verify`"
+    )
+
+
+def _check_plain(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(path)

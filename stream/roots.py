@@ -1,0 +1,102 @@
+"""Which datasets a stream reads, and how often it draws from each: what users write, understood."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from prep.errors import UsageError
+
+_MOST_WEIGHT = 1000
+_WEIGHTED = re.compile(r"(?P<root>.+)@(?P<weight>\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """A dataset with the draws of each of its clips in an epoch of training.
+
+    root             a local directory, `s3://bucket/prefix`, `gs://…` or `https://…`
+    weight           above 0: 2 draws every clip twice an epoch, 0.5 draws one half of them
+    storage_options  of its object store's client; None takes those of the loader
+    """
+
+    root: str
+    weight: Fraction = Fraction(1)
+    storage_options: dict[str, Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take the weight exactly as it is written: 0.1 is one tenth."""
+        object.__setattr__(self, "root", str(self.root))
+        object.__setattr__(self, "weight", _weight(self.weight, self.root))
+
+    @classmethod
+    def parse(cls, text: str) -> DataRoot:
+        """Read `ROOT` or `ROOT@WEIGHT`: a number behind the last "@" is always the weight.
+
+        So a root whose own name ends in "@2" is written with a weight behind it, "clips@2@1".
+        Raises UsageError for a weight of no use, and where such a name was meant by all signs.
+        """
+        found = _WEIGHTED.fullmatch(text)
+        if found is None:
+            return cls(text)
+        root, weight = found["root"], found["weight"]
+        if "://" not in text and Path(text).is_dir() and not Path(root).is_dir():
+            raise UsageError(
+                f"{text!r} means the dataset {root!r} with weight {weight}, which does not exist; "
+                f"write {text + '@1'!r} for the directory of that name"
+            )
+        return cls(root, Fraction(weight))
+
+
+RootLike = str | Path | DataRoot
+WeightedRootLike = RootLike | tuple[str | Path, float | str | Fraction]
+
+
+def data_roots(given: RootLike | Sequence[WeightedRootLike]) -> list[DataRoot]:
+    """Return what was given as a list: one root, or several with or without weights.
+
+    Raises UsageError for something else, for no root, and for a root that stands there twice.
+    """
+    if isinstance(given, str | Path | DataRoot):
+        return [_data_root(given)]
+    if not isinstance(given, Sequence):
+        raise UsageError(f"root ({given!r}) must be one root or a list of roots")
+    roots = [_data_root(one) for one in given]
+    if not roots:
+        raise UsageError("root is an empty list; name at least one dataset")
+    names = [one.root.rstrip("/") for one in roots]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"root {name} is named twice; name it once, with a weight")
+    return roots
+
+
+def _data_root(given: Any) -> DataRoot:
+    if isinstance(given, DataRoot):
+        return given
+    if isinstance(given, str | Path):
+        return DataRoot(str(given))
+    if isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], str | Path):
+        return DataRoot(str(given[0]), given[1])
+    raise UsageError(f"{given!r} must be a root or a pair of a root and its weight")
+
+
+def _weight(given: Any, root: str) -> Fraction:
+    try:
+        # a float as it is printed: 0.1 is 1/10, not the binary fraction nearest to it
+        weight = given if isinstance(given, Fraction) else Fraction(str(given))
+    except (ValueError, ZeroDivisionError):
+        weight = Fraction(0)
+    if not 0 < weight <= _MOST_WEIGHT:
+        raise UsageError(
+            f"weight ({given}) of {root} must be a number above 0, at most {_MOST_WEIGHT}; "
+            "leave a dataset out that is not to be drawn from"
+        )
+    if math.log2(weight.denominator) > 64:
+        raise UsageError(f"weight ({given}) of {root} must have at most 18 digits")
+    return weight
