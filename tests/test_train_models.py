@@ -107,8 +107,3 @@ def test_a_users_own_model_is_built_and_its_output_checked() -> None:
 def test_a_model_that_cannot_be_built_is_refused(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_model(_recipe(name), num_classes=5)
-
-
-def test_mvit_says_which_clips_it_takes() -> None:
-    with pytest.raises(UsageError, match=r"16 frames and 224 x 224 .* not 16 frames and 112 x 112"):
-        build_model(recipe_from_dict({"model": {"name": "mvit_v2_s"}}), num_classes=5)

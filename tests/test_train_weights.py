@@ -5,13 +5,15 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from test_train_trainer import _recipe, _trainer
+from test_train_trainer import CPU, _Loader, _recipe, _trainer
 from torch import nn
 from torchvision.models.video import R3D_18_Weights
 
 from prep.errors import KprepError, UsageError
+from train.checkpoint import checkpoints_in
 from train.models import build_model, freeze_weights, set_training, tiny
-from train.recipe import load_recipe
+from train.recipe import ModelRecipe, load_recipe
+from train.trainer import Trainer
 from train.weights import Weights, find_weights, head_names, load_weights
 
 if TYPE_CHECKING:
@@ -33,12 +35,12 @@ def test_the_same_names_in_another_order_give_the_same_answers_by_name() -> None
     old, new = tiny(3), tiny(3)
     weights = _weights(["run", "swim", "jump"])
     old.load_state_dict(weights.tensors)
-    report = load_weights(new, weights, ["jump", "run", "swim"])
+    report = load_weights(new, weights, ["jump", "run", "swim"], ModelRecipe())
     wanted = _predictions(old)[:, [2, 0, 1]]
     torch.testing.assert_close(_predictions(new), wanted, rtol=0, atol=0)
     assert "head's rows were permuted" in str(report)
     assert (report.skipped, report.fresh) == ([], [])
-    same = load_weights(new, weights, ["run", "swim", "jump"])
+    same = load_weights(new, weights, ["run", "swim", "jump"], ModelRecipe())
     torch.testing.assert_close(_predictions(new), _predictions(old), rtol=0, atol=0)
     assert "the same classes" in str(same)
     assert f"{len(new.state_dict())} tensors loaded" in str(same)
@@ -47,15 +49,15 @@ def test_the_same_names_in_another_order_give_the_same_answers_by_name() -> None
 def test_as_many_but_other_classes_are_refused_with_the_difference() -> None:
     weights = _weights(["run", "swim", "jump"])
     with pytest.raises(UsageError, match=r"lacks fly; the dataset lacks swim; .*new_head=true"):
-        load_weights(tiny(3), weights, ["run", "fly", "jump"])
-    report = load_weights(tiny(3), weights, ["run", "fly", "jump"], new_head=True)
+        load_weights(tiny(3), weights, ["run", "fly", "jump"], ModelRecipe())
+    report = load_weights(tiny(3), weights, ["run", "fly", "jump"], ModelRecipe(new_head=True))
     assert report.skipped == report.fresh == sorted(head_names(tiny(3)))
 
 
 def test_another_number_of_classes_gets_a_new_head() -> None:
     model = tiny(5)
     before = {name: model.state_dict()[name].clone() for name in head_names(model)}
-    report = load_weights(model, _weights(["a", "b", "c"]), list("abcde"))
+    report = load_weights(model, _weights(["a", "b", "c"]), list("abcde"), ModelRecipe())
     assert len(before) == 2
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value)
@@ -64,18 +66,63 @@ def test_another_number_of_classes_gets_a_new_head() -> None:
     assert torch.equal(model.state_dict()["0.weight"], _weights(None).tensors["0.weight"])
 
 
+REMAP = ModelRecipe(remap_classes=True)
+
+
+@pytest.mark.parametrize(
+    ("saved", "present", "drawn"),
+    [
+        (["run", "swim", "jump"], ["run", "fly", "jump"], ["fly"]),  # renamed
+        (["run", "swim", "jump"], ["swim", "run"], []),  # a subset, permuted
+        (["run", "swim"], ["dive", "swim", "fly", "run"], ["dive", "fly"]),  # a superset
+    ],
+)
+def test_rows_are_taken_by_name(saved: list[str], present: list[str], drawn: list[str]) -> None:
+    weights, new = _weights(saved, len(saved)), tiny(len(present))
+    fresh = {name: new.state_dict()[name].clone() for name in head_names(new)}
+    report = load_weights(new, weights, present, REMAP)
+    assert report.drawn == drawn
+    assert report.fresh == report.skipped == []
+    for name in head_names(new):
+        for row, known in enumerate(present):
+            wanted = fresh[name][row]
+            if known in saved:
+                wanted = weights.tensors[name][saved.index(known)]
+            assert torch.equal(new.state_dict()[name][row], wanted)
+    taken = len(present) - len(drawn)
+    assert f"{taken} of the head's {len(present)} rows taken by name" in str(report)
+    assert f"rows drawn at random: {', '.join(drawn) or 'nothing'};" in str(report)
+    unused = sorted(set(saved) - set(present))
+    assert f"rows not used: {', '.join(unused) or 'nothing'}" in str(report)
+
+
+def test_names_that_are_not_the_same_are_not_taken() -> None:
+    weights = _weights(["run", "swim", "jump"])
+    with pytest.raises(UsageError, match="no row for any of the dataset's classes"):
+        load_weights(tiny(2), weights, ["Run", "swim "], REMAP)
+    with pytest.raises(UsageError, match="names no classes, so model.remap_classes cannot tell"):
+        load_weights(tiny(3), _weights(None), ["run", "swim", "jump"], REMAP)
+    with pytest.raises(UsageError, match="exclude each other"):
+        load_recipe("tiny", ["model.remap_classes=true", "model.new_head=true"])
+
+
+def test_a_new_head_says_which_names_it_could_have_kept() -> None:
+    report = load_weights(tiny(4), _weights(["a", "b", "c"]), ["c", "d", "e", "a"], ModelRecipe())
+    assert "a new head for 4 classes (2 of them are the weights' too" in str(report)
+
+
 def test_weights_of_another_network_are_refused_and_extra_ones_listed() -> None:
     weights = _weights(None)
     extra = Weights("w.pt", weights.tensors | {"teacher.weight": torch.ones(1)}, None)
-    report = load_weights(tiny(3), extra, ["a", "b", "c"])
+    report = load_weights(tiny(3), extra, ["a", "b", "c"], ModelRecipe())
     assert report.skipped == ["teacher.weight"]
     assert "order is taken on trust" in str(report)
     fewer = {name: value for name, value in weights.tensors.items() if name != "0.weight"}
     with pytest.raises(UsageError, match=r"missing 0.weight; .*set model.name"):
-        load_weights(tiny(3), Weights("w.pt", fewer, None), ["a", "b", "c"])
+        load_weights(tiny(3), Weights("w.pt", fewer, None), ["a", "b", "c"], ModelRecipe())
     wrong = weights.tensors | {"0.weight": torch.ones(1)}
     with pytest.raises(UsageError, match=r"of another shape 0.weight \[1\] for \[16, 3"):
-        load_weights(tiny(3), Weights("w.pt", wrong, None), ["a", "b", "c"])
+        load_weights(tiny(3), Weights("w.pt", wrong, None), ["a", "b", "c"], ModelRecipe())
 
 
 @pytest.mark.parametrize("form", ["plain", "model", "module."])
@@ -131,6 +178,37 @@ def test_training_begins_with_a_checkpoint_of_ours(tmp_path: Path) -> None:
     begun.class_names = ["c", "a", "d"]
     with pytest.raises(UsageError, match="lacks d; the dataset lacks b"):
         begun.start_from(str(tmp_path / "a" / "final.pt"))
+
+
+def test_a_head_that_is_drawn_is_never_evaluated(tmp_path: Path) -> None:
+    _trainer(tmp_path / "a", _recipe("schedule.epochs=1")).fit()
+    weights = str(tmp_path / "a" / "final.pt")
+    for names, settings in ((["a", "b"], ()), (["a", "b", "x"], ("model.remap_classes=true",))):
+        loader = _Loader(CPU, 4)
+        loader.class_names = names
+        trainer = Trainer(_recipe(*settings), CPU, None, loader, tmp_path / "b")
+        with pytest.raises(UsageError, match="cannot be evaluated on these classes"):
+            trainer.start_from(weights)
+    loader.class_names = ["c", "a"]  # all rows are the weights': a subset can be evaluated
+    trainer = Trainer(_recipe("model.remap_classes=true"), CPU, None, loader, tmp_path / "b")
+    trainer.start_from(weights)
+
+
+@pytest.mark.parametrize(
+    "names", [["b", "a", "c"], ["a", "b"], ["a", "b", "c", "d"], ["a", "b", "x"]]
+)
+def test_a_run_never_goes_on_with_other_classes(tmp_path: Path, names: list[str]) -> None:
+    """Permuted, missing, extra or renamed: neither resumed nor evaluated."""
+    _trainer(tmp_path / "a", _recipe("schedule.epochs=1")).fit()
+    for training in (True, False):
+        loader = _Loader(CPU, 4)
+        loader.class_names = names
+        both = (loader, None) if training else (None, loader)
+        trainer = Trainer(_recipe(), CPU, *both, tmp_path / "b")
+        with pytest.raises(UsageError, match="was trained on other classes"):
+            trainer.restore(
+                checkpoints_in(tmp_path / "a" / "checkpoints")[0], weights_only=not training
+            )
 
 
 def test_frozen_weights_stay_as_they_were(tmp_path: Path) -> None:

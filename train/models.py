@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import video
+from torchvision.ops import StochasticDepth
 
 from prep.errors import UsageError
+from train.mvit import set_clip_size
 from train.precision import autocast
 from train.toml_values import nearest
 
@@ -33,9 +35,6 @@ TORCHVISION_MODELS = (
     "swin3d_b",
 )
 
-# torchvision builds MViT's position encodings for exactly this many frames, rows and columns.
-_MVIT_INPUT = (16, 224, 224)
-
 
 def model_names() -> list[str]:
     """Return the names that `build_model` knows by itself."""
@@ -50,11 +49,14 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     `num_classes`.
     """
     name = recipe.model.name
-    if name.startswith("mvit"):
-        _check_mvit_input(recipe)
     model = _builder(name)(num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model.name {name!r} must return a torch.nn.Module, not {type(model)}")
+    if recipe.model.stochastic_depth >= 0:
+        _set_stochastic_depth(model, recipe)
+    if isinstance(model, video.MViT):
+        _check_one_length(recipe)
+        set_clip_size(model, (recipe.data.frames, *recipe.augment.crop))
     if recipe.model.freeze_batchnorm:
         for module in _batchnorms(model):
             module.requires_grad_(requires_grad=False)
@@ -190,14 +192,24 @@ def _user_builder(name: str) -> Callable[..., object]:
     return build
 
 
-def _check_mvit_input(recipe: Recipe) -> None:
-    for what, frames in (("data", recipe.data.frames), ("eval", recipe.eval_frames)):
-        if (frames, *recipe.augment.crop) != _MVIT_INPUT:
-            raise UsageError(
-                f"model.name {recipe.model.name!r} takes clips of 16 frames and 224 x 224 pixels, "
-                f"not {frames} frames and {recipe.augment.crop[0]} x {recipe.augment.crop[1]}; "
-                f"set {what}.frames=16 and augment.crop=[224, 224]"
-            )
+def _set_stochastic_depth(model: nn.Module, recipe: Recipe) -> None:
+    """Let blocks be left out in training with probabilities that rise in a line from 0."""
+    layers = [layer for layer in model.modules() if isinstance(layer, StochasticDepth)]
+    if len(layers) < 2:
+        raise UsageError(
+            f"model.stochastic_depth ({recipe.model.stochastic_depth:g}) has no effect on "
+            f"model.name {recipe.model.name!r}, only on MViT and Swin3D; set it to -1"
+        )
+    for place, layer in enumerate(layers):
+        layer.p = recipe.model.stochastic_depth * place / (len(layers) - 1)
+
+
+def _check_one_length(recipe: Recipe) -> None:
+    if recipe.eval_frames != recipe.data.frames:
+        raise UsageError(
+            f"model.name {recipe.model.name!r} takes clips of one length: eval.frames "
+            f"({recipe.eval.frames}) must be 0, or data.frames ({recipe.data.frames})"
+        )
 
 
 def run_model(

@@ -53,8 +53,12 @@ class ModelRecipe:
     """Compute BatchNorm's statistics over all ranks (CUDA only)."""
     freeze: tuple[str, ...] = ()
     """Patterns of weights that are not trained, such as "layer1.*"; their BatchNorm is frozen."""
+    stochastic_depth: float = -1.0
+    """Probability that MViT's or Swin3D's last block is left out, the others less; -1: its own."""
     new_head: bool = False
     """Draw a new classifier for `--weights` of as many, but other, classes."""
+    remap_classes: bool = False
+    """Take the classifier's rows of `--weights` by class name; draw those of names they lack."""
     ema_decay: float = 0.0
     """Decay a step of a moving average of the weights, which is then evaluated; 0: none."""
 
@@ -255,6 +259,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "optim.label_smoothing": (0, 1),
     "optim.clip_grad_norm": (0, None),
     "model.ema_decay": (0, 1),
+    "model.stochastic_depth": (-1, 1),
     "schedule.final_factor": (0, 1),
     "augment.mixup": (0, None),
     "augment.cutmix": (0, None),

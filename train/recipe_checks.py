@@ -22,6 +22,8 @@ def check_together(recipe: Recipe) -> None:
             f"data.batch_size ({recipe.data.batch_size}) must be even: augment.mixup and "
             "augment.cutmix mix neighbours, in the same pairs on any number of ranks"
         )
+    if recipe.model.new_head and recipe.model.remap_classes:
+        raise UsageError("model.new_head and model.remap_classes exclude each other")
     for kind in recipe.optim.no_decay:
         check_known(kind, ["norm", "bias", "position"], "kind of weights", "optim.no_decay")
     if not all(std > 0 for std in augment.std):

@@ -183,8 +183,14 @@ class Trainer:
 
         Raises UsageError, on all ranks.
         """
-        new_head = self.recipe.model.new_head
-        report = begin_with(name, self.model, self.class_names, self.world, new_head=new_head)
+        report = begin_with(
+            name,
+            self.model,
+            self.class_names,
+            self.world,
+            self.recipe.model,
+            must_be_whole=self._train_loader is None,
+        )
         self._log("weights from %s: %s", name, report)
         if self._average is not None:
             self._average.model.load_state_dict(self.model.state_dict())

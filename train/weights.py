@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,15 @@ from torchvision.models import get_weight
 from prep.errors import KprepError, UsageError
 from train.agreement import raise_together
 from train.checkpoint import FORMAT, load_checkpoint
+from train.mvit import fit_position_tables
 from train.param_groups import head_names
+from train.recipe import parse_recipe
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
     from train.distributed import World
+    from train.recipe import ModelRecipe
 
 # What DDP and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
@@ -29,12 +32,14 @@ _LISTED = 8
 class Weights:
     """A network's tensors by name.
 
-    `class_names` stand in the order of the network's outputs; None where the file has none.
+    `class_names` stand in the order of the network's outputs, `crop` is the height and width of the
+    clips it was trained on; None where the file does not say.
     """
 
     source: str
     tensors: dict[str, torch.Tensor]
     class_names: list[str] | None
+    crop: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,17 +50,26 @@ class LoadReport:
     skipped  in the file, of no use to the network, or of a head for other classes
     fresh    in the network, not in the file: as drawn at random
     head     what happened to the classifier, for people
+    fitted   loaded, but interpolated to the size of the clips: MViT's position tables
+    drawn    classes whose rows of the classifier were drawn at random
     """
 
     loaded: list[str]
     skipped: list[str]
     fresh: list[str]
     head: str
+    fitted: list[str] = field(default_factory=list)
+    drawn: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """Return one line that names what was not loaded."""
         parts = [f"{len(self.loaded)} tensors loaded", self.head]
-        for what, names in (("skipped", self.skipped), ("drawn at random", self.fresh)):
+        lists = (
+            ("interpolated", self.fitted),
+            ("skipped", self.skipped),
+            ("drawn at random", self.fresh),
+        )
+        for what, names in lists:
             if names:
                 parts.append(f"{what}: {_some(names)}")
         return "; ".join(parts)
@@ -106,7 +120,8 @@ def _from_file(path: Path) -> Weights:
         raise KprepError(f"--weights {path} cannot be read as tensors only ({text})") from error
     if isinstance(values, dict) and values.get("format") == FORMAT:
         saved = load_checkpoint(path)
-        return Weights(str(path), saved.ema or saved.model, saved.class_names)
+        crop = parse_recipe(saved.recipe, str(path)).augment.crop
+        return Weights(str(path), saved.ema or saved.model, saved.class_names, crop)
     for key in ("model", "state_dict"):
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
@@ -126,49 +141,49 @@ def _bare(name: str) -> str:
 
 
 def load_weights(
-    model: nn.Module, weights: Weights, class_names: list[str], *, new_head: bool = False
+    model: nn.Module, weights: Weights, class_names: list[str], recipe: ModelRecipe
 ) -> LoadReport:
     """Put weights into a freshly drawn network.
 
-    Everything below the classifier must fit. The classifier, the network's last linear layer or
-    3-D convolution, keeps its random weights where the number of classes differs, or `new_head`
-    says so; its rows are permuted where the same names stand in another order.
+    Everything below the classifier must fit; MViT's position tables are interpolated to its clips.
+    The classifier, the network's last linear layer or 3-D convolution, keeps its random weights
+    where the number of classes differs, or `model.new_head` says so; its rows are permuted where
+    the same names stand in another order, and taken by name with `model.remap_classes`.
 
     Raises UsageError when a tensor below the classifier is missing or of another shape, and, with
     the difference, when there are as many classes but others.
     """
     own = model.state_dict()
-    head = head_names(model)
-    tensors = dict(weights.tensors)
-    fits = all(name in tensors and tensors[name].shape == own[name].shape for name in head)
-    note = f"a new head for {len(class_names)} classes"
-    if new_head or not fits:
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
-    elif weights.class_names is None:
-        note = "the file names no classes: their order is taken on trust"
-    else:
-        order = _row_order(weights.class_names, class_names, weights.source)
-        note = "the same classes"
-        if order != list(range(len(order))):
-            note = "the same classes in another order: the head's rows were permuted"
-            tensors |= {name: tensors[name][order] for name in head}
-    loaded = {name: tensor for name, tensor in tensors.items() if name in own}
-    _check_body(own, loaded, head, weights.source)
+    head = _chosen_head(model, weights, class_names, recipe)
+    fitted = fit_position_tables(model, weights.tensors, weights.crop, weights.source)
+    names = head_names(model)
+    body = {name: value for name, value in weights.tensors.items() if name not in names}
+    loaded = {name: value for name, value in (body | fitted | head.tensors).items() if name in own}
+    _check_body(own, loaded, names, weights.source)
     model.load_state_dict(loaded, strict=False)
     return LoadReport(
         loaded=sorted(loaded),
         skipped=sorted(weights.tensors.keys() - loaded.keys()),
         fresh=sorted(own.keys() - loaded.keys()),
-        head=note,
+        head=head.note,
+        fitted=sorted(fitted),
+        drawn=head.drawn,
     )
 
 
 def begin_with(
-    name: str, model: nn.Module, class_names: list[str], world: World, *, new_head: bool
+    name: str,
+    model: nn.Module,
+    class_names: list[str],
+    world: World,
+    recipe: ModelRecipe,
+    *,
+    must_be_whole: bool = False,
 ) -> LoadReport | None:
     """Find and load weights on every rank, rank 0 first: only one of them downloads.
 
-    Raises, on all ranks, what any of them raises.
+    Raises, on all ranks, what any of them raises; UsageError also for a classifier that is not all
+    of the weights' where it `must_be_whole`, because it is only evaluated.
     """
     report: LoadReport | None = None
     for first in (True, False):
@@ -176,11 +191,79 @@ def begin_with(
         try:
             if world.is_first == first:
                 weights = find_weights(name)
-                report = load_weights(model, weights, class_names, new_head=new_head)
+                report = load_weights(model, weights, class_names, recipe)
+                if must_be_whole and (report.fresh or report.drawn):
+                    raise UsageError(
+                        f"--weights {name} cannot be evaluated on these classes: {report.head}; "
+                        "train first, or use a dataset of the classes of these weights"
+                    )
         except KprepError as caught:
             error = caught
         raise_together(world, error)
     return report
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the classifier takes from weights: tensors by name, a note, and the rows drawn anew."""
+
+    tensors: dict[str, torch.Tensor]
+    note: str
+    drawn: list[str] = field(default_factory=list)
+
+
+def _chosen_head(
+    model: nn.Module, weights: Weights, class_names: list[str], recipe: ModelRecipe
+) -> _Head:
+    own, names = model.state_dict(), head_names(model)
+    saved = {name: weights.tensors[name] for name in names if name in weights.tensors}
+    if recipe.remap_classes:
+        return _remapped(weights, class_names, {name: own[name] for name in names}, saved)
+    fits = all(name in saved and saved[name].shape == own[name].shape for name in names)
+    if recipe.new_head or not fits:
+        shared = len(set(weights.class_names or ()) & set(class_names))
+        hint = f" ({shared} of them are the weights' too: model.remap_classes keeps their rows)"
+        note = f"a new head for {len(class_names)} classes"
+        return _Head({}, note + (hint if shared and not recipe.new_head else ""))
+    if weights.class_names is None:
+        return _Head(saved, "the file names no classes: their order is taken on trust")
+    order = _row_order(weights.class_names, class_names, weights.source)
+    if order == list(range(len(order))):
+        return _Head(saved, "the same classes")
+    rows = {name: tensor[order] for name, tensor in saved.items()}
+    return _Head(rows, "the same classes in another order: the head's rows were permuted")
+
+
+def _remapped(
+    weights: Weights,
+    class_names: list[str],
+    own: dict[str, torch.Tensor],
+    saved: dict[str, torch.Tensor],
+) -> _Head:
+    """Return the classifier with the weights' rows where the class has exactly the same name."""
+    old = weights.class_names
+    if old is None:
+        raise UsageError(
+            f"--weights {weights.source} names no classes, so model.remap_classes cannot tell "
+            "which row is whose; begin with a checkpoint of kprep, or torchvision's weights"
+        )
+    places = {name: place for place, name in enumerate(old)}
+    taken = [row for row, name in enumerate(class_names) if name in places]
+    shapes = [len(tensor) == len(old) for tensor in saved.values()]
+    if not taken or len(saved) < len(own) or not all(shapes):
+        raise UsageError(
+            f"--weights {weights.source}: model.remap_classes finds no row for any of the "
+            "dataset's classes; for a head that is trained anew set model.new_head=true instead"
+        )
+    order = [places[class_names[row]] for row in taken]
+    rows = {name: tensor.clone() for name, tensor in own.items()}
+    for name, tensor in rows.items():
+        tensor[taken] = saved[name][order].to(tensor)
+    drawn = [name for name in class_names if name not in places]
+    unused = sorted(places.keys() - set(class_names))
+    note = f"{len(taken)} of the head's {len(class_names)} rows taken by name"
+    note += f"; rows drawn at random: {_some(drawn)}; rows not used: {_some(unused)}"
+    return _Head(rows, note, drawn)
 
 
 def _row_order(saved: list[str], present: list[str], source: str) -> list[int]:
@@ -190,7 +273,8 @@ def _row_order(saved: list[str], present: list[str], source: str) -> list[int]:
     if missing or extra or len(saved) != len(present):
         raise UsageError(
             f"--weights {source} is for {len(saved)} other classes: it lacks {_some(missing)}; "
-            f"the dataset lacks {_some(extra)}; for a head that is trained anew add "
+            f"the dataset lacks {_some(extra)}; to take the rows of the names in common add "
+            "--set model.remap_classes=true, for a head that is trained anew "
             "--set model.new_head=true"
         )
     places = {name: place for place, name in enumerate(saved)}
