@@ -7,6 +7,8 @@ import multiprocessing
 import multiprocessing.process
 import os
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed
@@ -75,6 +77,22 @@ class _Addresses(Sampler[BatchAddress]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _begin_worker(_: int) -> None:
+    """Make a worker process end with the process that started it, however that ends.
+
+    torch's workers watch their parent process, but that is the fork server here: after a SIGKILL
+    of the trainer, server and workers would keep each other alive for ever.
+    """
+    trainer = multiprocessing.process.parent_process()
+    if trainer is not None:
+        Thread(target=_end_with, args=(trainer.sentinel,), name="kprep-end", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _as_is(batch: Any) -> Any:
@@ -235,6 +253,7 @@ class ClipLoader:
                 multiprocessing_context=_fork_server() if workers else None,
                 persistent_workers=workers > 0,
                 prefetch_factor=self._prefetch_batches if workers else None,
+                worker_init_fn=_begin_worker,
             )
         return self._torch_loader
 

@@ -25,7 +25,7 @@ from stream import clip_loader
 from stream.cache import ClipCache, disk_space, parse_bytes
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
-KILLS = int(os.environ.get("KPREP_TEST_KILLS", "5"))
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -432,10 +432,7 @@ def test_two_jobs_share_a_cache_below_its_limit(root, tmp_path, job):
 
 @pytest.mark.slow
 def test_after_kills_the_cache_is_right_without_a_clean_up(root, tmp_path, job):
-    """SIGKILL of a job at seeded moments; its workers go on for a while beside the next job.
-
-    20 times with KPREP_TEST_KILLS=20.
-    """
+    """SIGKILL of a job at seeded moments; its workers may go on for a moment beside the next job."""
     limit = disk_space(loader(root).stream.index.video_bytes) * 7 // 10
     before = left_in_shared_memory()
     rng = random.Random(5)
@@ -454,6 +451,36 @@ def test_after_kills_the_cache_is_right_without_a_clean_up(root, tmp_path, job):
     while left_in_shared_memory() - before and time.monotonic() < until:
         time.sleep(0.2)
     assert left_in_shared_memory() <= before
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_trainer(job):
+    """Nobody asks them to: the fork server, which is their parent, would keep them for ever."""
+    one = job(10**9, 50)
+    assert one.stdout.readline() == "ready\n"
+    assert one.stdout.readline()  # an epoch: workers are up and busy with the next one
+    helpers = descendants(one.pid)
+    assert len(helpers) >= 3  # fork server, two workers (and Python's own tracker)
+    one.kill()
+    one.wait()
+    until = time.monotonic() + 60
+    while any(is_running(pid) for pid in helpers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [pid for pid in helpers if is_running(pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    found = [pid]
+    for one in found:
+        children = Path(f"/proc/{one}/task/{one}/children")
+        found += [int(child) for child in children.read_text().split()]
+    return found[1:]
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 def test_killed_at_each_step_of_a_put_the_account_is_never_too_low(tmp_path):
