@@ -64,6 +64,7 @@ def test_the_options_are_these() -> None:
         "--train-split",
         "--val-split",
         "--epochs",
+        "--profile",
         "--device",
         "--test-only",
     }

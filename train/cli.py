@@ -65,6 +65,9 @@ class _Request:
 )
 @click.option("--epochs", type=int, metavar="N", help="The same as --set schedule.epochs=N.")
 @click.option(
+    "--profile", type=int, metavar="N", help="Write a trace of N steps to the output directory."
+)
+@click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda, if there is one."
 )
 @click.option("--test-only", is_flag=True, help="Evaluate --resume or --weights and stop.")
@@ -81,6 +84,7 @@ def train(
     train_split: str,
     val_split: str,
     epochs: int | None,
+    profile: int | None,
     device: str | None,
     test_only: bool,
 ) -> None:
@@ -96,6 +100,8 @@ def train(
     """
     if epochs is not None:
         overrides = (*overrides, f"schedule.epochs={epochs}")
+    if profile is not None:
+        overrides = (*overrides, f"run.profile_steps={profile}")
     if freeze:
         overrides = (*overrides, f"model.freeze={json.dumps(freeze)}")
     loaded = load_recipe(recipe, overrides)

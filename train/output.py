@@ -16,6 +16,7 @@ from train.checkpoint import (
     rotate_checkpoints,
     save_checkpoint,
 )
+from train.curves import open_curves
 from train.distributed import broadcast_text
 from train.evaluation_files import write_evaluation
 from train.progress import MetricsFile
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
     from train.accuracy import Accuracy
     from train.checkpoint import Checkpoint
+    from train.curves import Curves
     from train.distributed import World
     from train.recipe import Recipe
     from train.scores import VideoScores
 
 
 class RunOutput:
-    """`checkpoints/`, `evaluation/`, `metrics.jsonl`, `recipe.toml`, `final.pt` of one run."""
+    """`checkpoints/`, `evaluation/`, metrics, curves, `recipe.toml`, `final.pt` of one run."""
 
     def __init__(self, directory: Path, world: World, recipe: Recipe) -> None:
         """Write nothing yet."""
@@ -41,27 +43,49 @@ class RunOutput:
         self._world = world
         self._recipe = recipe
         self._metrics: MetricsFile | None = None
+        self._curves: list[Curves] = []
         self._saved_at = time.monotonic()
         self.place = ""
         """Path of the checkpoint that was written last, on all ranks; "" for none."""
 
     def open(self, step: int) -> None:
-        """Make the directory; drop the metrics of an earlier attempt beyond `step`."""
+        """Make the directory; drop the metrics of an earlier attempt beyond `step`.
+
+        Raises, on all ranks, UsageError where the directory cannot be written or curves are asked
+        for that a package is missing for.
+        """
         self._saved_at = time.monotonic()
-        if not self._world.is_first:
-            return
+        error: KprepError | None = None
+        if self._world.is_first:
+            try:
+                self._open_on_first(step)
+            except KprepError as caught:
+                error = caught
+        raise_together(self._world, error)
+
+    def _open_on_first(self, step: int) -> None:
+        self.close()
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             text = self._recipe.to_toml()
             (self._directory / "recipe.toml").write_text(text, encoding="utf-8")
             self._metrics = MetricsFile(self._directory / "metrics.jsonl", keep_until_step=step)
+            self._curves = open_curves(self._recipe, self._directory, self._metrics.entries)
         except OSError as error:
             raise UsageError(f"--output {self._directory} cannot be written: {error}") from error
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append a line to the metrics, on rank 0 of a run that was opened."""
+        """Append a line to the metrics and the curves, on rank 0 of a run that was opened."""
         if self._metrics is not None:
-            self._metrics.write(kind, **values)
+            entry = self._metrics.write(kind, **values)
+            for curves in self._curves:
+                curves.add(entry)
+
+    def close(self) -> None:
+        """Finish the curves."""
+        opened, self._curves = self._curves, []
+        for curves in opened:
+            curves.close()
 
     def is_evaluated(self, step: int) -> bool:
         """Return, on all ranks, whether the metrics hold an evaluation after `step` steps."""

@@ -65,12 +65,13 @@ class Meter:
         return bool(self._losses)
 
     def report(self) -> dict[str, float]:
-        """Return the mean loss, clips a second and the share of time waited; start anew."""
+        """Return the mean loss, and the throughput since the last report; start anew."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
         values = {
             "loss": sum(self._losses) / len(self._losses),
             "clips_per_second": self._steps * self._global_batch / seconds,
             "data_wait_share": self._waited_seconds / seconds,
+            "seconds_per_step": seconds / max(self._steps, 1),
         }
         self._losses.clear()
         self.start()
@@ -87,20 +88,23 @@ class MetricsFile:
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
             kept = b"".join(line for line in lines if _step_of(line) <= keep_until_step)
-        self.video_top1 = _video_top1(kept)
+        self.entries = [json.loads(line) for line in kept.splitlines()]
+        """The lines that were kept."""
+        self.video_top1 = _video_top1(self.entries)
         """Video top-1 of each evaluation in the file, by the steps that were complete."""
         write_atomic(path, kept)
 
-    def write(self, kind: str, **values: Any) -> None:
-        """Append one line; `kind` is "train" or "eval"."""
-        line = json.dumps({"kind": kind, **values})
+    def write(self, kind: str, **values: Any) -> dict[str, Any]:
+        """Append one line, and return it; `kind` is "train" or "eval"."""
+        entry = {"kind": kind, "time": round(time.time(), 3), **values}
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise KprepError(f"{self._path} cannot be written: {error}") from error
         if kind == "eval":
             self.video_top1[values["step"]] = values["video_top1"]
+        return entry
 
 
 def _step_of(line: bytes) -> float:
@@ -111,6 +115,5 @@ def _step_of(line: bytes) -> float:
         return float("inf")
 
 
-def _video_top1(lines: bytes) -> dict[int, float]:
-    entries = [json.loads(line) for line in lines.splitlines()]
+def _video_top1(entries: list[dict[str, Any]]) -> dict[int, float]:
     return {entry["step"]: entry["video_top1"] for entry in entries if entry["kind"] == "eval"}

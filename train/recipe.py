@@ -195,6 +195,12 @@ class RunRecipe:
     """A loss that is not finite: "stop", or "rollback" to the last checkpoint and skip the step."""
     max_rollbacks: int = 3
     """Times that a run rolls back before it stops all the same."""
+    tensorboard: bool = False
+    """Draw the curves for TensorBoard too, in the output directory."""
+    wandb: str = ""
+    """Project of Weights & Biases that the curves are sent to; "": none."""
+    profile_steps: int = 0
+    """Steps that a trace is written of, at the beginning of the run; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +290,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "run.checkpoint_steps": (0, None),
     "run.checkpoint_minutes": (0, None),
     "run.max_rollbacks": (0, None),
+    "run.profile_steps": (0, None),
 }
 
 

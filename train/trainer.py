@@ -89,7 +89,7 @@ class Trainer:
         self._exchange = StatusExchange(world)
         self._signals = SignalWatch()
         self._files = RunOutput(output, world, recipe)
-        self._reporter = Reporter(recipe, world, self._files)
+        self._reporter = Reporter(recipe, world, self._files, output)
         self._log = self._reporter.say
         self._saved_step = 0
         self._rollbacks = 0
@@ -105,11 +105,12 @@ class Trainer:
         loader = self._training_loader()
         schedule = self._schedule(loader)
         self._files.open(self.step)
-        self._reporter.begin(loader, schedule, len(self.class_names))
+        self._reporter.begin(loader, schedule, self.model, len(self.class_names))
         if groups := describe_groups(self._optimizer):
             self._log("%s", groups)
         self._check_arithmetic()
-        with self._signals:
+        with self._signals, self._reporter:
+            self._reporter.start(self.step)
             accuracy = self._evaluate_when_due() if self.step else None
             while self.epoch < self.recipe.schedule.epochs:
                 try:
@@ -131,7 +132,7 @@ class Trainer:
         with kept_random_state():
             accuracy, videos = evaluate(
                 self._average.model if self._average else self.model,
-                self._until_signal(loader),
+                self._reporter.scoring(self._until_signal(loader)),
                 self.recipe,
                 self.world,
                 num_classes=len(self.class_names),
@@ -219,7 +220,7 @@ class Trainer:
         """Train on the batches of the loader's epoch, from its place on, and save the result."""
         loader.set_epoch(self.epoch)
         set_training(self.model, freeze_batchnorm=self.recipe.model.freeze_batchnorm)
-        batches = self._reporter.timed(loader)
+        batches = self._reporter.timed(loader, self.step)
         last = (self.epoch + 1) * loader.steps_per_epoch
         while self.step < last:
             fetched = self._agreed_batches(batches)
