@@ -5,11 +5,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
 import train.recipe as recipe_module
 from prep.errors import UsageError
+from train.models import build_model
+from train.optim import build_optimizer
 from train.recipe import (
     Recipe,
     load_recipe,
@@ -47,6 +51,59 @@ def test_the_s3d_recipe_is_torchvisions() -> None:
     assert recipe.optim.lr * 64 * 12 / recipe.optim.lr_batch == pytest.approx(0.2)
     assert (recipe.augment.resize, recipe.augment.crop) == ((256, 256), (224, 224))
     assert recipe.model.sync_batchnorm
+
+
+WEIGHTS = {
+    "resnet": "R2Plus1D_18_Weights",
+    "resnet_modern": "R3D_18_Weights",
+    "mvit": "MViT_V2_S_Weights",
+    "swin3d": "Swin3D_T_Weights",
+    "swin3d_modern": "Swin3D_B_Weights",
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_clips_are_evaluated_as_torchvision_evaluates_its_weights(name: str) -> None:
+    recipe, weights = load_recipe(name), _default_weights(WEIGHTS[name])
+    preset = weights.transforms()
+    resize = [recipe.augment.short_side] if recipe.augment.short_side else recipe.augment.resize
+    assert list(resize) == preset.resize_size
+    assert list(recipe.augment.crop) == preset.crop_size
+    assert list(recipe.augment.mean) == preset.mean
+    assert list(recipe.augment.std) == preset.std
+    text = weights.meta["_docs"]
+    for what, value in (
+        ("frame_rate", f"{recipe.data.fps:g}"),
+        ("clips_per_video", recipe.eval.clips_per_video),
+        ("clip_len", recipe.eval_frames),
+    ):
+        assert f"`{what}={value}`" in text
+    assert recipe.eval.placement == "torchvision"
+
+
+def _default_weights(name: str) -> object:
+    return getattr(torchvision.models.video, name).DEFAULT
+
+
+def test_transformers_have_the_published_settings() -> None:
+    mvit, swin = load_recipe("mvit"), load_recipe("swin3d")
+    # the papers: 1.6e-3 for 512 clips; 1e-3 for the head and 1e-4 below it, for 64
+    assert mvit.optim.lr * 512 / mvit.optim.lr_batch == pytest.approx(1.6e-3)
+    assert swin.optim.lr * 64 / swin.optim.lr_batch == pytest.approx(1e-4)
+    assert swin.optim.head_rate == 10
+    assert (mvit.schedule.epochs, mvit.schedule.warmup_epochs) == (200, 30)
+    assert (swin.schedule.epochs, swin.schedule.warmup_epochs) == (30, 2.5)
+    assert (mvit.augment.mixup, mvit.augment.cutmix, mvit.augment.erase) == (0.8, 1.0, 0.25)
+    assert (mvit.optim.no_decay, swin.optim.no_decay) == (("norm", "bias"), ("norm", "position"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_its_network(name: str) -> None:
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        model = build_model(replace(recipe, model=replace(recipe.model, sync_batchnorm=False)), 7)
+    groups = build_optimizer(model, recipe).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("name", recipe_names())

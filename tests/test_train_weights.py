@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_train_trainer import CPU, _Loader, _recipe, _trainer
 from torch import nn
-from torchvision.models.video import R3D_18_Weights
+from torchvision.models import swin_t
+from torchvision.models.video import R3D_18_Weights, swin3d_t
 
 from prep.errors import KprepError, UsageError
 from train.checkpoint import checkpoints_in
@@ -178,6 +179,36 @@ def test_training_begins_with_a_checkpoint_of_ours(tmp_path: Path) -> None:
     begun.class_names = ["c", "a", "d"]
     with pytest.raises(UsageError, match="lacks d; the dataset lacks b"):
         begun.start_from(str(tmp_path / "a" / "final.pt"))
+
+
+@pytest.mark.slow
+def test_a_swin_for_images_sees_in_a_still_clip_what_it_sees_in_the_image() -> None:
+    """224 pixels: at smaller sizes torchvision's two networks pad and shift their windows apart."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    image, clip = swin_t(num_classes=3).eval(), swin3d_t(num_classes=3).eval()
+    for name, table in image.named_parameters():
+        if name.endswith("table"):
+            nn.init.normal_(table)  # so that it matters which distance an entry is for
+    names = ["a", "b", "c"]
+    report = load_weights(clip, Weights("w", image.state_dict(), names), names, ModelRecipe())
+    assert (report.fresh, report.skipped) == ([], [])
+    picture = torch.randn(1, 3, 224, 224)
+    still = picture[:, :, None].expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(clip(still), image(picture), rtol=1e-3, atol=1e-4)
+        assert image(picture).std() > 0.01
+    torch.set_num_threads(threads)
+    found = load_weights(
+        swin3d_t(num_classes=5),
+        Weights("w", image.state_dict(), names),
+        list("abcde"),
+        ModelRecipe(),
+    )
+    assert found.fresh == ["head.bias", "head.weight"]
+    with pytest.raises(UsageError, match="of another network"):
+        load_weights(tiny(3), Weights("w", image.state_dict(), names), names, ModelRecipe())
 
 
 def test_a_head_that_is_drawn_is_never_evaluated(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class _Request:
     "--recipe",
     required=True,
     metavar="NAME|FILE",
-    help="resnet, resnet_modern, s3d, tiny, or a .toml.",
+    help="resnet, s3d, mvit, swin3d, tiny, resnet_modern, s3d_modern, swin3d_modern, or a .toml.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torchvision.models import get_weight
 from prep.errors import KprepError, UsageError
 from train.agreement import raise_together
 from train.checkpoint import FORMAT, load_checkpoint
+from train.inflate import inflate_swin
 from train.mvit import fit_position_tables
 from train.param_groups import head_names
 from train.recipe import parse_recipe
@@ -145,7 +146,8 @@ def load_weights(
 ) -> LoadReport:
     """Put weights into a freshly drawn network.
 
-    Everything below the classifier must fit; MViT's position tables are interpolated to its clips.
+    Everything below the classifier must fit; MViT's position tables are interpolated to its clips,
+    and a Swin's weights for images inflated to a Swin3D.
     The classifier, the network's last linear layer or 3-D convolution, keeps its random weights
     where the number of classes differs, or `model.new_head` says so; its rows are permuted where
     the same names stand in another order, and taken by name with `model.remap_classes`.
@@ -153,6 +155,8 @@ def load_weights(
     Raises UsageError when a tensor below the classifier is missing or of another shape, and, with
     the difference, when there are as many classes but others.
     """
+    if (inflated := inflate_swin(model, weights.tensors)) is not None:
+        weights = replace(weights, tensors=inflated)
     own = model.state_dict()
     head = _chosen_head(model, weights, class_names, recipe)
     fitted = fit_position_tables(model, weights.tensors, weights.crop, weights.source)
