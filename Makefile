@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test check format docs docs-pages clean
 
 setup: $(STAMP)
 
@@ -28,5 +28,13 @@ format: $(STAMP)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# what is written by programs: the command line's page, and what other readers make of a dataset
+docs-pages: $(STAMP)
+	$(BIN)/python docs/tools/commands.py
+	KPREP_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/test_readers.py
+
 clean:
-	rm -rf .venv demo dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv demo dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
