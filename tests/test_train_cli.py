@@ -67,6 +67,7 @@ def test_the_options_are_these() -> None:
         "--profile",
         "--device",
         "--test-only",
+        "--check-weights",
     }
 
 
@@ -82,6 +83,20 @@ def test_every_option_stands_in_the_documentation() -> None:
         (["--recipe", "resnt"], "did you mean 'resnet'"),
         (["--recipe", "tiny", "--set", "optim.momentun=1"], "did you mean 'momentum'"),
         (["--recipe", "tiny", "--epochs", "0"], "schedule.epochs"),
+        ([], "--recipe NAME|FILE is missing"),
+        (
+            ["--check-weights", "R3D_18_Weights.KINETICS400_V2"],
+            "did you mean 'R3D_18_Weights.KINETICS400_V1'",
+        ),
+        (
+            ["--check-weights", "R3D_18", "--recipe", "tiny"],
+            "own protocol and weights; drop --recipe",
+        ),
+        (
+            ["--check-weights", "R3D_18", "--test-only"],
+            "own protocol and weights; drop --test-only",
+        ),
+        (["--check-weights", "R3D_18", "--val-split", "none"], "needs an evaluation split"),
     ],
 )
 def test_mistakes_are_errors_of_usage(options: list[str], message: str) -> None:

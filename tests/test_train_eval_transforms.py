@@ -7,9 +7,10 @@ import torch
 from test_train_transforms import SIZES, _batch, _rgb_of
 from torchvision import transforms as tv
 from torchvision.transforms import functional as tv_functional
+from torchvision.transforms._presets import VideoClassification
 
 from train.eval_transforms import crop_places, eval_clips
-from train.recipe import Recipe
+from train.recipe import AugmentRecipe, Recipe
 
 RECIPE = Recipe()
 
@@ -28,6 +29,41 @@ def test_evaluation_clips_equal_torchvisions(layout: str) -> None:
     (ours,) = eval_clips(batch, RECIPE)
     for member in range(len(batch)):
         wanted = preset(_rgb_of(batch, member)).permute(1, 0, 2, 3)
+        torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
+
+
+WEIGHTS = {
+    # what torchvision's weights of these networks come with
+    "resnet": {"resize": (128, 171), "crop": (112, 112)},
+    "s3d": {"resize": (256, 256), "crop": (224, 224)},
+    "mvit": {"short_side": 256, "crop": (224, 224), "mean": (0.45,) * 3, "std": (0.225,) * 3},
+    "swin3d": {
+        "short_side": 256,
+        "crop": (224, 224),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    },
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("round_resized", [False, True])
+def test_evaluation_clips_equal_those_of_torchvisions_weights(
+    name: str, *, round_resized: bool
+) -> None:
+    """`VideoClassification` resizes what it is given: levels in [0, 1], or uint8, and rounds."""
+    recipe = AugmentRecipe(**WEIGHTS[name], round_resized=round_resized)
+    preset = VideoClassification(
+        crop_size=recipe.crop,
+        resize_size=(recipe.short_side,) if recipe.short_side else recipe.resize,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+    batch = _batch([(128, 170), (226, 128), (256, 340)], frames=2)
+    (ours,) = eval_clips(batch, Recipe(augment=recipe))
+    for member in range(len(batch)):
+        clip = _rgb_of(batch, member)
+        wanted = preset(clip if round_resized else clip.float().div(255))
         torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
 
 

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import transforms as tv
 from torchvision.transforms import functional as tv_functional
-from torchvision.transforms._presets import VideoClassification
 
 from stream import ClipBatch, yuv420_to_rgb
 from train.augment import Draws, draw, draw_clip, resized_size
 from train.recipe import AugmentRecipe
-from train.transforms import clips_from_draws, eval_clips, train_clips
+from train.transforms import clips_from_draws, train_clips
 
 RECIPE = AugmentRecipe()
 
@@ -72,58 +71,6 @@ def test_training_clips_equal_torchvisions_given_the_same_draws(layout: str) -> 
         torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["rgb", "yuv420"])
-def test_evaluation_clips_equal_torchvisions(layout: str) -> None:
-    batch = _batch(SIZES, layout)
-    preset = tv.Compose(
-        [
-            tv.ConvertImageDtype(torch.float32),
-            tv.Resize(RECIPE.resize, antialias=False),
-            tv.Normalize(mean=RECIPE.mean, std=RECIPE.std),
-            tv.CenterCrop(RECIPE.crop),
-        ]
-    )
-    ours = eval_clips(batch, RECIPE)
-    for member in range(len(batch)):
-        wanted = preset(_rgb_of(batch, member)).permute(1, 0, 2, 3)
-        torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
-
-
-WEIGHTS = {
-    # what torchvision's weights of these networks come with
-    "resnet": {"resize": (128, 171), "crop": (112, 112)},
-    "s3d": {"resize": (256, 256), "crop": (224, 224)},
-    "mvit": {"short_side": 256, "crop": (224, 224), "mean": (0.45,) * 3, "std": (0.225,) * 3},
-    "swin3d": {
-        "short_side": 256,
-        "crop": (224, 224),
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-    },
-}
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("round_resized", [False, True])
-def test_evaluation_clips_equal_those_of_torchvisions_weights(
-    name: str, *, round_resized: bool
-) -> None:
-    """`VideoClassification` resizes what it is given: levels in [0, 1], or uint8, and rounds."""
-    recipe = AugmentRecipe(**WEIGHTS[name], round_resized=round_resized)
-    preset = VideoClassification(
-        crop_size=recipe.crop,
-        resize_size=(recipe.short_side,) if recipe.short_side else recipe.resize,
-        mean=recipe.mean,
-        std=recipe.std,
-    )
-    batch = _batch([(128, 170), (226, 128), (256, 340)], frames=2)
-    ours = eval_clips(batch, recipe)
-    for member in range(len(batch)):
-        clip = _rgb_of(batch, member)
-        wanted = preset(clip if round_resized else clip.float().div(255))
-        torch.testing.assert_close(ours[member], wanted, rtol=0, atol=1e-6)
-
-
 @given(height=st.integers(1, 500), width=st.integers(1, 500), short_side=st.integers(1, 300))
 def test_the_short_side_is_torchvisions(height: int, width: int, short_side: int) -> None:
     found = resized_size((height, width), AugmentRecipe(short_side=short_side))
@@ -163,15 +110,6 @@ def test_a_clip_is_augmented_alike_in_any_batch() -> None:
         assert torch.equal(train_clips(alone, RECIPE, seed=5, epoch=2)[0], together[member])
     other_epoch = train_clips(batch, RECIPE, seed=5, epoch=3)
     assert not torch.equal(together, other_epoch)
-
-
-def test_padding_of_smaller_clips_is_never_seen() -> None:
-    batch = _batch([(64, 64), (128, 170)])
-    noisy = batch.video.clone()
-    noisy[0, :, 64:] = 255
-    noisy[0, :, :, 64:] = 255
-    changed = replace(batch, video=noisy)
-    assert torch.equal(eval_clips(batch, RECIPE), eval_clips(changed, RECIPE))
 
 
 ARGUMENTS = {"flip": 0.5, "resize": (128, 171), "crop": (112, 112)}

@@ -46,13 +46,17 @@ class Accuracy:
 
     def __str__(self) -> str:
         """Return one line for people."""
-        missing = f"; not scored: {some_of(self.unscored)}" if self.unscored else ""
-        missing += f"; {self.unlabeled} without a label" if self.unlabeled else ""
         return (
             f"video top-1 {self.video_top1:.2%}, top-5 {self.video_top5:.2%}; "
             f"clip top-1 {self.clip_top1:.2%}, top-5 {self.clip_top5:.2%} "
-            f"({self.videos} videos; {self.protocol}{missing})"
+            f"({self.videos} videos; {self.protocol}{self.left_out})"
         )
+
+    @property
+    def left_out(self) -> str:
+        """Return a clause on the videos that entered no accuracy; "" where there are none."""
+        missing = f"; not scored: {some_of(self.unscored)}" if self.unscored else ""
+        return missing + (f"; {self.unlabeled} without a label" if self.unlabeled else "")
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -7,12 +7,16 @@ import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from prep.errors import UsageError
 from train.launch import launch
 from train.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class _Request:
     weights: str | None
     device: str | None
     test_only: bool
+    check_weights: str | None
 
 
 @click.command("train")
 @click.option("--data", required=True, metavar="ROOT", help="The dataset: a directory or a URL.")
 @click.option(
     "--recipe",
-    required=True,
     metavar="NAME|FILE",
     help="resnet, s3d, mvit, swin3d, tiny, resnet_modern, s3d_modern, swin3d_modern, or a .toml.",
 )
@@ -71,10 +75,15 @@ class _Request:
     "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda, if there is one."
 )
 @click.option("--test-only", is_flag=True, help="Evaluate --resume or --weights and stop.")
+@click.option(
+    "--check-weights",
+    metavar="NAME",
+    help="Evaluate weights that torchvision published, by their own protocol, and stop.",
+)
 def train(
     *,
     data: str,
-    recipe: str,
+    recipe: str | None,
     overrides: tuple[str, ...],
     output: Path | None,
     nproc: int | None,
@@ -87,6 +96,7 @@ def train(
     profile: int | None,
     device: str | None,
     test_only: bool,
+    check_weights: str | None,
 ) -> None:
     """Train a video classifier on a converted dataset.
 
@@ -95,6 +105,7 @@ def train(
       kprep train --data k400 --recipe resnet --nproc 8
       kprep train --data k400 --recipe resnet --set model.name=r3d_18 --resume auto
       kprep train --data k400 --recipe resnet --resume runs/resnet --test-only
+      kprep train --data k400 --check-weights R2Plus1D_18_Weights.KINETICS400_V1
 
     Under torchrun or srun, leave out --nproc: every process runs this command.
     """
@@ -104,7 +115,14 @@ def train(
         overrides = (*overrides, f"run.profile_steps={profile}")
     if freeze:
         overrides = (*overrides, f"model.freeze={json.dumps(freeze)}")
-    loaded = load_recipe(recipe, overrides)
+    if check_weights is not None:
+        others = {"--recipe": recipe, "--resume": resume, "--weights": weights,
+                  "--freeze": freeze, "--epochs": epochs, "--test-only": test_only}  # fmt: skip
+        loaded = _published(check_weights, overrides, val_split, others)
+    elif recipe is None:
+        raise UsageError("--recipe NAME|FILE is missing: what to train, such as resnet")
+    else:
+        loaded = load_recipe(recipe, overrides)
     request = _Request(
         recipe=loaded,
         data=data if "://" in data else str(Path(data).absolute()),
@@ -115,12 +133,28 @@ def train(
         weights=weights,
         device=device,
         test_only=test_only,
+        check_weights=check_weights,
     )
     _check_torch()
     if nproc is None:
         _run(request)
         return
     launch(nproc, _run, request)
+
+
+def _published(
+    name: str, overrides: tuple[str, ...], split: str, others: Mapping[str, object]
+) -> Recipe:
+    """Return the recipe of `--check-weights`; refuse options that would contradict it."""
+    given = [option for option, value in others.items() if value]
+    if given:
+        raise UsageError(f"--check-weights brings its own protocol and weights; drop {given[0]}")
+    if split == "none":
+        raise UsageError("--check-weights needs an evaluation split; name one with --val-split")
+    _check_torch()
+    from train.published import published_recipe
+
+    return published_recipe(name, overrides)
 
 
 def _check_torch() -> None:
@@ -138,12 +172,23 @@ class _Echo(logging.Handler):
 
 def _run(request: _Request) -> None:
     """Be one rank of the run."""
+    from train.run import check_published
     from train.run import train as run_training
 
     logger = logging.getLogger("kprep")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Echo) for handler in logger.handlers):
         logger.addHandler(_Echo())
+    if request.check_weights is not None:
+        check_published(
+            request.check_weights,
+            request.recipe,
+            request.data,
+            request.output,
+            split=request.val_split or "",
+            device=request.device,
+        )
+        return
     run_training(
         request.recipe,
         request.data,

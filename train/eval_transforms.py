@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from train.augment import resized_size
-from train.transforms import _by_size, resize_clips, rgb_planes
+from train.rand_augment import constant
+from train.transforms import clips_by_size, resize_clips, rgb_planes
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
@@ -30,15 +31,15 @@ def eval_clips(batch: ClipBatch, recipe: Recipe) -> torch.Tensor:
     height, width = augment.crop
     frames, device = batch.video.shape[1], batch.video.device
     clips = torch.empty((crops, len(batch), 3, frames, height, width), device=device)
-    for size, members in _by_size(batch).items():
+    for size, members in clips_by_size(batch).items():
         target = resized_size(size, augment)
         pixels = rgb_planes(batch, members, *size)
         pixels = resize_clips(pixels, target, is_rounded=augment.round_resized)
         for crop, (top, left) in enumerate(crop_places(target, augment.crop, crops)):
             cut = pixels[..., top : top + height, left : left + width]
             clips[crop, members] = cut.transpose(1, 2)
-    mean = torch.tensor(augment.mean, device=device).view(3, 1, 1, 1)
-    std = torch.tensor(augment.std, device=device).view(3, 1, 1, 1)
+    mean = constant(augment.mean, device).view(3, 1, 1, 1)
+    std = constant(augment.std, device).view(3, 1, 1, 1)
     return clips.sub_(mean).div_(std)
 
 

@@ -134,9 +134,11 @@ class RunOutput:
         class_names: list[str],
         *,
         step: int | None = None,
+        extra: dict[str, str] | None = None,
     ) -> Path:
         """Write `evaluation/NAME/` and a page to look at; return the page's path, on all ranks.
 
+        `extra` holds names and texts of further files of the directory.
         `scores` are rank 0's. In training `step` counts the steps that are complete, and the page
         is the run's `report.html`; else it stands in the directory. Raises KprepError, on all
         ranks, when something cannot be written.
@@ -152,8 +154,8 @@ class RunOutput:
                 lines += [] if alone else [{"kind": "eval", "step": step, **asdict(accuracy)}]
                 title = f"{self._recipe.name}: {name}"
                 text = report_page(title, accuracy, scores, class_names, lines)
-                extra = {page.name: text} if alone else {}
-                write_evaluation(directory, accuracy, scores, class_names, extra)
+                texts = {**(extra or {}), **({page.name: text} if alone else {})}
+                write_evaluation(directory, accuracy, scores, class_names, texts)
                 if not alone:
                     write_atomic(page, text.encode())
         except OSError as caught:

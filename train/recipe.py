@@ -9,12 +9,15 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from prep.errors import UsageError
 from train.protocol import check_crops
 from train.recipe_checks import check_together
 from train.toml_values import check_known, nearest, toml_value, typed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RECIPES_DIRECTORY = Path(__file__).parent / "recipes"
 
@@ -312,6 +315,14 @@ def load_recipe(name_or_path: str | Path, overrides: tuple[str, ...] | list[str]
     for override in overrides:
         _apply_override(values, override)
     return recipe_from_dict(values, where=str(path))
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Apply `section.key=value` overrides in order; raises as `load_recipe`."""
+    values = tomllib.loads(recipe.to_toml())
+    for override in overrides:
+        _apply_override(values, override)
+    return recipe_from_dict(values, where="--set")
 
 
 def parse_recipe(text: str, where: str) -> Recipe:

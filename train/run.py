@@ -12,8 +12,10 @@ import torch
 
 from prep.errors import UsageError
 from stream import clip_loader
+from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
 from train.distributed import World, broadcast_text, joined_world
+from train.published import find_published
 from train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -79,6 +81,28 @@ def train(
         if not test_only:
             return trainer.fit()
         return trainer.test(test_name(val_split or "", str(checkpoint or weights)))
+
+
+def check_published(
+    name: str,
+    recipe: Recipe,
+    data: str | Path,
+    output: str | Path,
+    *,
+    split: str = "val",
+    device: str | None = None,
+) -> Comparison:
+    """Evaluate published weights on a split of a dataset; called by every rank.
+
+    `recipe` comes from `published_recipe`, so that the protocol is that of the published accuracy.
+    The result goes to `output`/evaluation/. Raises UsageError when the dataset has classes that
+    the weights do not know, or the weights cannot be had.
+    """
+    with joined_world(device) as world, _determinism(recipe):
+        loader = _val_loader(recipe, str(data), split, world)
+        return check_weights(
+            recipe, find_published(name), loader, Path(output), world, test_name(split, name)
+        )
 
 
 def test_name(split: str, source: str) -> str:

@@ -1,9 +1,9 @@
 """From decoded clips to the network's input, on the device the clips are on.
 
-The arithmetic is torchvision's reference (`VideoClassificationPresetTrain` and `...Eval`): float in
-[0, 1], bilinear resize without antialias to a fixed size, horizontal flip, normalise, crop. The
-random draws come from `train.augment`. RandAugment and random resized crops come before all that,
-on the decoded levels.
+The arithmetic is torchvision's reference (`VideoClassificationPresetTrain`): float in [0, 1],
+bilinear resize without antialias to a fixed size, horizontal flip, normalise, crop. The random
+draws come from `train.augment`. RandAugment and random resized crops come before all that, on the
+decoded levels. Evaluation has `train.eval_transforms`.
 """
 
 from __future__ import annotations
@@ -38,26 +38,6 @@ def train_clips(batch: ClipBatch, recipe: AugmentRecipe, seed: int, epoch: int) 
     return clips_from_draws(batch, recipe, draws)
 
 
-def eval_clips(batch: ClipBatch, recipe: AugmentRecipe) -> torch.Tensor:
-    """Prepare the clips of an evaluation batch: the centre crop, never flipped.
-
-    Returns:
-        float32 (N, 3, T, crop height, crop width), normalised.
-    """
-    draws = [
-        center_draws(resized_size((height, width), recipe), recipe.crop)
-        for height, width in batch.size.tolist()
-    ]
-    return clips_from_draws(batch, recipe, draws)
-
-
-def center_draws(resized: tuple[int, int], crop: tuple[int, int]) -> Draws:
-    """Return the centre crop of frames of a resized height and width, in pixels."""
-    # torchvision's center_crop rounds half to even: (171 - 112) / 2 = 29.5 -> 30
-    top, left = (round((size - part) / 2) for size, part in zip(resized, crop, strict=True))
-    return Draws(flip=False, top=top, left=left)
-
-
 def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]) -> torch.Tensor:
     """Augment, resize, flip, crop and normalise each clip by its own draws.
 
@@ -68,7 +48,7 @@ def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]
     frames = batch.video.shape[1]
     device = batch.video.device
     clips = torch.empty((len(batch), 3, frames, height, width), dtype=torch.float32, device=device)
-    for size, members in _by_size(batch).items():
+    for size, members in clips_by_size(batch).items():
         pixels = rgb_planes(batch, members, *size)
         if not any(draws[member].box or draws[member].operations for member in members):
             pixels = resize_clips(
@@ -144,7 +124,7 @@ def resize_clips(
     return frames.reshape(*pixels.shape[:2], *frames.shape[1:])
 
 
-def _by_size(batch: ClipBatch) -> dict[tuple[int, int], list[int]]:
+def clips_by_size(batch: ClipBatch) -> dict[tuple[int, int], list[int]]:
     """Group the clips of a batch by height and width."""
     groups: dict[tuple[int, int], list[int]] = {}
     for member, (height, width) in enumerate(batch.size.tolist()):

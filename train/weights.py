@@ -104,8 +104,14 @@ def find_weights(name: str) -> Weights:
 def _from_torchvision(name: str, found: WeightsEnum) -> Weights:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / found.url.rpartition("/")[2]
     try:
-        tensors = found.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, or not the bytes of the hash
+        tensors = found.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, not the bytes of the hash, or no weights
+        if cached.is_file():
+            text = str(error).partition("\n")[0] or type(error).__name__
+            raise KprepError(
+                f"--weights {name}: {cached} cannot be read as tensors only ({text}); delete it, "
+                "and it is downloaded again"
+            ) from error
         raise UsageError(
             f"--weights {name}: {cached} is not there, and cannot be downloaded ({error}); "
             f"put {found.url} there by hand"
