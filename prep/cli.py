@@ -21,6 +21,11 @@ COMMANDS = {
     "pull": ("prep.copy_command", "pull_command", "Copy a dataset from a bucket, verified."),
     "overlap": ("prep.overlap_command", "overlap_command", "Show what two lists share."),
     "train": ("train.cli", "train", "Train a video classification model on a dataset."),
+    "export": (
+        "train.export_command",
+        "export_command",
+        "Write a trained network for others.",
+    ),
     "plan": (
         "stream.plan_command",
         "plan_command",
@@ -33,7 +38,7 @@ COMMANDS = {
     ),
     "demo": ("prep.demo", "demo_command", "Show all of kprep on generated videos."),
 }
-_NEEDS_TORCH = {"train", "plan", "bench"}
+_NEEDS_TORCH = {"train", "export", "plan", "bench"}
 
 
 class _Commands(click.Group):
