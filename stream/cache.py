@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from stream.index import IndexedClip
     from stream.order import Int64
 
+ADMITTED_SHARE = 0.95
+"""Of the clips that would fit, where not all do: they are chosen by hash, which is not exact."""
+
 _FOLDER = "kprep-clips-1"
 _CLIP_NAME = re.compile(r"[0-9a-f]{32}-[0-9]+\.clip")
 _TEMPORARY_NAME = re.compile(r"\.[0-9]+\.tmp")
@@ -46,7 +49,6 @@ _SUBFOLDER_NAME = re.compile(r"[0-9a-f]{2}")
 _BLOCK_BYTES = 4096
 _NAME_BYTES = 128  # what an entry costs its directory, rounded up
 _LEFT_AFTER_EVICTION = 0.95  # of the limit, so that the directory is not listed for every clip
-_ADMITTED_SHARE = 0.95  # of what would fit: a share by hash is not exact
 _LOCK_SECONDS = 1.0
 _AVOID_SECONDS = 30.0  # after the lock was not to be had
 _TOUCH_SECONDS = 60.0  # a time of last use that is younger is left as it is
@@ -117,7 +119,7 @@ class ClipCache:
             ) from error
         share = 1.0
         if self.split_bytes > self.limit_bytes:
-            share = _ADMITTED_SHARE * self.limit_bytes / self.split_bytes
+            share = ADMITTED_SHARE * self.limit_bytes / self.split_bytes
         self._admitted = int(share * 2**32)
         self._avoid_until = 0.0
 

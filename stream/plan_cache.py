@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-ADMITTED_SHARE = 0.95
-"""Of what would fit, where not all clips do: the loader's cache chooses its share by hash."""
+from stream.cache import ADMITTED_SHARE
 
 
 @dataclass(frozen=True)

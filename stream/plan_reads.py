@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stream.ranges import ByteRange, ClipRequest, batch_ranges, request_ranges
+from stream.ranges import REMOTE_GAP_BYTES, ByteRange, ClipRequest, batch_ranges, request_ranges
 from stream.sampling import num_starts, training_start
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from stream.plan_splits import PlannedSplit
 
 _SAMPLED_CLIPS = 4000
-REMOTE_GAP_BYTES = 4096
-"""Gap that the loader reads over to save a request to an object store; none on a local disk."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from prep.format import read_manifest
 from stream.cache import disk_space
 from stream.index import IndexedClip, load_index
 from stream.order import Int64, derive_keys, mix
-from stream.plan_reads import REMOTE_GAP_BYTES
+from stream.ranges import REMOTE_GAP_BYTES
 from stream.sampling import num_starts
 
 if TYPE_CHECKING:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ONE_RANGE_SHARE = 0.6
 """Share of a clip above which several views of it are read as one range."""
+REMOTE_GAP_BYTES = 4096
+"""Gap that is read over to save a request to an object store; none on a local disk."""
 _LONGEST_REQUEST = 8 << 20
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import BadClipError
 from stream.ranges import (
+    REMOTE_GAP_BYTES,
     ByteRange,
     ClipRequest,
     batch_ranges,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "runs"]
 
 _REQUESTS_IN_FLIGHT = 16
-_GAP_BYTES = 4096  # that a request may read in vain: cheaper than another one over a network
 
 
 class ShardStorage(Protocol):
@@ -111,7 +111,7 @@ class ClipReader:
         missing = [clip for clip in pending if not self._from_cache(clip)]
         wanted = [clip.request for clip in missing]
         whole = {clip.row for clip in (request.clip for request in wanted) if self._keeps(clip)}
-        gap = 0 if self.storage.local_root is not None else _GAP_BYTES
+        gap = 0 if self.storage.local_root is not None else REMOTE_GAP_BYTES
         ranges = batch_ranges(wanted, whole=whole, gap=gap)
         bodies = {part: self._body(part) for part in ranges}
         for clip in missing:

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fault_proxy import fault_proxy
+from processes import descendants, is_running
 from stream_datasets import make_dataset, sequence, without_gop_index
 
 from prep.errors import StorageError, UsageError
@@ -467,20 +468,6 @@ def test_workers_end_with_a_killed_trainer(job):
     while any(is_running(pid) for pid in helpers) and time.monotonic() < until:
         time.sleep(0.1)
     assert not [pid for pid in helpers if is_running(pid)]
-
-
-def descendants(pid: int) -> list[int]:
-    found = [pid]
-    for one in found:
-        children = Path(f"/proc/{one}/task/{one}/children")
-        found += [int(child) for child in children.read_text().split()]
-    return found[1:]
-
-
-def is_running(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
 
 
 def test_killed_at_each_step_of_a_put_the_account_is_never_too_low(tmp_path):

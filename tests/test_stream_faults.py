@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import obstore
 import pytest
 from fault_proxy import by_rate, fault_proxy, script
+from processes import descendants, is_running
 from stream_datasets import make_dataset, sequence, without_gop_index
 
 from prep.errors import (
@@ -262,6 +265,50 @@ def test_a_server_that_stays_away_stops_the_run_and_is_no_bad_clip(bucket, s3, p
     assert not one.bad_clip_summary().clips
 
 
+LOOP = """
+import json, sys
+from stream import clip_loader
+
+def main():
+    one = clip_loader(sys.argv[1], split="train", batch_size=2, num_workers=2, layout="yuv420",
+                      clips_per_video=500, storage_options=json.loads(sys.argv[2]))
+    for number, _ in enumerate(one):
+        if number == 4:
+            print("running", flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stalled", [False, True])
+def test_ctrl_c_ends_the_workers(bucket, s3, proxy, tmp_path, stalled):
+    """As a terminal sends it, to every process; also while all reads wait for a dead connection."""
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP)
+    with subprocess.Popen(
+        [sys.executable, script, bucket, json.dumps(through(s3, proxy))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "running\n"
+        helpers = descendants(process.pid)
+        assert len(helpers) >= 3  # fork server and two workers
+        if stalled:
+            proxy.choose = lambda number, path: "stall"
+            until = time.monotonic() + 60
+            while proxy.in_flight < 2 and time.monotonic() < until:
+                time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode in (1, 130, -signal.SIGINT)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    until = time.monotonic() + 30
+    while any(is_running(pid) for pid in helpers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not [pid for pid in helpers if is_running(pid)]
+
+
 def test_requests_in_flight_are_many_and_bounded(root, bucket, s3, proxy):
     proxy.latency_seconds = 0.05
     one = loader(bucket, batch_size=40, clips_per_video=4, storage_options=through(s3, proxy))
@@ -357,7 +404,7 @@ def test_the_first_clip_is_decoded_while_the_last_is_on_its_way(bucket, s3, prox
     """The batch's last read is held back until a decode has begun: without overlap none would."""
     from stream.decode import ClipDecoder
 
-    monkeypatch.setattr("stream.reads._GAP_BYTES", 0)
+    monkeypatch.setattr("stream.reads.REMOTE_GAP_BYTES", 0)
     one = loader(bucket, storage_options=through(s3, proxy))
     begun, reads = threading.Event(), []
     real_read, real_decode = Storage.read_range, ClipDecoder.decode

@@ -12,15 +12,13 @@ import pytest
 from click.testing import CliRunner
 from stream_datasets import make_dataset, without_gop_index
 
-import stream.cache
-import stream.reads
 from prep.errors import UsageError
 from prep.storage import Storage
 from stream import clip_loader
+from stream.cache import ADMITTED_SHARE
 from stream.order import EpochOrder
-from stream.plan_cache import ADMITTED_SHARE, plan_cache
+from stream.plan_cache import plan_cache
 from stream.plan_command import plan_command, size_text
-from stream.plan_reads import REMOTE_GAP_BYTES
 from stream.plan_splits import StoredSplit, SyntheticSplit
 from stream.planning import PlanOptions, make_plan
 from stream.shuffle_quality import measure
@@ -122,11 +120,6 @@ def test_what_cannot_work_is_said_and_not_raised(root):
     large = make_plan(split, small(batch=100))
     assert "115 clips an epoch cannot fill a batch of 200" in large.problems[0]
     assert large.reads is large.memory is large.cache is large.shuffle_step is None
-
-
-def test_plan_agrees_with_the_loader_on_the_gap_and_with_the_cache_on_its_share():
-    assert REMOTE_GAP_BYTES == stream.reads._GAP_BYTES
-    assert ADMITTED_SHARE == stream.cache._ADMITTED_SHARE
 
 
 def test_memory_follows_its_formula(root):
