@@ -2,7 +2,8 @@
 
 A fenced block without a language, or with `sh`, that holds a line beginning with `kprep`, `make`,
 `pip`, `python` or `torchrun` is an example, and so is every `python` block; `text` marks what is
-none (a synopsis, a file tree). The examples of a page run in order in one working directory. The
+none. A block with a bracket as in `[--split NAME]`, or with a
+placeholder such as ROOT, is a synopsis: its command and options must exist. The examples of a page run in order in one working directory. The
 page can say, in comments that its readers do not see,
 
     <!-- examples
@@ -12,7 +13,7 @@ page can say, in comments that its readers do not see,
     -->
 
 and in front of a block `<!-- not run: a reason -->`: its commands are then only parsed, with
-click's own parser, so that their options exist.
+click's own parser, so that their options exist. Lines of `kprep` in a `text` block are parsed too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
+_PLACEHOLDER = re.compile(r"\[(--|options|OPTIONS|NAME)|\s(A B|[A-Z]{3,})(\s|$)")
 _SETTINGS = re.compile(r"<!-- examples\n(.*?)-->", re.DOTALL)
 
 
@@ -48,6 +50,11 @@ class Example:
     @property
     def where(self) -> str:
         return f"{self.page}:{self.line}"
+
+    @property
+    def is_synopsis(self) -> bool:
+        """Whether it shows what can be typed, and is nothing to be typed."""
+        return self.language == "sh" and bool(_PLACEHOLDER.search(self.text))
 
     def commands(self) -> list[list[str]]:
         """The command lines of a block: continued lines joined, comments dropped."""
@@ -80,9 +87,12 @@ def read_page(path: Path, name: str) -> Page:
         if block["indent"]:
             body = re.sub(rf"^{block['indent']}", "", body, flags=re.MULTILINE)
         starts = any(line.split(" ")[0] in PROGRAMS for line in body.splitlines())
-        if language in ("python", "toml") or (language in ("", "sh") and starts):
+        shown = language == "text" and all(row.startswith("kprep ") for row in body.splitlines())
+        if language in ("python", "toml") or (language in ("", "sh") and starts) or shown:
             line = text[: block.start()].count("\n") + 1
-            examples.append(Example(name, line, language or "sh", body, block["reason"]))
+            kind = language if language in ("python", "toml") else "sh"
+            reason = block["reason"] or ("it is only shown" if shown else None)
+            examples.append(Example(name, line, kind, body, reason))
     return Page(path, examples, settings.get("given", []), settings.get("replace", {}))
 
 

@@ -31,7 +31,7 @@ READ = {name: read_page(path, name) for name, path in PAGES.items()}
 WITH_EXAMPLES = {
     name: page
     for name, page in READ.items()
-    if any(not example.reason for example in page.examples)
+    if any(not (example.reason or example.is_synopsis) for example in page.examples)
 }
 
 
@@ -77,6 +77,14 @@ def check_kprep(words: list[str], where: str) -> None:
         raise AssertionError(f"{where}: {words}: {error.message}") from error
 
 
+def check_synopsis(line: str, where: str) -> None:
+    """`kprep NAME ARGUMENT [--option VALUE]`: the command exists, and has the options."""
+    command, _, _ = command_and_options(line.split())
+    known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", line):
+        assert option in known, f"{where}: `{command.name}` has no {option}"
+
+
 def test_the_guide_has_a_section_for_every_command():
     guide = (DOCS / "guide.md").read_text()
     headings = " ".join(re.findall(r"^## (.*)$", guide, re.MULTILINE))
@@ -96,6 +104,7 @@ def test_every_option_is_found_in_the_docs():
 
 
 ALL = [example for page in READ.values() for example in page.examples]
+ALL += read_page(DOCS / "commands.md", "docs/commands.md").examples  # those of --help
 
 
 @pytest.mark.parametrize("example", ALL, ids=lambda example: example.where)
@@ -105,6 +114,9 @@ def test_examples_are_well_formed(example):
         ast.parse(example.text)
     elif example.language == "toml":
         tomllib.loads(example.text)
+    elif example.is_synopsis:
+        for line in example.text.splitlines():
+            check_synopsis(line, example.where)
     else:
         for words in example.commands():
             check_command(words, example)
@@ -216,7 +228,7 @@ def test_examples_run(name, world, tmp_path, request):
         else:
             world.give(given, tmp_path)
     for example in page.examples:
-        if example.reason is None:
+        if example.reason is None and not example.is_synopsis:
             run_example(example, page, tmp_path, environment)
 
 

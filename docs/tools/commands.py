@@ -46,7 +46,11 @@ def _sections(command: click.Command, context: click.Context, heading: str) -> I
     yield f"```text\n{context.command_path} {usage}\n```\n"
     yield _prose(command.help or "")
     options = [param.get_help_record(context) for param in command.get_params(context)]
-    rows = [record for record in options if record is not None and "--help" not in record[0]]
+    rows = [
+        record
+        for record in options
+        if record is not None and record[1] and "--help" not in record[0]
+    ]
     if rows:
         yield "| option | meaning |\n|---|---|"
         yield from (

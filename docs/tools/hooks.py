@@ -17,15 +17,6 @@ def decisions() -> list[tuple[str, str]]:
     return [(path.name, path.read_text().splitlines()[0].removeprefix("# ")) for path in pages]
 
 
-def on_config(config: Any) -> Any:
-    """Put every decision into the navigation."""
-    for entry in config.nav:
-        if "Decisions" in entry:
-            listed = [{title: f"decisions/{name}"} for name, title in decisions()]
-            entry["Decisions"] = ["decisions/index.md", *listed]
-    return config
-
-
 def public_names(package: str) -> list[str]:
     """Return a package's `__all__`, read and not imported."""
     source = REPOSITORY.joinpath(*package.split("."), "__init__.py").read_text()
