@@ -79,7 +79,8 @@ def check_kprep(words: list[str], where: str) -> None:
 
 def check_synopsis(line: str, where: str) -> None:
     """`kprep NAME ARGUMENT [--option VALUE]`: the command exists, and has the options."""
-    command, _, _ = command_and_options(line.split())
+    words = [word for word in line.split() if word not in ("[OPTIONS]", "COMMAND", "[ARGS]...")]
+    command, _, _ = command_and_options(words) if len(words) > 2 else (kprep, None, None)
     known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", line):
         assert option in known, f"{where}: `{command.name}` has no {option}"
