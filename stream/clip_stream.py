@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -271,7 +272,7 @@ class ClipStream(Dataset[ClipBatch]):
             self._item(address.epoch, int(position), int(row), int(view))
             for position, row, view in zip(positions, *self.items(address), strict=True)
         ]
-        return items, self._reader.begin([self._request(item) for item in items])
+        return items, self._reader.begin(self._requests(items))
 
     def _following(self, address: BatchAddress) -> BatchAddress | None:
         """Return which batch this process gets next: torch deals them to its workers in turn."""
@@ -311,6 +312,22 @@ class ClipStream(Dataset[ClipBatch]):
         check_even(clip.height, clip.width, clip.key)
         return ClipRequest(clip, self._frames(clip, item.start))
 
+    def _requests(self, items: list[_Item]) -> list[ClipRequest]:
+        """Return a request for each item; in evaluation, where a clip's views are neighbours, one.
+
+        So no picture is decoded twice for the views of a clip that share a batch.
+        """
+        requests = [self._request(item) for item in items]
+        if self.options.mode == "train":  # a damaged view has a substitute of its own
+            return requests
+        groups = [list(group) for _, group in groupby(requests, lambda request: request.clip.row)]
+        return [
+            ClipRequest(
+                group[0].clip, np.concatenate([request.frames for request in group]), len(group)
+            )
+            for group in groups
+        ]
+
     def _decode(self, epoch: int, begun: _Begun) -> tuple[torch.Tensor, list[_Item], list[BadClip]]:
         """Decode each clip while those behind it are still being read.
 
@@ -324,21 +341,25 @@ class ClipStream(Dataset[ClipBatch]):
         planar = _room(shape) if self.options.layout == "yuv420" else _private_room(shape)
         kept: list[_Item | None] = list(items)
         bad: list[BadClip] = []
-        for number, pending in enumerate(reads):
+        first = 0
+        for pending in reads:
+            numbers = range(first, first + pending.request.views)
+            first = numbers.stop
             try:
-                self._decode_clip(pending, planar[number])
+                self._decode_clip(pending, planar[numbers.start : numbers.stop].flatten(0, 1))
             except BadClipError as error:
                 if self.options.bad_clips == "raise":
                     raise
                 bad.append(_bad_clip(pending, error))
-                planar, kept[number] = self._replace(epoch, items[number], planar, number, bad)
+                for number in numbers:
+                    planar, kept[number] = self._replace(epoch, items[number], planar, number, bad)
         found = [item for item in kept if item is not None]
         if len(found) < len(kept):
             planar = planar[[number for number, item in enumerate(kept) if item is not None]]
         return planar, found, bad
 
     def _decode_clip(self, pending: PendingClip, out: torch.Tensor) -> None:
-        """Write a clip's frames into `out`, uint8 (T, F), and zeros behind each."""
+        """Write a request's frames into `out`, uint8 (frames, F), and zeros behind each."""
         if self._decoder is None:
             self._decoder = ClipDecoder()
         clip, frames = pending.request.clip, pending.request.frames

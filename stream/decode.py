@@ -48,7 +48,7 @@ class ClipDecoder:
         Args:
             clip: the row of the index.
             data: its checked bytes.
-            frames: ascending frame indices, int64 (T,); an index can stand more than once.
+            frames: frame indices, int64 (T,), in any order; one can stand more than once.
             out: uint8 (T, height * width * 3 // 2): each frame's Y, U and V plane.
 
         Raises:
@@ -95,7 +95,7 @@ class ClipDecoder:
         """Decode from the beginning and count: exact for any codec and any order of packets."""
         if data.whole is None:
             raise _bad(clip, "was not read whole")
-        last, pictures = int(frames[-1]), _Pictures(clip, out)
+        last, pictures = int(frames.max()), _Pictures(clip, out)
         with av.open(io.BytesIO(data.whole), options=_CONTAINER_OPTIONS) as container:
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1

@@ -32,15 +32,19 @@ _LONGEST_REQUEST = 8 << 20
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """Frames wanted of one clip: ascending indices, int64, repeats allowed."""
+    """Frames wanted of one clip, for one view or one after the other for several of them.
+
+    Indices, int64; a view's ascend, and one can stand more than once.
+    """
 
     clip: IndexedClip
     frames: Int64
+    views: int = 1
 
     @cached_property
     def gops(self) -> list[int]:
         """The numbers of the GOPs that hold the wanted frames, ascending."""
-        return list(dict.fromkeys((self.frames // self.clip.gop_frames).tolist()))
+        return sorted(dict.fromkeys((self.frames // self.clip.gop_frames).tolist()))
 
 
 class ByteRange(NamedTuple):
@@ -112,7 +116,7 @@ def _clip_ranges(views: list[ClipRequest]) -> list[ByteRange]:
     gops = sorted({number for view in views for number in view.gops})
     parts = [run_range(clip, first, end) for first, end in runs(gops)]
     union = sum(part.end - part.start for part in parts)
-    if len(views) > 1 and union > ONE_RANGE_SHARE * clip.video_bytes:
+    if sum(view.views for view in views) > 1 and union > ONE_RANGE_SHARE * clip.video_bytes:
         return [run_range(clip, gops[0], gops[-1] + 1)]
     return parts
 

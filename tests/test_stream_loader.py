@@ -26,6 +26,7 @@ from prep.errors import (
 from prep.format import iter_records, read_index
 from prep.storage import Storage
 from stream import BatchAddress, ClipBatch, clip_loader
+from stream.decode import ClipDecoder
 from stream.reads import ClipRequest, runs
 
 
@@ -317,6 +318,41 @@ def test_only_the_gops_that_hold_the_frames_are_read(root, monkeypatch):
     whole = sum(one.stream.index.clip(int(row)).video_bytes for row in one.stream.rows)
     assert len(reads) == 18  # one request a clip: 16 frames touch one or two neighbouring GOPs
     assert sum(reads) < 0.8 * whole * 18 / 23
+
+
+@pytest.mark.parametrize("layout", ["yuv420", "rgb"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_evaluation_decodes_a_video_once_for_all_its_clips(
+    root, tmp_path, monkeypatch, layout, indexed
+):
+    """Views that share a batch share the decoding; the pixels are those of views alone."""
+    if not indexed:
+        root = shutil.copytree(root, tmp_path / "root")
+        without_gop_index(root)
+    options = {"mode": "eval", "frames": 8, "fps": 5, "clips_per_video": 5, "layout": layout}
+    alone = sequence(loader(root, batch_size=1, **options))
+    decoded = []
+    real = ClipDecoder.decode
+
+    def count(self, clip, data, frames, out):
+        decoded.append((clip.key, len(frames)))
+        return real(self, clip, data, frames, out)
+
+    monkeypatch.setattr(ClipDecoder, "decode", count)
+    together = loader(root, batch_size=10, **options)
+    assert sequence(together) == alone
+    keys = [key for key, *_ in alone]
+    assert decoded == [(key, 5 * 8) for key in dict.fromkeys(keys)]
+    decoded.clear()
+    assert sequence(loader(root, batch_size=7, **options)) == alone  # a batch cuts a video in two
+    assert sum(frames for _, frames in decoded) == len(keys) * 8
+
+
+def test_gops_of_several_views_are_read_once_and_in_order(root):
+    clip = loader(root).stream.index.clip(0)
+    views = [np.array([0, 20, 40]), np.array([8, 30, 50])]
+    request = ClipRequest(clip, np.concatenate(views), 2)
+    assert request.gops == sorted({frame // clip.gop_frames for view in views for frame in view})
 
 
 def test_runs_and_gops_by_hand(root):
