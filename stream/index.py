@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from prep.errors import DatasetError, StorageError
@@ -67,9 +68,7 @@ class ClipIndex:
     def _open(self) -> None:
         with pa.memory_map(str(self.path)) as source:
             table = pa.ipc.open_file(source).read_all()
-        columns: dict[str, Any] = {
-            name: table[name].combine_chunks() for name in table.column_names
-        }
+        columns: dict[str, Any] = {name: _mapped(table[name]) for name in table.column_names}
         self._keys = columns["key"]
         self._shards = _dictionary(columns["shard"])
         self._configs = _dictionary(columns["codec_config"])
@@ -77,7 +76,7 @@ class ClipIndex:
         self._gop_crc32 = columns["gop_crc32"]
         self._hashes = columns["content_hash"]
         self._columns = {
-            name: columns[name].fill_null(0).to_numpy(zero_copy_only=False)
+            name: _filled(columns[name], 0).to_numpy(zero_copy_only=False)
             for name in ("label", "num_frames", "fps_num", "fps_den", "width", "height",
                          "video_offset", "video_bytes", "crc32", "gop_frames")
         }  # fmt: skip
@@ -149,10 +148,20 @@ class ClipIndex:
         )
 
 
-def _dictionary(column: Any) -> tuple[Int64, list[Any]]:
-    """Return the codes (-1 for null) and the values of a dictionary column."""
-    codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+def _dictionary(column: Any) -> tuple[npt.NDArray[np.int32], list[Any]]:
+    """Return the codes (int32, -1 for null) and the values of a dictionary column."""
+    codes: npt.NDArray[np.int32] = _filled(column.indices, -1).to_numpy(zero_copy_only=False)
     return codes, column.dictionary.to_pylist()
+
+
+def _mapped(column: Any) -> Any:
+    """Return a column as one array; without a copy where it is one (combine_chunks makes one)."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _filled(column: Any, value: int) -> Any:
+    """Replace nulls; without a copy where there are none (fill_null makes one)."""
+    return column.fill_null(value) if column.null_count else column
 
 
 def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:

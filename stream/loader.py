@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.process
 import os
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -241,8 +242,6 @@ class ClipLoader:
     def _loader(self) -> DataLoader[Any]:
         if self._torch_loader is None:
             workers = self.num_workers
-            if workers:
-                _check_main_guard()
             self._torch_loader = DataLoader(
                 _Guarded(self.stream),
                 batch_size=None,
@@ -284,9 +283,16 @@ def _fork_server() -> Any:
     Plain fork is never used: the object store's client hangs in a forked child once the parent has
     read from it.
     """
+    _check_main_guard()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     return context
+
+
+def _start_fork_server() -> None:
+    """Let the server import torch (seconds) while this process opens the dataset."""
+    _fork_server()
+    forkserver.ensure_running()
 
 
 def _check_main_guard() -> None:
@@ -373,6 +379,8 @@ def clip_loader(
     _check_least(1, batch_size=batch_size, accumulate=accumulate)
     _check_least(0, num_workers=num_workers, bad_clip_limit=bad_clip_limit)
     _check_least(0, storage_patience_seconds=storage_patience_seconds)
+    if num_workers:
+        _start_fork_server()
     options = StreamOptions(
         split=split, mode=mode, frames=frames, fps=parse_rate(fps), seed=seed, short=short,
         clips_per_video=clips_per_video, grouping=grouping, shuffle_block=shuffle_block,

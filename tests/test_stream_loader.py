@@ -531,6 +531,21 @@ for batch in loader:
 """
 
 
+def test_the_index_is_mapped_and_not_copied(root):
+    """Every column that is read clip by clip lies inside the mapping of the one file on this machine."""
+    index = loader(root).stream.index
+    text = Path("/proc/self/maps").read_text()
+    spans = [[int(end, 16) for end in line.split()[0].split("-")]
+             for line in text.splitlines() if line.endswith(str(index.path))]  # fmt: skip
+    assert spans
+    columns = {**index._columns, "shards": index._shards[0], "configs": index._configs[0]}
+    columns["gop_offsets"] = index._gop_offsets.values.to_numpy()
+    columns["gop_crc32"] = index._gop_crc32.values.to_numpy()
+    for name, column in columns.items():
+        address = column.__array_interface__["data"][0]
+        assert any(begin <= address < end for begin, end in spans), name
+
+
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(root, tmp_path):
     path = tmp_path / "script.py"
