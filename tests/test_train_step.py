@@ -69,7 +69,7 @@ def test_the_average_is_evaluated_and_saved_beside_the_weights(tmp_path: Path) -
     head = [name for name in whole._average.model.state_dict() if name.endswith("bias")][-1]
     whole._average.model.state_dict()[head].copy_(torch.tensor([0.0, 1e6, 0.0]))
     whole._val_loader = type(whole._train_loader)(CPU, 4)
-    accuracy = whole.evaluate()
+    accuracy, _ = whole.evaluate()
     assert accuracy.video_top1 == pytest.approx(1 / 3)
     assert accuracy.protocol.endswith("averaged weights")
 

@@ -73,6 +73,7 @@ def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
         raise UsageError(
             "model.sync_batchnorm needs CUDA; on a CPU add --set model.sync_batchnorm=false"
         )
+    check_clip_size(recipe, num_classes)
     torch.manual_seed(run.seed)
     model = build_model(recipe, num_classes).to(world.device)
     if run.channels_last_3d:
@@ -80,6 +81,28 @@ def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
     # dropout and its like must not be the same on every rank
     torch.manual_seed((run.seed + 1 + world.rank) % 2**63)
     return model
+
+
+def check_clip_size(recipe: Recipe, num_classes: int) -> None:
+    """Raise UsageError for clips that are too short or too small for a network of torchvision's.
+
+    The network is run without any data, which costs a fraction of a second; it would otherwise
+    fail at the first clips, with the words of one of its layers.
+    """
+    if recipe.model.name not in TORCHVISION_MODELS:
+        return
+    height, width = recipe.augment.crop
+    with torch.device("meta"), torch.no_grad():
+        model = build_model(recipe, num_classes).eval()
+        for frames in sorted({recipe.data.frames, recipe.eval_frames}):
+            try:
+                model(torch.empty(1, 3, frames, height, width))
+            except RuntimeError as error:
+                raise UsageError(
+                    f"model.name {recipe.model.name!r} cannot take clips of {frames} frames of "
+                    f"{height} x {width} pixels ({str(error).splitlines()[0]}); raise data.frames, "
+                    "eval.frames or augment.crop"
+                ) from error
 
 
 def distribute(model: nn.Module, world: World) -> DistributedDataParallel:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from prep.errors import UsageError
 from stream import clip_loader
 from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
+from train.determinism import determinism
 from train.distributed import World, broadcast_text, joined_world
 from train.published import find_published
 from train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from stream.batch import ClipBatch
     from train.loader import Loader
@@ -63,7 +61,7 @@ def train(
     wrong with the dataset, and KprepError when training fails.
     """
     output = Path(output)
-    with joined_world(device) as world, _determinism(recipe):
+    with joined_world(device) as world, determinism(recipe):
         checkpoint = _checkpoint_to_load(resume, output, world, overwrites=not test_only)
         if test_only and val_split is None:
             raise UsageError("--test-only needs an evaluation split; name one with --val-split")
@@ -168,18 +166,3 @@ def _val_loader(recipe: Recipe, data: str, split: str, world: World) -> Loader:
         bad_clips="substitute",  # which evaluation never does: they are left out and named
         bad_clip_limit=recipe.eval.bad_clip_limit,
     )
-
-
-@contextmanager
-def _determinism(recipe: Recipe) -> Iterator[None]:
-    """Switch PyTorch to deterministic algorithms for this run, if the recipe wants it."""
-    before = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    if recipe.run.deterministic:
-        torch.use_deterministic_algorithms(mode=True)
-        torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode=before)
-        torch.backends.cudnn.benchmark = benchmark

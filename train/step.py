@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from prep.errors import DatasetError
+from train.compilation import compiled, compiler_errors
 from train.mixing import erase_clips, mix_clips
 from train.models import run_model
 from train.optim import set_learning_rate
@@ -49,8 +50,7 @@ class OptimizerStep:
     ) -> None:
         self.scaler = gradient_scaler(recipe.run.precision, device)
         """The state of fp16's scaling; it does nothing for other precisions."""
-        compiled = torch.compile(wrapped) if recipe.run.compile else wrapped
-        self._network = cast("nn.Module", compiled)
+        self._network = compiled(wrapped) if recipe.run.compile else wrapped
         self._copies = DeviceCopies(device)
         self._wrapped = wrapped
         self._optimizer = optimizer
@@ -72,9 +72,7 @@ class OptimizerStep:
         losses = []
         for position, batch in enumerate(batches, start=1):
             with nullcontext() if position == len(batches) else self._without_sync():
-                loss = self._loss(batch, epoch) / len(batches)
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+                losses.append(self._backward(batch, epoch, len(batches)))
         if self._recipe.optim.clip_grad_norm:
             self.scaler.unscale_(self._optimizer)
             weights = [
@@ -84,6 +82,13 @@ class OptimizerStep:
         self.scaler.step(self._optimizer)
         self.scaler.update()
         return torch.stack(losses).sum()
+
+    def _backward(self, batch: ClipBatch, epoch: int, count: int) -> torch.Tensor:
+        """Add the gradients of one of `count` batches; return its share of the mean loss."""
+        with compiler_errors():
+            loss = self._loss(batch, epoch) / count
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _without_sync(self) -> AbstractContextManager[None]:
         """Keep gradients on this rank until the step's last batch."""
