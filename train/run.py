@@ -96,7 +96,7 @@ def check_published(
     The result goes to `output`/evaluation/. Raises UsageError when the dataset has classes that
     the weights do not know, or the weights cannot be had.
     """
-    with joined_world(device) as world, _determinism(recipe):
+    with joined_world(device) as world, determinism(recipe):
         loader = _val_loader(recipe, str(data), split, world)
         return check_weights(
             recipe, find_published(name), loader, Path(output), world, test_name(split, name)
