@@ -16,7 +16,8 @@ from prep.errors import KprepError
 COMMANDS = {
     "shard": ("prep.shard_command", "shard_command", "Convert videos into clip shards."),
     "verify": ("prep.dataset_commands", "verify_command", "Check every file of a dataset."),
-    "info": ("prep.dataset_commands", "info_command", "Show what a dataset holds."),
+    "info": ("prep.info_command", "info_command", "Show what a dataset holds."),
+    "report": ("prep.report_command", "report_command", "Write a page to look at a dataset with."),
     "push": ("prep.copy_command", "push_command", "Copy a dataset to a bucket, verified."),
     "pull": ("prep.copy_command", "pull_command", "Copy a dataset from a bucket, verified."),
     "overlap": ("prep.overlap_command", "overlap_command", "Show what two lists share."),

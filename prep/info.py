@@ -1,4 +1,4 @@
-"""`kprep info`: what a dataset holds, from its manifest and index alone."""
+"""What a dataset holds, from its manifest, indices and ledgers alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import csv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow.compute as pc
 
-from prep.format import index_path, ledger_path, read_index, read_manifest
-from prep.ledger import read_ledger
+from prep.clip_statistics import class_counts, clip_seconds
+from prep.dataset_card import tally_rows
+from prep.format import read_manifest
+from prep.open_index import open_index, open_ledger
+from prep.source_terms import term_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pyarrow as pa
 
     from prep.format import Manifest
     from prep.storage import Storage
@@ -20,18 +26,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """The sums of one split. `failures` counts rows by reason."""
+    """The sums of one split.
+
+    `outcomes` counts rows by status, `failures` failed rows by reason and `sources` clips by
+    source. `clips_by_class` stands in label order; `num_unlabelled` clips have no class.
+    """
 
     name: str
     num_clips: int
     num_rows: int
     outcomes: dict[str, int]
     failures: dict[str, int]
+    sources: dict[str, int]
     num_short: int
     num_shards: int
     bytes: int
     hours: float
-    clips_by_label: dict[int, int]
+    clips_by_class: tuple[int, ...]
+    num_unlabelled: int
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,45 @@ class DatasetInfo:
     manifest: Manifest
     splits: tuple[SplitInfo, ...]
 
+    def terms(self) -> list[str]:
+        """Return what is known of the terms of the dataset's sources, a sentence or two each."""
+        return term_lines({source for split in self.splits for source in split.sources})
+
 
 def dataset_info(storage: Storage) -> DatasetInfo:
     """Read manifest, indices and ledgers; raise DatasetError where they are damaged."""
     manifest = read_manifest(storage)
-    splits = tuple(_split(storage, manifest, name) for name in sorted(manifest.splits))
+    splits = tuple(
+        split_info(
+            manifest,
+            name,
+            open_index(storage, manifest, name),
+            open_ledger(storage, manifest, name),
+        )
+        for name in sorted(manifest.splits)
+    )
     return DatasetInfo(storage.root, manifest, splits)
+
+
+def split_info(manifest: Manifest, name: str, index: pa.Table, ledger: pa.Table) -> SplitInfo:
+    """Sum up one split from its index and its ledger."""
+    split = manifest.splits[name]
+    tally = tally_rows(ledger)
+    counts = class_counts(index, len(manifest.class_names)).tolist()
+    return SplitInfo(
+        name=name,
+        num_clips=split.num_clips,
+        num_rows=split.num_rows,
+        outcomes=split.outcomes,
+        failures=tally.failures,
+        sources=tally.sources,
+        num_short=pc.sum(index["short"].cast("int64")).as_py() or 0,
+        num_shards=len(split.shards),
+        bytes=sum(manifest.files[shard.path].bytes for shard in split.shards),
+        hours=float(np.sum(clip_seconds(index))) / 3600,
+        clips_by_class=tuple(counts[:-1]),
+        num_unlabelled=counts[-1],
+    )
 
 
 def write_ledger_csv(storage: Storage, path: Path) -> None:
@@ -56,41 +101,9 @@ def write_ledger_csv(storage: Storage, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for number, name in enumerate(sorted(manifest.splits)):
-            where = ledger_path(name)
-            ledger = read_ledger(storage.read(where), storage.where(where))
+            ledger = open_ledger(storage, manifest, name)
             if not number:
                 writer.writerow(["split", *ledger.column_names])
             for batch in ledger.to_batches(max_chunksize=4096):
                 columns = [column.to_pylist() for column in batch.columns]
                 writer.writerows((name, *values) for values in zip(*columns, strict=True))
-
-
-def _split(storage: Storage, manifest: Manifest, name: str) -> SplitInfo:
-    split = manifest.splits[name]
-    path = index_path(name)
-    index = read_index(storage.read(path), storage.where(path))
-    seconds = pc.divide(
-        pc.multiply(index["num_frames"].cast("float64"), index["fps_den"].cast("float64")),
-        index["fps_num"].cast("float64"),
-    )
-    path = ledger_path(name)
-    ledger = read_ledger(storage.read(path), storage.where(path))
-    failed = ledger.filter(pc.equal(ledger["status"], "failed"))
-    return SplitInfo(
-        name=name,
-        num_clips=split.num_clips,
-        num_rows=split.num_rows,
-        outcomes=split.outcomes,
-        failures=_tally(failed["reason"]),
-        num_short=pc.sum(index["short"].cast("int64")).as_py() or 0,
-        num_shards=len(split.shards),
-        bytes=sum(manifest.files[shard.path].bytes for shard in split.shards),
-        hours=(pc.sum(seconds).as_py() or 0.0) / 3600,
-        clips_by_label={int(label): count for label, count in _tally(index["label"]).items()},
-    )
-
-
-def _tally(column: object) -> dict[str, int]:
-    counted = pc.value_counts(column)
-    pairs = [(entry["values"].as_py(), entry["counts"].as_py()) for entry in counted]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], str(pair[0]))))

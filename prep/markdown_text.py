@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import TYPE_CHECKING
+
+from prep.plain_text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +21,7 @@ def inline(text: str) -> str:
     CommonMark allows for all of it; so neither HTML, links, tables nor autolinks can begin. Points
     between digits stay as they are, for versions.
     """
-    plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
-    short = " ".join(plain.split())
+    short = " ".join(plain(text).split())
     if len(short) > _LONGEST:
         short = short[:_LONGEST] + "…"
     entities = short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

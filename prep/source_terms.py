@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from prep.markdown_text import inline
+from prep.plain_text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _KNOWN = {
     "cvdf": "the CVDF mirror of Kinetics",
@@ -19,29 +24,41 @@ _OWNERS = (
 
 def source_text(source: str) -> str:
     """Return a source's name and what it is, as Markdown."""
+    return inline(source) + source_meaning(source)
+
+
+def source_meaning(source: str) -> str:
+    """Return `: a folder of videos` and the like; nothing for a source that kprep does not know."""
     if _FOLDER.fullmatch(source):
-        return f"{source}: a folder of videos"
-    name = inline(source)
-    return f"{name}: {_KNOWN[source]}" if source in _KNOWN else name
+        return ": a folder of videos"
+    return f": {_KNOWN[source]}" if source in _KNOWN else ""
 
 
 def terms(sources: set[str]) -> str:
     """Return the terms of the sources that a dataset was made from, as Markdown."""
-    parts = []
+    return "\n".join(f"- {line}" for line in term_lines(sources, shown=inline))
+
+
+def term_lines(sources: set[str], shown: Callable[[str], str] = plain) -> list[str]:
+    """Return what is known of the terms of these sources, a sentence or two each.
+
+    `shown` makes the name of a source, which can be a stranger's, safe where it will stand.
+    """
+    lines = []
     if "cvdf" in sources:
-        parts.append(
-            "- Annotations of Kinetics: Creative Commons Attribution 4.0 International (CC BY "
-            "4.0), by Google."
+        lines.append(
+            "Annotations of Kinetics: Creative Commons Attribution 4.0 International (CC BY 4.0), "
+            "by Google."
         )
     if sources & {"cvdf", "youtube"}:
-        parts.append(f"- {_OWNERS}")
+        lines.append(_OWNERS)
     unknown = sorted(sources - set(_KNOWN))
     if unknown or not sources:
-        named = ", ".join(inline(source) for source in unknown) or "its sources"
-        parts.append(
-            f"- {named}: unknown to kprep. Ask whoever made this dataset before it is used or "
+        named = ", ".join(shown(source) for source in unknown) or "its sources"
+        lines.append(
+            f"{named}: unknown to kprep. Ask whoever made this dataset before it is used or "
             "passed on. Where the videos are Kinetics, the annotations are CC BY 4.0 by Google, "
             "and the videos stand under their owners' and YouTube's terms."
         )
-    parts.append("- kprep, which made this directory, claims no right in it.")
-    return "\n".join(parts)
+    lines.append("kprep, which made this directory, claims no right in it.")
+    return lines

@@ -82,3 +82,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with one bucket, for the whole test run."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def odd_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with something of everything to warn of, and class names that want to be markup."""
+    import report_datasets
+
+    return report_datasets.odd_dataset(tmp_path_factory.mktemp("odd"))

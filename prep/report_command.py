@@ -1,0 +1,73 @@
+"""`kprep report`: one page to look at a dataset with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from prep.errors import UsageError
+from prep.progress import size_text
+from prep.storage import Storage, write_atomic
+
+
+@click.command("report")
+@click.argument("root")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--samples",
+    type=click.IntRange(0, 5000),
+    default=200,
+    show_default=True,
+    help="Clips to show, drawn evenly from all classes and splits; about 35 kB of page each.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+def report_command(root: str, out: Path, samples: int, seed: int) -> None:
+    """Write a page about the dataset at ROOT to OUT, an .html file that needs nothing else.
+
+    Sample clips that play when pointed at, by class, split and text; histograms of duration,
+    picture size and bytes; class balance; failures by reason; and warnings: videos in two splits,
+    clips that repeat or overlap, empty and tiny classes. Reads the manifest, the indices and the
+    sampled clips only. An earlier page at OUT is replaced.
+
+    \b
+    Example:
+      kprep report dataset/ dataset.html
+      kprep report s3://bucket/k400 k400.html --samples 400
+    """
+    from prep.report import make_report
+    from prep.report_html import report_page
+
+    storage = Storage(root)
+    _check_out(out, storage)
+    if seed < 0:
+        raise UsageError(f"--seed ({seed}) must be 0 or more")
+    report = make_report(storage, samples=samples, seed=seed, progress=_progress)
+    page = report_page(report, seed)
+    try:
+        write_atomic(out, page)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}") from error
+    for finding in report.findings:
+        click.echo(f"warning: {finding.title}")
+    bad = sum(clip.sprite is None for clip in report.clips)
+    if bad:
+        click.echo(f"warning: {bad} of the sampled clips cannot be shown; run `kprep verify`")
+    click.echo(f"{out}: {len(report.clips) - bad} clips, {size_text(len(page))}")
+
+
+def _check_out(out: Path, storage: Storage) -> None:
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"OUT ({out}) must end in .html; the page is one HTML file")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise UsageError(f"{out} cannot be written: it is a folder, or its folder does not exist")
+    root = storage.local_root
+    if root is not None and root.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} lies inside the dataset, where it does not belong; choose another")
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        click.echo(f"\rlooking at clips: {done}/{total}{end}", err=True, nl=False)
