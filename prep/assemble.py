@@ -10,15 +10,19 @@ import os
 import struct
 import tarfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from prep.errors import StorageError
 from prep.storage import Storage, temporary_name
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")  # all but mp4 in others' tars only
 _BLOCK = 512  # tar: headers and data stand on multiples of it
 
 
-class _HashingFile:
+class HashingFile:
     """A file that hashes what is written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -57,46 +61,56 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
     temporary = temporary_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        hashed = _write_tar(temporary, job["clips"], storage, path)
-        places, end = scan(temporary)
-        index = energon_index(places, end)
-        storage.write(f"{path}.idx", index)
-        storage.move_in(temporary, path)
+        hashed = write_tar(temporary, _samples(job["clips"], storage, path))
+        return finish_tar(temporary, hashed, storage, path)
     except OSError as error:
         return {"fatal": f"{storage.where(path)} cannot be written: {error.strerror}"}
     except StorageError as error:
         return {"fatal": str(error)}
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _samples(
+    clips: list[dict[str, Any]], storage: Storage, path: str
+) -> Iterator[dict[str, str | bytes]]:
+    for clip in clips:
+        data = _payload(clip, storage, path)
+        if data is None:
+            raise OSError(5, f"staged clip {clip['key']} changed while it was copied")
+        yield {"__key__": clip["key"], "mp4": data, "json": clip["sidecar"].encode("ascii")}
+
+
+def write_tar(target: Path, samples: Iterable[dict[str, str | bytes]]) -> HashingFile:
+    """Write samples (`__key__` and members by extension) as a tar of the format, and sync it."""
+    from webdataset import TarWriter
+
+    with target.open("wb") as file:
+        hashed = HashingFile(file)
+        # an integer mtime: a float would add a PAX header to every member
+        with TarWriter(hashed, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
+            for sample in samples:
+                tar.write(sample)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed
+
+
+def finish_tar(temporary: Path, hashed: HashingFile, storage: Storage, path: str) -> dict[str, Any]:
+    """Put a written tar and its `.tar.idx` in their places; return sizes, hashes and places."""
+    places, end = scan(temporary)
+    index = energon_index(places, end)
+    storage.write(f"{path}.idx", index)
+    storage.move_in(temporary, path)
     return {
         "bytes": hashed.bytes,
         "sha256": hashed.sha256.hexdigest(),
         "md5": hashed.md5.hexdigest(),
         "index_bytes": len(index),
         "index_sha256": hashlib.sha256(index).hexdigest(),
-        "num_clips": len(job["clips"]),
+        "num_clips": len(places),
         "places": places,
     }
-
-
-def _write_tar(
-    target: Path, clips: list[dict[str, Any]], storage: Storage, path: str
-) -> _HashingFile:
-    from webdataset import TarWriter
-
-    with target.open("wb") as file:
-        hashed = _HashingFile(file)
-        # an integer mtime: a float would add a PAX header to every member
-        with TarWriter(hashed, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
-            for clip in clips:
-                data = _payload(clip, storage, path)
-                if data is None:
-                    raise OSError(5, f"staged clip {clip['key']} changed while it was copied")
-                text = clip["sidecar"].encode("ascii")
-                tar.write({"__key__": clip["key"], "mp4": data, "json": text})
-        file.flush()
-        os.fsync(file.fileno())
-    return hashed
 
 
 def _payload(clip: dict[str, Any], storage: Storage, path: str) -> bytes | None:
@@ -127,7 +141,7 @@ def scan(path: Path) -> tuple[list[tuple[str, int, int, int]], int]:
             end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
             place = samples.setdefault(key, [member.offset, 0, 0])
             place[1] = end - place[0]
-            if extension == "mp4":
+            if extension.rpartition(".")[2].lower() in _VIDEO_EXTENSIONS:
                 place[2] = member.offset_data
     return [(key, *place) for key, place in samples.items()], end  # type: ignore[misc]
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "report": ("prep.report_command", "report_command", "Write a page to look at a dataset with."),
     "push": ("prep.copy_command", "push_command", "Copy a dataset to a bucket, verified."),
     "pull": ("prep.copy_command", "pull_command", "Copy a dataset from a bucket, verified."),
+    "merge": ("prep.merge_command", "merge_command", "Make one dataset of several."),
+    "subset": ("prep.merge_command", "subset_command", "Make a smaller dataset of one."),
     "overlap": ("prep.overlap_command", "overlap_command", "Show what two lists share."),
     "train": ("train.cli", "train", "Train a video classification model on a dataset."),
     "export": (

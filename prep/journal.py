@@ -7,7 +7,6 @@ any number of rows, and the sums are one query. See docs/decisions/0002-sqlite-j
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.outcome import Outcome, Reason, Status
 from prep.segment import BadRow, Segment
+from prep.shuffle import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -361,7 +361,7 @@ def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> t
     if isinstance(item, BadRow):
         return (None,) * 9 + (Status.FAILED, Reason.BAD_ROW, item.detail)
     key = item.key
-    place = hashlib.blake2b(key.encode(), digest_size=16, key=str(seed).encode()).digest()
+    ordinal = place(key, seed)
     columns = (
         item.video_id,
         item.start_seconds,
@@ -372,5 +372,5 @@ def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> t
     )
     if key in taken_keys:
         reason, detail = Reason.CONFLICT, "another split holds this segment"
-        return (*columns, key, item.cut_name, place, Status.FAILED, reason, detail)
-    return (*columns, key, item.cut_name, place, Status.PENDING, None, "")
+        return (*columns, key, item.cut_name, ordinal, Status.FAILED, reason, detail)
+    return (*columns, key, item.cut_name, ordinal, Status.PENDING, None, "")

@@ -43,6 +43,16 @@ def write_ledger(rows: Iterable[Row]) -> bytes:
     return sink.getvalue()
 
 
+def write_ledger_table(table: pa.Table) -> bytes:
+    """Return the Parquet file of a ledger that is a table already; equal rows, equal bytes."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        for start in range(0, table.num_rows, _ROWS_A_GROUP):
+            group = table.slice(start, _ROWS_A_GROUP).combine_chunks()
+            writer.write_table(group)
+    return sink.getvalue()
+
+
 def read_ledger(data: bytes, where: str) -> pa.Table:
     """Parse a ledger; DatasetError names `where` when it is not one."""
     try:

@@ -15,7 +15,7 @@ import sys
 import traceback
 from typing import Any
 
-TASKS = {"encode": "prep.encode", "assemble": "prep.assemble"}
+TASKS = {"encode": "prep.encode", "assemble": "prep.assemble", "remix": "prep.remix"}
 
 
 def main(task: str) -> None:

@@ -1,0 +1,110 @@
+"""The roots that a new root is made of: manifests, indices and ledgers, each checked by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+
+from prep.errors import DatasetError, UsageError
+from prep.format import Manifest, index_path, ledger_path, read_index, read_manifest
+from prep.format.layout import MANIFEST_PATH
+from prep.ledger import read_ledger
+from prep.merge_plan import Clip
+from prep.publish import file_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pyarrow as pa
+
+    from prep.storage import Storage
+
+
+@dataclass(frozen=True)
+class Source:
+    """One root; `digest` is the sha256 of its manifest, which speaks of every byte in it."""
+
+    storage: Storage
+    manifest: Manifest
+    digest: str
+    indices: dict[str, pa.Table]
+    ledgers: dict[str, pa.Table]
+
+
+def open_sources(roots: Sequence[Storage], splits: frozenset[str] | None) -> list[Source]:
+    """Read what the roots hold of some splits (None: all); refuse roots that do not fit together.
+
+    Raises UsageError when profiles differ or a split is nowhere, DatasetError for damage.
+    """
+    sources = [_open(storage, splits) for storage in roots]
+    first = sources[0]
+    for source in sources[1:]:
+        if source.manifest.profile != first.manifest.profile:
+            what = "; ".join(source.manifest.profile.differences(first.manifest.profile))
+            raise UsageError(
+                f"{source.storage.root} is of another profile than {first.storage.root} ({what}); "
+                "clips are not encoded again, so merge roots of one profile"
+            )
+    known = {name for source in sources for name in source.manifest.splits}
+    unknown = sorted((splits or set()) - known)
+    if unknown or not known:
+        raise UsageError(
+            f"there is no split {unknown[0] if unknown else ''!r} in the source; it has "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    return sources
+
+
+def clips_of(number: int, source: Source) -> Iterator[Clip]:
+    """Yield the clips of a root as the plan knows them."""
+    names = source.manifest.class_names
+    for split in sorted(source.indices):
+        table = source.indices[split]
+        columns = [
+            table[name].to_pylist() for name in ("key", "label", "content_hash", "entry_bytes")
+        ]
+        for row, (key, label, content_hash, size) in enumerate(zip(*columns, strict=True)):
+            name = names[label] if label >= 0 else None
+            yield Clip(number, split, row, key, name, content_hash, size)
+
+
+def _open(storage: Storage, splits: frozenset[str] | None) -> Source:
+    read_manifest(storage)  # says what is wrong where there is none
+    data = storage.read(MANIFEST_PATH)
+    manifest = Manifest.from_bytes(data, storage.where(MANIFEST_PATH))
+    names = [name for name in sorted(manifest.splits) if splits is None or name in splits]
+    indices, ledgers = {}, {}
+    for name in names:
+        path = index_path(name)
+        indices[name] = read_index(_checked(storage, manifest, path), storage.where(path))
+        _check_index(indices[name], manifest, name, storage.where(path))
+        path = ledger_path(name)
+        ledgers[name] = read_ledger(_checked(storage, manifest, path), storage.where(path))
+    return Source(storage, manifest, hashlib.sha256(data).hexdigest(), indices, ledgers)
+
+
+def _checked(storage: Storage, manifest: Manifest, path: str) -> bytes:
+    """Return a file that is the one in the manifest; DatasetError names another one."""
+    data = storage.read(path)
+    if file_entry(data) != manifest.files.get(path):
+        raise DatasetError(
+            f"{storage.where(path)} is not the one that the manifest lists; run "
+            f"`kprep verify {storage.root}`"
+        )
+    return data
+
+
+def _check_index(table: pa.Table, manifest: Manifest, split: str, where: str) -> None:
+    """Raise DatasetError for rows that point outside the dataset."""
+    shards = {shard.path for shard in manifest.splits[split].shards}
+    strange = set(pc.unique(table["shard"].cast("string")).to_pylist()) - shards
+    highest = pc.max(table["label"]).as_py()
+    if strange:
+        raise DatasetError(f"{where} has rows of {min(strange)}, which the split does not have")
+    if highest is not None and highest >= len(manifest.class_names):
+        raise DatasetError(
+            f"{where} has label {highest}, the manifest {len(manifest.class_names)} classes"
+        )

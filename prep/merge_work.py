@@ -1,0 +1,76 @@
+"""What is kept of a new root in the making: whose it is, and which shards stand."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from prep.errors import KprepError, StorageError, UsageError
+from prep.format import shard_path
+from prep.storage import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prep.storage import Storage
+
+
+class MergeWork:
+    """A folder with one small file for each shard that stands, and one that says of what."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def check(self, root: str, identity: str) -> bool:
+        """Whether this root was begun here; UsageError when something else was."""
+        begun = self._read("plan.json")
+        if begun is None:
+            return False
+        if begun.get("root") != root:
+            raise UsageError(
+                f"work folder {self.folder} belongs to {begun.get('root')}; choose another --work"
+            )
+        if begun.get("identity") != identity:
+            raise UsageError(
+                f"{root} was begun from other roots, or with other options; repeat the first "
+                f"command, or remove {root} and {self.folder} and begin anew"
+            )
+        return True
+
+    def begin(self, root: str, identity: str) -> None:
+        """Note which root is made here."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make {self.folder}: {error.strerror}") from error
+        self._write("plan.json", {"root": root, "identity": identity})
+
+    def record(self, split: str, number: int, facts: dict[str, Any]) -> None:
+        """Note that a shard stands."""
+        self._write(f"{split}-{number:06d}.json", facts)
+
+    def shard(self, destination: Storage, split: str, number: int) -> dict[str, Any] | None:
+        """Return what is known of a shard that stands; None when it has to be written."""
+        facts = self._read(f"{split}-{number:06d}.json")
+        path = shard_path(split, number)
+        if facts is None:
+            return None
+        try:
+            sizes = [destination.info(name).size_bytes for name in (path, f"{path}.idx")]
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return facts if sizes == [facts["bytes"], facts["index_bytes"]] else None
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            values: dict[str, Any] = json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise KprepError(f"{self.folder / name} cannot be read ({error}); remove it") from error
+        return values
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        write_atomic(self.folder / name, json.dumps(values).encode())

@@ -1,0 +1,131 @@
+"""The work of a merging process: one shard of a new root from clips of other roots' shards.
+
+Coded pictures are copied byte for byte and checked; only the sidecar's label and split are written
+anew. Like prep.assemble, it imports webdataset, which imports torch where it is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prep.assemble import finish_tar, write_tar
+from prep.errors import DatasetError, StorageError
+from prep.format import Sidecar
+from prep.storage import Storage, temporary_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_READERS = 8
+_AHEAD_BYTES = 32 << 20  # of clips that are read before they are written, and at least one
+_FETCHES = 2  # what arrives damaged is read once more
+
+
+def remix(job: dict[str, Any]) -> dict[str, Any]:
+    """Write one shard and its `.tar.idx`; both appear complete or not at all.
+
+    The job: root, options, path, work, split, sources (root and options of each), as_they_are, and
+    clips (source, shard, key, label, label_index, the byte ranges, content_hash and crc32). Returns
+    what prep.assemble returns, or `{"damaged": sentence}`, or `{"fatal": sentence}`.
+    """
+    storage, path = Storage(job["root"], job["options"]), job["path"]
+    target = (storage.local_root or Path(job["work"])) / path
+    temporary = temporary_name(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hashed = write_tar(temporary, _samples(job))
+        return finish_tar(temporary, hashed, storage, path)
+    except DatasetError as error:
+        return {"damaged": str(error)}
+    except OSError as error:
+        return {"fatal": f"{storage.where(path)} cannot be written: {error.strerror}"}
+    except StorageError as error:
+        return {"fatal": str(error)}
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _samples(job: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:
+    """Yield the samples of the shard in order, reading a few ahead."""
+    sources = [Storage(source["root"], source["options"]) for source in job["sources"]]
+    waiting: deque[Any] = deque()
+    held = 0
+    with ThreadPoolExecutor(_READERS) as pool:
+        for clip in job["clips"]:
+            while waiting and held + clip["entry_bytes"] > _AHEAD_BYTES:
+                first, future = waiting.popleft()
+                held -= first["entry_bytes"]
+                yield future.result()
+            waiting.append((clip, pool.submit(read_sample, sources[clip["source"]], clip, job)))
+            held += clip["entry_bytes"]
+        while waiting:
+            yield waiting.popleft()[1].result()
+
+
+def read_sample(source: Storage, clip: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """Read one sample and check it; DatasetError when it is not what the index says, twice."""
+    start, end = clip["entry_offset"], clip["entry_offset"] + clip["entry_bytes"]
+    for fetch in range(1, _FETCHES + 1):
+        data = bytes(source.read_range(clip["shard"], start, end))
+        try:
+            return checked_sample(data, clip, job, source.where(clip["shard"]))
+        except DatasetError:
+            if fetch == _FETCHES:
+                raise
+    raise AssertionError  # the loop returns or raises
+
+
+def checked_sample(
+    data: bytes, clip: dict[str, Any], job: dict[str, Any], where: str
+) -> dict[str, str | bytes]:
+    """Return the members of a sample from its bytes in a tar, the sidecar rewritten."""
+    named = f"{where}: clip {clip['key']}"
+    members = dict(_members(data, clip["key"], named))
+    at = clip["video_offset"] - clip["entry_offset"]
+    found = [name for name, (offset, size) in members.items()
+             if (offset, size) == (at, clip["video_bytes"])]  # fmt: skip
+    if len(found) != 1:
+        raise DatasetError(f"{named} does not stand where the index says; run `kprep verify`")
+    payload = data[at : at + clip["video_bytes"]]
+    digest = hashlib.blake2b(payload, digest_size=16).hexdigest()
+    if digest != clip["content_hash"] or zlib.crc32(payload) != clip["crc32"]:
+        raise DatasetError(f"{named} is damaged: its hash is not the index's; run `kprep verify`")
+    sample: dict[str, str | bytes] = {"__key__": clip["key"]}
+    sample |= {name: data[offset : offset + size] for name, (offset, size) in members.items()}
+    if not job["as_they_are"]:
+        if set(members) != {"mp4", "json"}:
+            raise DatasetError(
+                f"{named} has the members {', '.join(sorted(members))}, not mp4 and json"
+            )
+        sidecar = Sidecar.from_bytes(bytes(sample["json"]), f"{named}: its sidecar")  # type: ignore[arg-type]
+        if sidecar.key != clip["key"]:
+            raise DatasetError(f"{named}: its sidecar is of {sidecar.key!r}; run `kprep verify`")
+        sample["json"] = replace(
+            sidecar, split=job["split"], label=clip["label"], label_index=clip["label_index"]
+        ).to_bytes()
+    return sample
+
+
+def _members(data: bytes, key: str, named: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield (extension, (offset, size)) of the members of one sample; DatasetError for others."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data + bytes(1024)), mode="r:") as tar:
+            infos = tar.getmembers()
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        raise DatasetError(f"{named} is no part of a tar ({error}); run `kprep verify`") from error
+    seen: set[str] = set()
+    for info in infos:
+        stem, _, extension = info.name.partition(".")
+        inside = info.isreg() and info.offset_data + info.size <= len(data)
+        if stem != key or not extension or not inside or extension in seen:
+            raise DatasetError(f"{named} has a member {info.name!r} that is not its own")
+        seen.add(extension)
+        yield extension, (info.offset_data, info.size)
