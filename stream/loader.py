@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.process
 import os
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from threading import Thread
@@ -19,6 +20,7 @@ from prep import errors
 from prep.errors import KprepError, UsageError
 from prep.storage import RetryPolicy, Storage
 from stream.bad_clips import BadClipSummary, Policy
+from stream.batch import ClipBatch
 from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
 from stream.opened_roots import RootSummary, WeightedStorage, summarise
 from stream.order import ORDER_VERSION, Grouping
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
     from pathlib import Path
 
-    from stream.batch import ClipBatch, Layout
+    from stream.batch import Layout
     from stream.sampling import Placement
 
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
@@ -62,19 +64,13 @@ class _Guarded(Dataset["ClipBatch | _Failure"]):
 
 
 class _Addresses(Sampler[BatchAddress]):
-    """The addresses from the loader's place in its epoch to the epoch's end."""
+    """What the workers still have to make of a loader's current iteration."""
 
     def __init__(self, loader: ClipLoader) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[BatchAddress]:
-        loader, plan = self.loader, self.loader.stream.plan
-        first = loader.next_step
-        for step in range(first, plan.num_steps):
-            for micro in range(plan.accumulate):
-                # an evaluation's last step can leave a rank without clips
-                if len(plan.positions(step, micro, loader.stream.rank)):
-                    yield BatchAddress(loader.epoch, step, micro)
+        return self.loader.addresses_left()
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -124,6 +120,7 @@ class ClipLoader:
         """The step at which the next iteration begins: 0, or where a loaded state continues."""
         self._begun_at = 0
         self._delivered = 0
+        self._made_here = 0
         self._bad_clips = BadClipSummary(bad_clip_limit)
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
@@ -171,7 +168,20 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets from here to the end of the epoch."""
-        return len(_Addresses(self))
+        return sum(1 for _ in self._addresses(self.next_step))
+
+    def _addresses(self, first_step: int) -> Iterator[BatchAddress]:
+        """Yield this rank's addresses from a step of the epoch to its end."""
+        plan = self.stream.plan
+        for step in range(first_step, plan.num_steps):
+            for micro in range(plan.accumulate):
+                # an evaluation's last step can leave a rank without clips
+                if len(plan.positions(step, micro, self.stream.rank)):
+                    yield BatchAddress(self.epoch, step, micro)
+
+    def addresses_left(self) -> Iterator[BatchAddress]:
+        """Yield what torch's loader has to make of the current iteration."""
+        return islice(self._addresses(self._begun_at), self._made_here, None)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to iterate over; the one of a loaded state continues in its middle."""
@@ -185,9 +195,8 @@ class ClipLoader:
 
         Iterating again without `set_epoch` repeats the epoch from its beginning.
         """
-        batches = iter(self._loader())  # takes the addresses from `next_step` on
-        self._begun_at, self._delivered = self.next_step, 0
-        for batch in batches:
+        self._begun_at, self._delivered, self._made_here = self.next_step, 0, 0
+        for batch in self._batches():
             self.next_step = 0
             if isinstance(batch, _Failure):
                 raise getattr(errors, batch.kind, KprepError)(batch.message)
@@ -198,6 +207,20 @@ class ClipLoader:
         self.next_step = 0
         # an evaluation's last steps can have no clips for this rank; they are over all the same
         self._delivered = (self.steps_per_epoch - self._begun_at) * self.stream.plan.accumulate
+
+    def _batches(self) -> Iterator[ClipBatch | _Failure]:
+        """Yield what workers make; the first batch of all is made in this process.
+
+        The fork server, which `clip_loader` started, imports torch meanwhile (seconds).
+        """
+        if self.num_workers and self._torch_loader is None:
+            for address in islice(self.addresses_left(), 1):
+                batch = _Guarded(self.stream)[address]
+                if self._pin_memory and isinstance(batch, ClipBatch):
+                    batch = batch.pin_memory()
+                self._made_here = 1
+                yield batch
+        yield from self._loader()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the sequence stands, counting whole optimiser steps; under 1 KiB of JSON."""

@@ -25,7 +25,7 @@ from prep.errors import (
 )
 from prep.format import iter_records, read_index
 from prep.storage import Storage
-from stream import BatchAddress, ClipBatch, clip_loader
+from stream import BatchAddress, ClipBatch, ClipLoader, clip_loader
 from stream.decode import ClipDecoder
 from stream.reads import ClipRequest, runs
 
@@ -232,6 +232,26 @@ def test_resume_with_persistent_workers_and_on_other_ranks(root):
             for part in parts
             for clip in part[step * size : step * size + size]
         ] == whole[36:]
+
+
+@pytest.mark.slow
+def test_the_first_batch_does_not_wait_for_the_workers(root, monkeypatch):
+    """It is made in this process, once; breaking off behind it loses and repeats nothing."""
+    expected = sequence(loader(root, batch_size=4))
+    one = loader(root, batch_size=4, num_workers=2)
+    started = []
+    real = ClipLoader._loader
+    monkeypatch.setattr(ClipLoader, "_loader", lambda self: started.append(self) or real(self))
+    for _ in range(2):  # broken off before there are workers
+        assert next(iter(one)).key == [key for key, *_ in expected[:4]]
+        assert not started
+    state = one.state_dict()
+    one.load_state_dict(state)
+    assert sequence(one) == expected[4:]
+    assert len(started) == 1
+    one.set_epoch(1)
+    one.set_epoch(0)
+    assert sequence(one) == expected
 
 
 def test_iterating_again_repeats_the_whole_epoch(root):
