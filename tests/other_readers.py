@@ -31,13 +31,18 @@ def fetch(url: str) -> bytes:
     import obstore
 
     folder, _, name = url.rpartition("/")
-    store = obstore.store.from_url(folder, client_options={"allow_http": True},
-                                   virtual_hosted_style_request=False)  # fmt: skip
+    store = obstore.store.from_url(
+        folder, client_options={"allow_http": True}, virtual_hosted_style_request=False
+    )
     return bytes(obstore.get(store, name).bytes())
 
 
 def shards(root: str, split: str) -> list[str]:
-    data = fetch(f"{root}/manifest.json") if "://" in root else (Path(root) / "manifest.json").read_bytes()  # fmt: skip
+    data = (
+        fetch(f"{root}/manifest.json")
+        if "://" in root
+        else (Path(root) / "manifest.json").read_bytes()
+    )
     return [f"{root}/{shard['path']}" for shard in json.loads(data)["splits"][split]["shards"]]
 
 
@@ -83,8 +88,9 @@ def read_wids(root: str, split: str) -> Iterator[Clip]:
 
     wids_dl.default_cmds["s3"] = download
     with tempfile.TemporaryDirectory() as cache:
-        dataset = wids.ShardListDataset(f"{root}/wids-{split}.json", cache_dir=cache,
-                                        transformations=[])  # fmt: skip
+        dataset = wids.ShardListDataset(
+            f"{root}/wids-{split}.json", cache_dir=cache, transformations=[]
+        )
         for number in range(len(dataset)):
             sample = dataset[number]
             yield sample["__key__"], sample[".mp4"].read(), json.load(sample[".json"])
@@ -109,8 +115,9 @@ def read_energon(root: str, split: str) -> Iterator[Clip]:
         if "://" in root:
             root = _profile_of_a_bucket(root, Path(folder))
         one = WorkerConfig(rank=0, world_size=1, num_workers=0)
-        dataset = get_val_dataset(root, split_part=split, worker_config=one, batch_size=None,
-                                  task_encoder=Raw())  # fmt: skip
+        dataset = get_val_dataset(
+            root, split_part=split, worker_config=one, batch_size=None, task_encoder=Raw()
+        )
         for sample in get_loader(dataset):
             yield sample["__key__"], sample["mp4"], json.loads(sample["json"])
 
@@ -118,10 +125,15 @@ def read_energon(root: str, split: str) -> Iterator[Clip]:
 def _profile_of_a_bucket(root: str, folder: Path) -> str:
     """Write what multi-storage-client reads; return ROOT as it wants it."""
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
-    options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "base_path": bucket,
-               "region_name": os.environ["AWS_REGION"]}  # fmt: skip
-    keys = {"access_key": os.environ["AWS_ACCESS_KEY_ID"],
-            "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"]}  # fmt: skip
+    options = {
+        "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+        "base_path": bucket,
+        "region_name": os.environ["AWS_REGION"],
+    }
+    keys = {
+        "access_key": os.environ["AWS_ACCESS_KEY_ID"],
+        "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"],
+    }
     profile = {
         "storage_provider": {"type": "s3", "options": options},
         "credentials_provider": {"type": "S3Credentials", "options": keys},
