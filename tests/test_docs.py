@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 import pytest
 from conftest import REPOSITORY, run_kprep
 from docs_examples import Example, Page, read_page, replaced
 
 from prep.cli import COMMANDS, kprep
-from prep.demo_videos import draw_class_folders
+from prep.demo_videos import draw_class_folders, random_motion, write_video
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +160,7 @@ class World:
         draw_class_folders(folder / "videos" / "train", 24, seed=1)
         draw_class_folders(folder / "videos" / "val", 8, seed=2)
         self._draw_kinetics()
+        self._write_tars()
         for split in ("train", "val"):
             run_kprep("shard", folder / "videos", folder / "dataset", "--split", split,
                       "--profile", "small", "--clips-per-shard", 10)  # fmt: skip
@@ -171,6 +176,24 @@ class World:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
         (self.folder / "val.csv").write_text("\n".join(rows) + "\n")
+
+    def _write_tars(self) -> None:
+        """Tars as video2dataset writes them: tars/00000.tar with .mp4, .txt and .json members."""
+        random = np.random.default_rng(4)
+        drawn = self.folder / "drawn.mp4"
+        for shard in range(2):
+            target = self.folder / "tars" / f"{shard:05d}.tar"
+            target.parent.mkdir(exist_ok=True)
+            with tarfile.open(target, "w") as tar:
+                for number in range(4):
+                    direction = ("left", "up")[number % 2]
+                    write_video(drawn, random_motion(direction, random), "libx264")
+                    key = f"{shard:05d}{number:04d}"
+                    texts = {"txt": direction.encode(), "json": json.dumps({"key": key}).encode()}
+                    for extension, data in {"mp4": drawn.read_bytes(), **texts}.items():
+                        member = tarfile.TarInfo(f"{key}.{extension}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
 
     def give(self, name: str, target: Path) -> None:
         """Copy a folder or a file into a page's working directory."""
