@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -17,9 +16,10 @@ from prep.errors import BadClipError, DatasetError, UsageError
 from prep.storage import stop_waiting
 from stream.bad_clips import MOST_SUBSTITUTES, BadClip, Policy, substitute
 from stream.batch import ClipBatch, Layout
+from stream.batch_memory import private_room, rgb_of_planar, room, widened
 from stream.cache import ClipCache, disk_space, parse_bytes
 from stream.class_lists import join_class_lists
-from stream.color import frame_bytes, yuv420_to_rgb
+from stream.color import frame_bytes
 from stream.decode import ClipDecoder, check_even
 from stream.mixture import Mixture
 from stream.opened_roots import (
@@ -244,7 +244,7 @@ class ClipStream(Dataset[ClipBatch]):
         clips = [item.clip for item in kept]
         sizes = [(clip.height, clip.width) for clip in clips]
         return ClipBatch(
-            video=planar if self.options.layout == "yuv420" else _to_rgb(planar, sizes),
+            video=planar if self.options.layout == "yuv420" else rgb_of_planar(planar, sizes),
             size=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
             label=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
             key=[clip.key for clip in clips],
@@ -338,7 +338,7 @@ class ClipStream(Dataset[ClipBatch]):
         clips = [pending.request.clip for pending in reads]
         longest = max((frame_bytes(clip.height, clip.width) for clip in clips), default=0)
         shape = (len(items), self.options.frames, longest)
-        planar = _room(shape) if self.options.layout == "yuv420" else _private_room(shape)
+        planar = room(shape) if self.options.layout == "yuv420" else private_room(shape)
         kept: list[_Item | None] = list(items)
         bad: list[BadClip] = []
         first = 0
@@ -387,7 +387,7 @@ class ClipStream(Dataset[ClipBatch]):
             other = self._item(epoch, item.position, int(self.rows[clips[0]]), item.view)
             pending = self._reader.begin([self._request(other)])[0]
             clip = pending.request.clip
-            planar = _widened(planar, frame_bytes(clip.height, clip.width))
+            planar = widened(planar, frame_bytes(clip.height, clip.width))
             try:
                 self._decode_clip(pending, planar[number])
             except BadClipError as error:
@@ -409,44 +409,6 @@ class ClipStream(Dataset[ClipBatch]):
 def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:
     clip = pending.request.clip
     return BadClip(clip.key, clip.shard, clip.video_offset, str(error))
-
-
-def _private_room(shape: tuple[int, ...]) -> torch.Tensor:
-    """Return uint8 of any content, for this process alone."""
-    return torch.empty(shape, dtype=torch.uint8)
-
-
-def _room(shape: tuple[int, ...]) -> torch.Tensor:
-    """Return uint8 of any content that travels from a worker process without being copied.
-
-    As torch's own `default_collate` does, batches of a worker are made in shared memory.
-    """
-    if get_worker_info() is None or not math.prod(shape):
-        return _private_room(shape)
-    new_shared: Any = torch.UntypedStorage._new_shared  # noqa: SLF001 - see above
-    storage = new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def _widened(planar: torch.Tensor, longest: int) -> torch.Tensor:
-    """Return (N, T, F) with F at least `longest`; what is new is zero."""
-    if planar.shape[2] >= longest:
-        return planar
-    wider = torch.zeros((*planar.shape[:2], longest), dtype=torch.uint8)
-    wider[:, :, : planar.shape[2]] = planar
-    return wider
-
-
-def _to_rgb(planar: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
-    """Convert each clip; clips of several sizes stand in the upper left of the largest."""
-    height = max((size[0] for size in sizes), default=0)
-    width = max((size[1] for size in sizes), default=0)
-    video = _room((len(sizes), planar.shape[1], height, width, 3))
-    if len(set(sizes)) > 1:
-        video.zero_()
-    for number, (rows, columns) in enumerate(sizes):
-        video[number, :, :rows, :columns] = yuv420_to_rgb(planar[number], rows, columns)
-    return video
 
 
 def check_labels(stream: ClipStream) -> None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import multiprocessing.process
 import os
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import forkserver
-from multiprocessing.connection import wait
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed
@@ -27,6 +22,7 @@ from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
 from stream.roots import RootLike, WeightedRootLike, data_roots
 from stream.state import STATE_VERSION, StreamState
+from stream.workers import begin_worker, fork_server_context, start_fork_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
     from stream.batch import Layout
     from stream.sampling import Placement
 
-# Imported once in the fork server, so that a worker starts in tens of milliseconds
-_PRELOAD = ["torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "stream.clip_stream"]
 _OPENING_PATIENCE_SECONDS = 60.0
 _LONGEST_LIST = 120  # characters
 
@@ -74,22 +68,6 @@ class _Addresses(Sampler[BatchAddress]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def _begin_worker(_: int) -> None:
-    """Make a worker process end with the process that started it, however that ends.
-
-    torch's workers watch their parent process, but that is the fork server here: after a SIGKILL
-    of the trainer, server and workers would keep each other alive for ever.
-    """
-    trainer = multiprocessing.process.parent_process()
-    if trainer is not None:
-        Thread(target=_end_with, args=(trainer.sentinel,), name="kprep-end", daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 def _as_is(batch: Any) -> Any:
@@ -272,10 +250,10 @@ class ClipLoader:
                 num_workers=workers,
                 collate_fn=_as_is,
                 pin_memory=self._pin_memory,
-                multiprocessing_context=_fork_server() if workers else None,
+                multiprocessing_context=fork_server_context() if workers else None,
                 persistent_workers=workers > 0,
                 prefetch_factor=self._prefetch_batches if workers else None,
-                worker_init_fn=_begin_worker,
+                worker_init_fn=begin_worker,
             )
         return self._torch_loader
 
@@ -298,33 +276,6 @@ def _short(parts: Iterable[str]) -> str:
     """Return a list for a state, which must stay small: as it is, or a digest of a long one."""
     text = ",".join(parts)
     return text if len(text) <= _LONGEST_LIST else hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _fork_server() -> Any:
-    """Return the start method for workers.
-
-    Plain fork is never used: the object store's client hangs in a forked child once the parent has
-    read from it.
-    """
-    _check_main_guard()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    return context
-
-
-def _start_fork_server() -> None:
-    """Let the server import torch (seconds) while this process opens the dataset."""
-    _fork_server()
-    forkserver.ensure_running()
-
-
-def _check_main_guard() -> None:
-    """Say what is wrong when a worker's import of the user's script would start workers again."""
-    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise UsageError(
-            "the loader's workers import your script, which starts a loader again; "
-            'put the script\'s work into a function under `if __name__ == "__main__":`'
-        )
 
 
 def clip_loader(
@@ -403,7 +354,7 @@ def clip_loader(
     _check_least(0, num_workers=num_workers, bad_clip_limit=bad_clip_limit)
     _check_least(0, storage_patience_seconds=storage_patience_seconds)
     if num_workers:
-        _start_fork_server()
+        start_fork_server()
     options = StreamOptions(
         split=split, mode=mode, frames=frames, fps=parse_rate(fps), seed=seed, short=short,
         clips_per_video=clips_per_video, grouping=grouping, shuffle_block=shuffle_block,

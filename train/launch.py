@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, UsageError
+from stream.workers import end_with_parent
 from train.signals import EXIT_CODES, InterruptedBySignalError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _run_rank(
     arguments: tuple[object, ...],
 ) -> None:
     """Be one rank: run the target, and report the error that ended it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ.update(environment)
     try:
         target(*arguments)
@@ -99,14 +100,6 @@ def _run_rank(
     finally:
         # process groups that hang in a reference cycle until the interpreter is torn down abort it
         gc.collect()
-
-
-def _end_with_parent() -> None:
-    """End this process when the launcher is gone, however that came about."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 @contextmanager

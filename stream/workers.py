@@ -1,0 +1,64 @@
+"""The loader's worker processes: how they start, and that they end with the process they serve."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.process
+import os
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from threading import Thread
+from typing import Any
+
+from prep.errors import UsageError
+
+# Imported once in the fork server, so that a worker starts in tens of milliseconds
+_PRELOAD = ["torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "stream.clip_stream"]
+
+
+def begin_worker(_: int) -> None:
+    """Be torch's `worker_init_fn`.
+
+    torch's workers watch their parent process, but that is the fork server here: after a SIGKILL
+    of the trainer, server and workers would keep each other alive for ever.
+    """
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Make this process end with the one that started it, however that comes about."""
+    parent = multiprocessing.process.parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), name="kprep-end", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def fork_server_context() -> Any:
+    """Return the start method for workers.
+
+    Plain fork is never used: the object store's client hangs in a forked child once the parent has
+    read from it.
+    """
+    _check_main_guard()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def start_fork_server() -> None:
+    """Let the server import torch (seconds) while this process opens the dataset."""
+    fork_server_context()
+    forkserver.ensure_running()
+
+
+def _check_main_guard() -> None:
+    """Say what is wrong when a worker's import of the user's script would start workers again."""
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise UsageError(
+            "the loader's workers import your script, which starts a loader again; "
+            'put the script\'s work into a function under `if __name__ == "__main__":`'
+        )
