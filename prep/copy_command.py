@@ -107,5 +107,6 @@ def _report(result: CopyResult, destination: str) -> None:
     else:
         click.echo(f"all {result.num_there} files were there already")
     for name, split in sorted(result.manifest.splits.items()):
-        click.echo(f"  split {name:<12}{split.num_clips:>9} clips in {len(split.shards)} shards")
+        shards = f"{len(split.shards)} shard{'s' * (len(split.shards) != 1)}"
+        click.echo(f"  split {name:<12}{split.num_clips:>9} clips in {shards}")
     click.echo(f"whole: {destination}")

@@ -217,7 +217,7 @@ def _report(result: MergeResult, out: str) -> None:
         ledger = plan.ledgers[name]
         click.echo(
             f"split {name:<12}{sum(map(len, shards)):>9} clips of {ledger.num_rows} rows, "
-            f"{size_text(size)} in {len(shards)} shards"
+            f"{size_text(size)} in {len(shards)} shard{'s' * (len(shards) != 1)}"
         )
     if result.manifest is None:
         click.echo("nothing was written")

@@ -172,27 +172,36 @@ def _ledger(
 def _settings(
     options: MergeOptions, sources: Sequence[Source], name: str, per_shard: int
 ) -> dict[str, Any]:
-    """Return what decided the contents: the sources' splits as they were, and the options."""
+    """Return what decided the contents: which splits were put together, and the options."""
     selection = options.selection
     parents = [source.manifest.splits[name] for source in sources if name in source.manifest.splits]
+    chosen = {
+        "classes": sorted(selection.classes) if selection.classes is not None else None,
+        "per_class": selection.per_class,
+        "count": selection.count,
+        "on_conflict": options.on_conflict if options.on_conflict != "error" else None,
+    }
     settings: dict[str, Any] = {
         "made_by": options.made_by,
         "seed": options.seed,
         "clips_per_shard": per_shard,
-        "classes": sorted(selection.classes) if selection.classes is not None else None,
-        "per_class": selection.per_class,
-        "count": selection.count,
-        "on_conflict": options.on_conflict,
-        "made_from": [
-            {"fingerprint": split.fingerprint, "settings": split.settings} for split in parents
-        ],
+        **{option: value for option, value in chosen.items() if value is not None},
+        "made_from": [split.fingerprint for split in parents],
     }
-    lists = {split.settings.get("annotations_sha256") for split in parents}
-    if len(lists) == 1 and None not in lists:
-        settings["annotations_sha256"] = lists.pop()
+    lists = sorted({digest for split in parents for digest in _annotation_lists(split.settings)})
+    if len(lists) == 1:
+        settings["annotations_sha256"] = lists[0]
+    elif lists:
+        settings["annotation_lists"] = lists
     if parents[0].settings.get(FOREIGN) is not None:
         settings[FOREIGN] = parents[0].settings[FOREIGN]
     return settings
+
+
+def _annotation_lists(settings: dict[str, Any]) -> list[str]:
+    """Return the sha256 of every list that a split goes back to."""
+    found = [settings.get("annotations_sha256"), *(settings.get("annotation_lists") or ())]
+    return [digest for digest in found if isinstance(digest, str)]
 
 
 def _tools(sources: Sequence[Source], name: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_waiting
 from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError, UsageError
 from prep.local_files import ends_early, local_info, read_local_range
+from prep.s3_environment import s3_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -103,7 +104,7 @@ class Storage:
         if self.root.startswith("s3://"):
             # taken here and not where the client is opened: a worker process that was started
             # earlier has an older environment
-            self.options = {**_s3_environment(), **self.options}
+            self.options = {**s3_environment(), **self.options}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open client behind: another process opens its own."""
@@ -395,27 +396,6 @@ class Storage:
                     "AWS_SKIP_SIGNATURE=true for a public bucket"
                 )
             raise StorageError(f"{self.where(path)} cannot be reached: {text[:300]}") from error
-
-
-def _s3_environment() -> dict[str, Any]:
-    """Return the settings that the AWS tools take from the environment."""
-    names = {
-        "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-        "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
-        "access_key_id": ("AWS_ACCESS_KEY_ID",),
-        "secret_access_key": ("AWS_SECRET_ACCESS_KEY",),
-        "session_token": ("AWS_SESSION_TOKEN",),
-    }
-    found: dict[str, Any] = {"region": "us-east-1"}
-    for option, variables in names.items():
-        values = [os.environ[name] for name in variables if os.environ.get(name)]
-        if values:
-            found[option] = values[0]
-    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
-        found["skip_signature"] = True
-    if "endpoint" in found:
-        found["virtual_hosted_style_request"] = False
-    return found
 
 
 def write_atomic(target: Path, data: bytes) -> None:

@@ -19,6 +19,7 @@ from copy_datasets import CLASSES, convert, draw, files_of, flip, objects_of
 from fault_proxy import by_rate, fault_proxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_datasets import without_gop_index
 
 from prep.errors import DatasetError, UsageError
 from prep.format import Sidecar
@@ -117,7 +118,15 @@ def test_two_roots_become_one_with_one_class_list(one, two, tmp_path):
     rows = ledger(root, "train")
     assert Counter(row["status"] for row in rows) == {"ok": 18, "failed": 3}
     assert [row["row"] for row in rows] == list(range(1, 22))
-    assert result.manifest.splits["train"].outcomes["ok"] == 18
+    split = result.manifest.splits["train"]
+    assert split.outcomes["ok"] == 18
+    parents = [
+        json.loads((path / "manifest.json").read_text())["splits"]["train"] for path in (one, two)
+    ]
+    assert split.settings["made_from"] == [parent["fingerprint"] for parent in parents]
+    assert split.settings["annotation_lists"] == sorted(
+        parent["settings"]["annotations_sha256"] for parent in parents
+    )
     text = run_kprep("info", root).stdout
     assert "18 clips" in text
 
@@ -235,6 +244,19 @@ def test_profiles_must_agree(videos, one, tmp_path):
     other = convert(videos / "more", tmp_path / "other", "train", "--crf", 30)
     with pytest.raises(UsageError, match=r"another profile.*crf: 30, not 23"):
         merged(tmp_path / "all", one, other)
+
+
+def test_clips_without_groups_of_pictures_are_carried_as_they_are(one, tmp_path):
+    root = Path(shutil.copytree(one, tmp_path / "root"))
+    without_gop_index(root)
+    subset(root, tmp_path / "out", splits=frozenset(["train"]))
+    assert faults(tmp_path / "out") == []
+    rows = pq.read_table(tmp_path / "out/index/train.parquet").to_pylist()
+    assert len(rows) == 12
+    assert {
+        (row["codec_config"], row["gop_frames"], row["gop_offsets"], row["gop_crc32"])
+        for row in rows
+    } == {(None, None, None, None)}
 
 
 def test_the_class_list_can_be_that_of_what_is_there(one, two, tmp_path):
