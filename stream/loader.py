@@ -362,15 +362,9 @@ def clip_loader(
     )  # fmt: skip
     roots = _storages(root, storage_options or {}, storage_patience_seconds)
     stream = ClipStream(
-        roots,
-        options,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        accumulate=accumulate,
-        cache_dir=cache_dir,
-        cache_limit=cache_limit,
-    )
+        roots, options, batch_size=batch_size, rank=rank, world_size=world_size,
+        accumulate=accumulate, cache_dir=cache_dir, cache_limit=cache_limit,
+    )  # fmt: skip
     for one in roots:
         one.storage.retry = RetryPolicy(storage_patience_seconds)
     return ClipLoader(
