@@ -148,5 +148,9 @@ def scan(path: Path) -> tuple[list[tuple[str, int, int, int]], int]:
 
 def energon_index(places: list[tuple[str, int, int, int]], end: int) -> bytes:
     """Return Megatron-Energon's `.tar.idx`: little-endian offsets of the samples, then the end."""
-    offsets = [place[1] for place in places]
-    return struct.pack(f"<{len(offsets) + 1}Q", *offsets, end)
+    return energon_offsets([*(place[1] for place in places), end])
+
+
+def energon_offsets(offsets: list[int]) -> bytes:
+    """Return `.tar.idx` for the offsets of the samples and of the end of the data."""
+    return struct.pack(f"<{len(offsets)}Q", *offsets)

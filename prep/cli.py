@@ -15,7 +15,8 @@ from prep.errors import KprepError
 # strings only: prep never imports stream or train.
 COMMANDS = {
     "shard": ("prep.shard_command", "shard_command", "Convert videos into clip shards."),
-    "verify": ("prep.dataset_commands", "verify_command", "Check every file of a dataset."),
+    "verify": ("prep.verify_command", "verify_command", "Check every file of a dataset."),
+    "index": ("prep.index_command", "index_command", "Make somebody else's tars streamable."),
     "info": ("prep.info_command", "info_command", "Show what a dataset holds."),
     "report": ("prep.report_command", "report_command", "Write a page to look at a dataset with."),
     "push": ("prep.copy_command", "push_command", "Copy a dataset to a bucket, verified."),

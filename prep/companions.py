@@ -43,7 +43,9 @@ def wids_index(split: str, shards: list[dict[str, Any]]) -> bytes:
 def energon_files(splits: dict[str, Split]) -> dict[str, bytes]:
     """Return the files of `.nv-meta`: which shard holds how much, and which split it belongs to."""
     counts = {
-        shard.path: shard.num_clips for _, split in sorted(splits.items()) for shard in split.shards
+        shard.path: shard.num_samples
+        for _, split in sorted(splits.items())
+        for shard in split.shards
     }
     parts = "".join(
         f"  {name}:\n" + "".join(f"  - {shard.path}\n" for shard in split.shards)

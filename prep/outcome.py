@@ -33,6 +33,13 @@ class Reason(StrEnum):
     DAMAGED = "damaged"
     HDR = "hdr"
     PICTURE_SIZE = "picture size"
+    ODD_SIZE = "odd size"
+    ROTATED = "rotated"
+    PIXEL_ASPECT = "pixels not square"
+    VARIABLE_RATE = "variable frame rate"
+    SEVERAL_VIDEOS = "several videos"
+    BAD_LABEL = "bad label"
+    BAD_NAME = "bad name"
     OUTSIDE = "segment outside the video"
     TOO_SHORT = "too short"
     ENCODE_FAILED = "encode failed"
@@ -85,6 +92,13 @@ EXPLANATIONS = {
     Reason.DAMAGED: "fewer frames decode than the container holds",
     Reason.HDR: "high dynamic range; tone-map it first",
     Reason.PICTURE_SIZE: "no size, or a size beyond the limits",
+    Reason.ODD_SIZE: "a width or height that 4:2:0 cannot have",
+    Reason.ROTATED: "to be shown turned; stored clips are read as they are",
+    Reason.PIXEL_ASPECT: "to be shown stretched; stored clips are read as they are",
+    Reason.VARIABLE_RATE: "its frames do not come at a constant rate",
+    Reason.SEVERAL_VIDEOS: "one sample with more than one video",
+    Reason.BAD_LABEL: "a label that is missing, unreadable or of no class",
+    Reason.BAD_NAME: "a name that not every reader takes for the same key",
     Reason.OUTSIDE: "the video ends before the segment begins",
     Reason.TOO_SHORT: "less than --min-seconds",
     Reason.ENCODE_FAILED: "ffmpeg refused",

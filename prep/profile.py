@@ -13,6 +13,7 @@ from typing import Any
 
 from prep.errors import UsageError
 
+FOREIGN_PROFILE = "foreign"  # the name where somebody else encoded; its fields then say nothing
 _PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
 )  # fmt: skip
@@ -161,6 +162,8 @@ def load_profile(name_or_file: str) -> EncodingProfile:
         profile = profile_from_json({"name": path.stem.lower(), **inherited, **values})
     except UsageError as error:
         raise UsageError(f"profile file {path}: {error}") from error
+    if profile.name == FOREIGN_PROFILE:
+        raise UsageError(f"profile file {path}: {profile.name} is a reserved name; choose another")
     named = PROFILES.get(profile.name)
     if named is not None and named != profile:
         raise UsageError(

@@ -88,6 +88,14 @@ class TarStream:
 
     def __iter__(self) -> Iterator[Member]:
         """Yield the members; ArchiveError when the archive is not whole."""
+        for archive, info in self.infos():
+            yield from self._member(archive, info)
+
+    def infos(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+        """Yield what stands in the archive, of any kind; ArchiveError when it is not whole.
+
+        Whoever uses this decides what to make of links, devices and names.
+        """
         content = _opened(self._body)
         stream: Any = content  # typeshed wants writing and seeking, of which "r|" does neither
         # a class of its own for each archive, because tarfile makes headers by class methods
@@ -100,7 +108,7 @@ class TarStream:
                 while (info := archive.next()) is not None:
                     empty = False
                     archive.members.clear()  # type: ignore[attr-defined]  # they would stay in memory
-                    yield from self._member(archive, info)
+                    yield archive, info
         except (tarfile.TarError, RecursionError, ValueError, OverflowError) as error:
             raise _damage(error) from error
         if not header.ended:

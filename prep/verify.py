@@ -2,290 +2,254 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import itertools
-import tarfile
-import zlib
-from collections import Counter
+import json
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from prep import companions
-from prep.assemble import energon_index
-from prep.errors import DatasetError, KprepError
-from prep.format import (
-    Sidecar,
-    index_path,
-    iter_records,
-    ledger_path,
-    read_index,
-    read_manifest,
-    split_fingerprint,
+from prep.assemble import energon_offsets
+from prep.faults import Fault, Kind, fault_from_json
+from prep.format import index_path, ledger_path, read_manifest
+from prep.shard_jobs import run_here, run_shard_jobs
+from prep.verify_files import (
+    check_other,
+    file_set,
+    ledger_keys,
+    ledger_sums,
+    parse_index,
+    read_listed,
+    shard_paths,
+    shared_files,
+    wanted_files,
 )
-from prep.format.layout import MANIFEST_PATH
-from prep.ledger import read_ledger
+from prep.verify_shard import verify_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import pyarrow as pa
 
-    from prep.format import ClipRecord, Manifest
+    from prep.format import Manifest
+    from prep.shard_jobs import ShardProgress
     from prep.storage import Storage
 
-_BLOCK = 512
-_UNFINISHED = (".kprep-work/", ".kprep-lock")  # of conversions that run; no part of the dataset
+
+_SMALL_FILES_AT_ONCE = 8
+_FEW_BYTES = 16 << 20  # hashed in less time than a process starts
 
 
 @dataclass
 class Verdict:
-    """What verification found: one line per fault, beginning with the file's path."""
+    """What verification found; `faults` is empty when all is well."""
 
     num_files: int = 0
     num_clips: int = 0
-    faults: list[str] = field(default_factory=list)
+    num_bytes: int = 0
+    faults: list[Fault] = field(default_factory=list)
 
 
-def verify(storage: Storage, *, progress: Callable[[str], None] = lambda _: None) -> Verdict:
-    """Check every file's size and sha256, every index row against its tar, and the companions."""
+class _Silent:
+    def add(self, count: int) -> None:
+        pass
+
+    def skip(self, count: int) -> None:
+        pass
+
+
+@dataclass
+class Findings:
+    """What one reading of a dataset gave: its small files, indices, and a report of each shard."""
+
+    manifest: Manifest
+    contents: dict[str, bytes] = field(default_factory=dict)
+    """The files that are what the manifest lists, but the shards."""
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    """Indices that can be parsed, by split."""
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What `verify_shard` returned, by path."""
+    faults: list[Fault] = field(default_factory=list)
+
+
+def verify(
+    storage: Storage,
+    *,
+    deep: bool = False,
+    workers: int = 0,
+    progress: ShardProgress | None = None,
+) -> Verdict:
+    """Check every file's size and sha256, every index row against its tar, and the companions.
+
+    `deep` decodes every clip too. Raises DatasetError when there is no manifest to check against.
+    """
     manifest = read_manifest(storage)
-    verdict = Verdict()
-    verdict.faults += _file_set(storage, manifest)
-    contents: dict[str, bytes] = {}
-    shards = {shard.path for split in manifest.splits.values() for shard in split.shards}
-    for path in sorted(manifest.files):
-        if path in shards:
-            continue
-        verdict.num_files += 1
-        data = _read(storage, manifest, path, verdict.faults)
-        if data is not None:
-            contents[path] = data
-    verdict.faults += _shared_files(manifest, contents)
-    holders: dict[str, str] = {}
-    for split in sorted(manifest.splits):
-        progress(f"split {split}")
-        for key in _verify_split(storage, manifest, split, contents, verdict):
-            other = holders.setdefault(key, split)
-            if other != split:
-                path = index_path(split)
-                verdict.faults.append(f"{path}: key {key} stands in split {other} too")
-    return verdict
+    findings = examine(storage, manifest, deep=deep, workers=workers, progress=progress)
+    return verdict_of(findings)
 
 
-def _file_set(storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """Name files that the manifest does not list; missing ones are named where they are read."""
-    for info in storage.list():
-        known = info.path in manifest.files or info.path == MANIFEST_PATH
-        if not known and not info.path.startswith(_UNFINISHED):
-            yield f"{info.path}: not listed in the manifest"
-    for name, split in manifest.splits.items():
-        wanted = [shard.path for shard in split.shards]
-        wanted += [index_path(name), ledger_path(name), companions.wids_path(name)]
-        yield from (f"{path}: the manifest has no size and sha256" for path in wanted
-                    if path not in manifest.files)  # fmt: skip
+def verdict_of(findings: Findings) -> Verdict:
+    """Return the sums of an examination."""
+    manifest = findings.manifest
+    num_clips = sum(
+        shard.num_clips
+        for split in manifest.splits.values()
+        for shard in split.shards
+        if "sha256" in findings.shards.get(shard.path, {})
+    )
+    num_bytes = sum(entry.bytes for entry in manifest.files.values())
+    return Verdict(len(manifest.files), num_clips, num_bytes, findings.faults)
 
 
-def _read(storage: Storage, manifest: Manifest, path: str, faults: list[str]) -> bytes | None:
-    """Return a file whose hash is right; name the fault and return None otherwise."""
-    entry = manifest.files.get(path)
-    if entry is None:
-        return None
-    try:
-        data = storage.read(path)
-    except KprepError as error:
-        faults.append(f"{path}: missing or unreadable ({error})")
-        return None
-    if len(data) != entry.bytes:
-        faults.append(f"{path}: {len(data)} bytes, the manifest says {entry.bytes}")
-        return None
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        faults.append(f"{path}: altered (sha256 differs from the manifest's)")
-        return None
-    return data
-
-
-def _shared_files(manifest: Manifest, contents: dict[str, bytes]) -> Iterator[str]:
-    names = "".join(f"{name}\n" for name in manifest.class_names).encode()
-    wanted = {"classes.txt": names, **companions.energon_files(manifest.splits)}
-    for path, data in wanted.items():
-        if path not in manifest.files:
-            yield f"{path}: missing from the manifest"
-        elif path in contents and contents[path] != data:
-            yield f"{path}: disagrees with the manifest"
-
-
-def _verify_split(
-    storage: Storage, manifest: Manifest, name: str, contents: dict[str, bytes], verdict: Verdict
-) -> list[str]:
-    """Check one split; return its keys."""
-    split = manifest.splits[name]
-    faults = verdict.faults
-    rows: dict[str, list[ClipRecord]] = {shard.path: [] for shard in split.shards}
-    path = index_path(name)
-    if path in contents:
-        try:
-            table = read_index(contents[path], path)
-            for record in iter_records(table):
-                rows.setdefault(record.shard, []).append(record)
-            faults += _index_sums(manifest, name, table, rows)
-        except DatasetError as error:
-            faults.append(str(error))
-    if ledger_path(name) in contents:
-        faults += _ledger_sums(contents[ledger_path(name)], manifest, name)
-    described = []
-    for shard in split.shards:
-        verdict.num_files += 1
-        data = _read(storage, manifest, shard.path, faults)
-        if data is None:
-            continue
-        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        described.append({"path": shard.path, "num_clips": shard.num_clips, "md5": digest,
-                          "bytes": len(data)})  # fmt: skip
-        verdict.num_clips += len(rows[shard.path])
-        index_file = contents.get(f"{shard.path}.idx")
-        faults += verify_shard(shard.path, data, rows[shard.path], manifest, index_file)
-    wids = companions.wids_path(name)
-    complete = len(described) == len(split.shards)
-    if complete and wids in contents and contents[wids] != companions.wids_index(name, described):
-        faults.append(f"{wids}: disagrees with the shards")
-    return [row.key for records in rows.values() for row in records]
-
-
-def _index_sums(
-    manifest: Manifest, name: str, table: Any, rows: dict[str, list[ClipRecord]]
-) -> Iterator[str]:
-    split, path = manifest.splits[name], index_path(name)
-    if table.num_rows != split.num_clips:
-        yield f"{path}: {table.num_rows} rows, the manifest says {split.num_clips} clips"
-    if split_fingerprint(table) != split.fingerprint:
-        yield f"{path}: its fingerprint is not the manifest's"
-    for shard in split.shards:
-        if len(rows[shard.path]) != shard.num_clips:
-            yield f"{path}: {len(rows[shard.path])} rows of {shard.path}, not {shard.num_clips}"
-    for shard_path in set(rows) - {shard.path for shard in split.shards}:
-        yield f"{path}: rows of {shard_path}, which the split does not have"
-    keys = Counter(table["key"].to_pylist())
-    yield from (f"{path}: key {key} stands {n} times" for key, n in keys.items() if n > 1)
-    highest = len(manifest.class_names)
-    for records in rows.values():
-        yield from (f"{path}: {record.key} has label {record.label}, the manifest {highest} classes"
-                    for record in records if record.label >= highest)  # fmt: skip
-
-
-def _ledger_sums(data: bytes, manifest: Manifest, name: str) -> Iterator[str]:
-    path, split = ledger_path(name), manifest.splits[name]
-    try:
-        ledger = read_ledger(data, path)
-    except DatasetError as error:
-        yield str(error)
-        return
-    counted = Counter(ledger["status"].to_pylist())
-    recorded = {status: count for status, count in split.outcomes.items() if count}
-    if dict(counted) != recorded or ledger.num_rows != split.num_rows:
-        yield f"{path}: counts {dict(counted)}, the manifest says {recorded}"
-    if counted["ok"] != split.num_clips:
-        yield f"{path}: {counted['ok']} rows are ok, the manifest says {split.num_clips} clips"
-
-
-def verify_shard(
-    path: str, data: bytes, rows: list[ClipRecord], manifest: Manifest, index_file: bytes | None
-) -> Iterator[str]:
-    """Yield the faults of one tar: against its index rows, its sidecars and its `.tar.idx`."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = list(tar)
-    except tarfile.TarError as error:
-        yield f"{path}: not a tar ({error})"
-        return
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in members:
-        key, _, extension = member.name.partition(".")
-        if not member.isreg() or extension in samples.get(key, {}):
-            yield f"{path}: member {member.name} is no plain file or stands twice"
-            return
-        samples.setdefault(key, {})[extension] = member
-    if [*samples] != [row.key for row in rows]:
-        yield f"{path}: its samples are not those of the index, in that order"
-        return
-    places = []
-    for row in rows:
-        yield from _verify_clip(path, data, row, samples[row.key], manifest)
-        places.append((row.key, row.entry_offset, row.entry_bytes, row.video_offset))
-    end = max((row.entry_offset + row.entry_bytes for row in rows), default=0)
-    if index_file is not None and index_file != energon_index(places, end):
-        yield f"{path}.idx: disagrees with the tar"
-
-
-def _verify_clip(
-    path: str,
-    data: bytes,
-    row: ClipRecord,
-    members: dict[str, tarfile.TarInfo],
+def examine(
+    storage: Storage,
     manifest: Manifest,
-) -> Iterator[str]:
-    where = f"{path}: {row.key}"
-    if set(members) != {"mp4", "json"}:
-        yield f"{where} has the members {', '.join(sorted(members))}, not mp4 and json"
-        return
-    first = min(member.offset for member in members.values())
-    last = max(
-        member.offset_data + -(-member.size // _BLOCK) * _BLOCK for member in members.values()
-    )
-    video = members["mp4"]
-    if (first, last - first) != (row.entry_offset, row.entry_bytes) or (
-        video.offset_data, video.size) != (row.video_offset, row.video_bytes):  # fmt: skip
-        yield f"{where} does not stand where the index says"
-        return
-    payload = data[video.offset_data : video.offset_data + video.size]
-    if hashlib.blake2b(payload, digest_size=16).digest() != row.content_hash:
-        yield f"{where}: its video is not the one that the index describes"
-    if zlib.crc32(payload) != row.crc32 or not _gops_agree(payload, row):
-        yield f"{where}: its checksums in the index are wrong"
-    sidecar = members["json"]
-    text = data[sidecar.offset_data : sidecar.offset_data + sidecar.size]
-    try:
-        values = Sidecar.from_bytes(text, f"{where}.json")
-    except DatasetError as error:
-        yield str(error)
-        return
-    if not _sidecar_agrees(values, row, manifest):
-        yield f"{where}.json disagrees with the index"
+    *,
+    deep: bool = False,
+    workers: int = 0,
+    progress: ShardProgress | None = None,
+) -> Findings:
+    """Read everything once and compare it."""
+    findings = Findings(manifest)
+    findings.faults += file_set(storage, manifest)
+    shards = shard_paths(manifest)
+    wanted = set(wanted_files(manifest))
+
+    def read(path: str) -> bytes | Fault:
+        check = read_listed if path in wanted else check_other
+        return check(storage, manifest, path)
+
+    paths = sorted(set(manifest.files) - shards)
+    with ThreadPoolExecutor(_SMALL_FILES_AT_ONCE) as threads:
+        for path, data in zip(paths, threads.map(read, paths), strict=True):
+            if isinstance(data, Fault):
+                findings.faults.append(data)
+            elif path in wanted:
+                findings.contents[path] = data
+    findings.faults += shared_files(manifest, findings.contents)
+    for name in sorted(manifest.splits):
+        _examine_split_files(findings, name)
+    findings.faults += _shared_keys(findings)
+    with tempfile.TemporaryDirectory(prefix="kprep-verify-") as folder:
+        jobs = _jobs(storage, findings, Path(folder), deep=deep)
+        if deep or sum(job["bytes"] for job in jobs) > _FEW_BYTES:
+            done = run_shard_jobs(
+                "verify_shard", jobs, workers, Path(folder), progress or _Silent()
+            )
+        else:
+            done = run_here(verify_shard, jobs, Path(folder))
+        for job, report in done:
+            findings.shards[job["path"]] = report
+    for path in sorted(findings.shards):
+        findings.faults += map(fault_from_json, findings.shards[path]["faults"])
+    findings.faults += _shard_companions(findings)
+    return findings
 
 
-def _gops_agree(payload: bytes, row: ClipRecord) -> bool:
-    if row.gop_offsets is None or row.gop_crc32 is None:
-        return row.gop_offsets is None and row.gop_crc32 is None and row.gop_frames is None
-    if row.codec_config is None or b"avcC" + row.codec_config not in payload:
-        return False
-    offsets = row.gop_offsets
-    pairs = list(itertools.pairwise(offsets))
-    if len(pairs) != len(row.gop_crc32):
-        return False
-    left = row.num_frames
-    for (a, b), crc in zip(pairs, row.gop_crc32, strict=True):
-        if not 0 <= a < b <= len(payload) or zlib.crc32(payload[a:b]) != crc:
-            return False
-        if _num_frames(payload[a:b]) != min(left, row.gop_frames or 0):
-            return False
-        left -= row.gop_frames or 0
-    return left <= 0
+def _examine_split_files(findings: Findings, name: str) -> None:
+    manifest, contents = findings.manifest, findings.contents
+    if index_path(name) in contents:
+        table, faults = parse_index(manifest, name, contents[index_path(name)])
+        findings.faults += faults
+        if table is not None:
+            findings.tables[name] = table
+    if ledger_path(name) in contents:
+        data = contents[ledger_path(name)]
+        faults = list(ledger_sums(manifest, name, data))
+        if not faults and name in findings.tables:
+            keys = set(findings.tables[name]["key"].to_pylist())
+            if len(keys) == manifest.splits[name].num_clips:
+                faults += ledger_keys(name, data, keys)
+        findings.faults += faults
 
 
-def _num_frames(gop: bytes) -> int | None:
-    """Count the length-prefixed NAL units of a GOP, one a frame; None when they do not fill it."""
-    position = count = 0
-    while position + 4 <= len(gop):
-        position += 4 + int.from_bytes(gop[position : position + 4], "big")
-        count += 1
-    return count if position == len(gop) else None
+def _shared_keys(findings: Findings) -> list[Fault]:
+    """Name keys that stand in two splits."""
+    holders: dict[str, str] = {}
+    faults = []
+    for name, table in findings.tables.items():
+        for key in table["key"].to_pylist():
+            other = holders.setdefault(key, name)
+            if other != name:
+                text = f"key {key} stands in split {other} too"
+                faults.append(Fault(Kind.DUPLICATE_KEY, index_path(name), text, key))
+    return faults
 
 
-def _sidecar_agrees(sidecar: Sidecar, row: ClipRecord, manifest: Manifest) -> bool:
-    names = manifest.class_names
-    label = names[row.label] if 0 <= row.label < len(names) else ""
-    shared = ("key", "video_id", "start_seconds", "end_seconds", "num_frames", "fps_num", "fps_den",
-              "width", "height", "source")  # fmt: skip
-    return (
-        all(getattr(sidecar, name) == getattr(row, name) for name in shared)
-        and (sidecar.label, sidecar.label_index) == (label, row.label)
-        and sidecar.profile == manifest.profile.name
-    )
+def _jobs(
+    storage: Storage, findings: Findings, folder: Path, *, deep: bool
+) -> list[dict[str, Any]]:
+    """Return a job for each shard; what the workers share goes to files in `folder`."""
+    manifest, jobs = findings.manifest, []
+    for name, split in sorted(manifest.splits.items()):
+        context = folder / f"{name}.json"
+        values = {
+            "class_names": list(manifest.class_names),
+            "profile": manifest.profile.name,
+            "gop_frames": manifest.profile.keyframe_interval_frames,
+            "foreign": split.settings.get("foreign"),
+        }
+        context.write_text(json.dumps(values), encoding="utf-8")
+        rows = folder / f"{name}.arrow"
+        places = _write_rows(rows, findings.tables[name]) if name in findings.tables else None
+        for shard in split.shards:
+            entry = manifest.files[shard.path]
+            first, end = places.get(shard.path, (0, 0)) if places is not None else (0, 0)
+            jobs.append({
+                "root": storage.root, "options": storage.options, "path": shard.path,
+                "bytes": entry.bytes, "sha256": entry.sha256, "context": str(context),
+                "index": str(rows) if places is not None else None, "first": first, "end": end,
+                "deep": deep,
+            })  # fmt: skip
+    return jobs
+
+
+def _write_rows(path: Path, table: pa.Table) -> dict[str, tuple[int, int]]:
+    """Write an index for the workers to map, by shard; return each shard's rows `[first, end)`."""
+    import pyarrow as pa
+
+    table = table.unify_dictionaries().combine_chunks()
+    column = table["shard"].combine_chunks()
+    codes = column.indices.to_numpy()
+    names = column.dictionary.to_pylist()
+    table = table.take(pa.array(np.argsort(codes, kind="stable")))
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    starts = [0, *ends[:-1]]
+    return {
+        name: (int(start), int(end)) for name, start, end in zip(names, starts, ends, strict=True)
+    }
+
+
+def _shard_companions(findings: Findings) -> list[Fault]:
+    """Compare `.tar.idx` and wids with what stands in the shards."""
+    faults, contents = [], findings.contents
+    for path, report in sorted(findings.shards.items()):
+        listed = contents.get(f"{path}.idx")
+        known = "offsets" in report and not _altered(report, findings, path)
+        if known and listed is not None and listed != energon_offsets(report["offsets"]):
+            faults.append(Fault(Kind.COMPANION, f"{path}.idx", "disagrees with the tar"))
+    for name in sorted(findings.manifest.splits):
+        path = companions.wids_path(name)
+        wanted = wids_of(findings, name)
+        if wanted is not None and path in contents and contents[path] != wanted:
+            faults.append(Fault(Kind.COMPANION, path, "disagrees with the shards"))
+    return faults
+
+
+def wids_of(findings: Findings, name: str) -> bytes | None:
+    """Return the wids index of a split; None where not all of its shards are whole."""
+    described = []
+    for shard in findings.manifest.splits[name].shards:
+        report = findings.shards.get(shard.path, {})
+        if "offsets" not in report or _altered(report, findings, shard.path):
+            return None
+        described.append({"path": shard.path, "num_clips": shard.num_samples, "md5": report["md5"],
+                          "bytes": report["bytes"]})  # fmt: skip
+    return companions.wids_index(name, described)
+
+
+def _altered(report: dict[str, Any], findings: Findings, path: str) -> bool:
+    return bool(report["sha256"] != findings.manifest.files[path].sha256)

@@ -15,7 +15,13 @@ import sys
 import traceback
 from typing import Any
 
-TASKS = {"encode": "prep.encode", "assemble": "prep.assemble", "remix": "prep.remix"}
+TASKS = {
+    "encode": "prep.encode",
+    "assemble": "prep.assemble",
+    "remix": "prep.remix",
+    "verify_shard": "prep.verify_shard",
+    "describe_shard": "prep.describe_shard",
+}
 
 
 def main(task: str) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from prep.errors import BadClipError, DatasetError
+from prep.format import CONTAINER_OPTIONS
 
 if TYPE_CHECKING:
     from stream.index import IndexedClip
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 UInt8 = npt.NDArray[np.uint8]
 _KEPT_CONTEXTS = 32
 _LENGTH = struct.Struct(">I").unpack_from
-_CONTAINER_OPTIONS = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
-    "protocol_whitelist": "none",
-}
 
 
 class ClipDecoder:
@@ -96,7 +93,7 @@ class ClipDecoder:
         if data.whole is None:
             raise _bad(clip, "was not read whole")
         last, pictures = int(frames.max()), _Pictures(clip, out)
-        with av.open(io.BytesIO(data.whole), options=_CONTAINER_OPTIONS) as container:
+        with av.open(io.BytesIO(data.whole), options=CONTAINER_OPTIONS) as container:
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(stream)):  # type: ignore[union-attr]

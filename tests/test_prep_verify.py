@@ -43,7 +43,7 @@ def root(whole, tmp_path) -> Path:
 
 
 def faults(root: Path) -> list[str]:
-    return verify(Storage(str(root))).faults
+    return [str(fault) for fault in verify(Storage(str(root))).faults]
 
 
 def test_a_whole_dataset_has_no_fault(root):
@@ -170,7 +170,7 @@ def test_the_command_names_files_and_exits_1(root):
     done = run_kprep("verify", root, check=False)
     assert done.returncode == 1
     assert SHARD in done.stdout
-    assert "1 faults" in done.stderr
+    assert "1 fault in" in done.stderr
 
 
 def test_no_dataset_is_one_sentence(tmp_path):

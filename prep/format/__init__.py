@@ -1,6 +1,7 @@
 """The dataset format, version 1, as `docs/format.md` specifies it."""
 
 from prep.format.clip_record import ClipRecord
+from prep.format.containers import CONTAINER_OPTIONS
 from prep.format.index import index_schema, index_table, iter_records, read_index, write_index
 from prep.format.layout import (
     FORMAT_VERSION,
@@ -20,6 +21,7 @@ from prep.format.manifest import (
 from prep.format.sidecar import Sidecar
 
 __all__ = [
+    "CONTAINER_OPTIONS",
     "FORMAT_VERSION",
     "ClipRecord",
     "FileEntry",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError, KprepError
 from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH, check_split_name
-from prep.profile import EncodingProfile, profile_from_json
+from prep.profile import FOREIGN_PROFILE, EncodingProfile, profile_from_json
 from prep.storage import Storage, check_relative_path
 
 if TYPE_CHECKING:
@@ -33,6 +33,17 @@ class Shard:
 
     path: str
     num_clips: int
+    samples: int | None = None
+    """What stands in the tar, where that is not just the clips."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the tar: the clips, and in somebody else's tars what is no clip."""
+        return self.num_clips if self.samples is None else self.samples
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the shard as JSON values; without `samples` where it says nothing."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,11 @@ class Manifest:
     splits: dict[str, Split]
     files: dict[str, FileEntry]
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether somebody else encoded the clips, so that the profile says nothing of them."""
+        return self.profile.name == FOREIGN_PROFILE
+
     def to_bytes(self) -> bytes:
         """Return the manifest as it stands on disk."""
         values = {
@@ -68,7 +84,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "profile": self.profile.to_json(),
             "class_names": list(self.class_names),
-            "splits": {name: asdict(split) for name, split in sorted(self.splits.items())},
+            "splits": {name: _split_json(split) for name, split in sorted(self.splits.items())},
             "files": {path: asdict(entry) for path, entry in sorted(self.files.items())},
         }
         return (json.dumps(values, indent=1, ensure_ascii=True) + "\n").encode("ascii")
@@ -112,6 +128,10 @@ class Manifest:
         return cls(profile_from_json(values["profile"]), names, splits, files)
 
 
+def _split_json(split: Split) -> dict[str, Any]:
+    return {**asdict(split), "shards": [shard.to_json() for shard in split.shards]}
+
+
 def _split(values: Any) -> Split:
     return Split(
         fingerprint=_sha256(values["fingerprint"]),
@@ -119,7 +139,11 @@ def _split(values: Any) -> Split:
         num_rows=_count(values["num_rows"]),
         outcomes={str(name): _count(count) for name, count in values["outcomes"].items()},
         shards=tuple(
-            Shard(check_relative_path(shard["path"]), _count(shard["num_clips"]))
+            Shard(
+                check_relative_path(shard["path"]),
+                _count(shard["num_clips"]),
+                _count(shard["samples"]) if "samples" in shard else None,
+            )
             for shard in values["shards"]
         ),
         settings=dict(values["settings"]),

@@ -1,0 +1,135 @@
+"""What `kprep index` writes for tars that somebody else wrote: rows, ledger, card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prep.companions import wids_path
+from prep.described import clip_record
+from prep.foreign_labels import label_index
+from prep.format import index_path, ledger_path
+from prep.journal import Row
+from prep.outcome import Outcome, Reason, RowFailure, Status
+from prep.publish import root_files
+from prep.segment import Segment
+from prep.verify_files import CARD_PATH
+from prep.verify_shard import index_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prep.format import ClipRecord, Manifest
+    from prep.storage import Storage
+
+SOURCE = "tar"
+
+
+def clip_label(clip: dict[str, Any], rule: str, indices: dict[str, int]) -> int:
+    """Return the label of a described sample; RowFailure where it is no clip of the dataset."""
+    if "failed" in clip:
+        reason, detail = clip["failed"]
+        raise RowFailure(Reason(reason), detail)
+    stated = clip["labels"][rule]
+    if isinstance(stated, str):
+        raise RowFailure(Reason.BAD_LABEL, stated)
+    return label_index((stated[0], stated[1]), indices)
+
+
+def foreign_records(
+    path: str, report: dict[str, Any], foreign: dict[str, Any], class_names: tuple[str, ...]
+) -> list[ClipRecord]:
+    """Return the rows of the index for one shard: of those samples that can be streamed exactly."""
+    indices = {name: number for number, name in enumerate(class_names)}
+    records = []
+    for clip in report["samples"]:
+        try:
+            label = clip_label(clip, foreign["labels"], indices)
+        except RowFailure:
+            continue  # the ledger names it
+        records.append(clip_record(
+            path, index_key(foreign, path, clip["key"]), clip, label=label, start_seconds=0.0,
+            end_seconds=_seconds(clip), source=SOURCE, short=False,
+        ))  # fmt: skip
+    return records
+
+
+def ledger_rows(
+    split: str,
+    path: str,
+    first_row: int,
+    report: dict[str, Any],
+    foreign: dict[str, Any],
+    class_names: tuple[str, ...],
+) -> Iterator[Row]:
+    """Yield a row of the ledger for every sample of a shard."""
+    indices = {name: number for number, name in enumerate(class_names)}
+    for number, clip in enumerate(report["samples"]):
+        label, end = None, None
+        facts: dict[str, Any] = {"source": SOURCE}
+        outcome = Outcome(Status.OK)
+        try:
+            index = clip_label(clip, foreign["labels"], indices)
+            label, end = class_names[index] if index >= 0 else None, _seconds(clip)
+            facts |= {"seconds": end, "short": False}
+        except RowFailure as failure:
+            outcome = Outcome(Status.FAILED, failure.reason, failure.detail)
+        segment = Segment(clip["video_id"], 0.0, end, label, split)
+        key = index_key(foreign, path, clip["key"])
+        yield Row(first_row + number, segment, key, None, None, outcome, facts)
+
+
+def _seconds(clip: dict[str, Any]) -> float:
+    return float(clip["num_frames"] * clip["fps"][1] / clip["fps"][0])
+
+
+def shared_files_of(
+    storage: Storage, manifest: Manifest, written: dict[str, bytes]
+) -> dict[str, bytes]:
+    """Return the files that speak of all splits; a README that was there before is left alone."""
+    shared = dict(root_files(storage, manifest, written))
+    if manifest.is_foreign:
+        shared.pop(CARD_PATH)
+        if all(split.settings["foreign"]["card"] for split in manifest.splits.values()):
+            shared[CARD_PATH] = foreign_card(manifest)
+    return shared
+
+
+def companion_paths(split: str) -> list[str]:
+    """Return the files that a split has besides its shards."""
+    return [index_path(split), ledger_path(split), wids_path(split)]
+
+
+def foreign_card(manifest: Manifest) -> bytes:
+    """Return the dataset card of tars that somebody else wrote; Hugging Face reads its head."""
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for name, split in sorted(manifest.splits.items()):
+        lines += [f"  - split: {name}", "    path:"]
+        lines += [f'    - "{shard.path}"' for shard in split.shards]
+    lines += [
+        "tags: [video, webdataset, kprep]",
+        "---",
+        "",
+        "# Video clips in webdataset tars, indexed by kprep",
+        "",
+        (
+            f"Clips of {len(manifest.class_names)} classes as they were found in these tars, which "
+            "`kprep index` has not changed. Codec, rate and size are each clip's own: "
+            "`index/<split>.parquet` has them."
+        ),
+        "",
+        "| split | clips | samples | without a clip | shards | bytes |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, split in sorted(manifest.splits.items()):
+        size = sum(manifest.files[shard.path].bytes for shard in split.shards)
+        lines.append(
+            f"| {name} | {split.num_clips} | {split.num_rows} | "
+            f"{split.outcomes.get('failed', 0)} | {len(split.shards)} | {size} |"
+        )
+    lines += [
+        "",
+        "`ledger/<split>.parquet` says for every sample whether it can be streamed, and why not.",
+        "The videos remain under the terms of their sources.",
+        "",
+    ]
+    return "\n".join(lines).encode("utf-8")
