@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prep.card_snippets import loading_snippets
 from prep.errors import DatasetError, StorageError
+from prep.foreign_card import foreign_card
 from prep.format.layout import FORMAT_VERSION, ledger_path
 from prep.ledger import read_ledger
 from prep.markdown_text import inline, table
@@ -77,6 +78,8 @@ def dataset_card(manifest: Manifest, tallies: Mapping[str, RowTally]) -> bytes:
 
     `tallies` has an entry for every split.
     """
+    if manifest.is_foreign:
+        return foreign_card(manifest)
     parts = [
         _front_matter(manifest),
         "# Video clips for training, made with kprep",

@@ -87,49 +87,12 @@ def shared_files_of(
 ) -> dict[str, bytes]:
     """Return the files that speak of all splits; a README that was there before is left alone."""
     shared = dict(root_files(storage, manifest, written))
-    if manifest.is_foreign:
-        shared.pop(CARD_PATH)
-        if all(split.settings["foreign"]["card"] for split in manifest.splits.values()):
-            shared[CARD_PATH] = foreign_card(manifest)
+    if not all(split.settings.get("foreign", {}).get("card", True)
+               for split in manifest.splits.values()):  # fmt: skip
+        del shared[CARD_PATH]
     return shared
 
 
 def companion_paths(split: str) -> list[str]:
     """Return the files that a split has besides its shards."""
     return [index_path(split), ledger_path(split), wids_path(split)]
-
-
-def foreign_card(manifest: Manifest) -> bytes:
-    """Return the dataset card of tars that somebody else wrote; Hugging Face reads its head."""
-    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
-    for name, split in sorted(manifest.splits.items()):
-        lines += [f"  - split: {name}", "    path:"]
-        lines += [f'    - "{shard.path}"' for shard in split.shards]
-    lines += [
-        "tags: [video, webdataset, kprep]",
-        "---",
-        "",
-        "# Video clips in webdataset tars, indexed by kprep",
-        "",
-        (
-            f"Clips of {len(manifest.class_names)} classes as they were found in these tars, which "
-            "`kprep index` has not changed. Codec, rate and size are each clip's own: "
-            "`index/<split>.parquet` has them."
-        ),
-        "",
-        "| split | clips | samples | without a clip | shards | bytes |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, split in sorted(manifest.splits.items()):
-        size = sum(manifest.files[shard.path].bytes for shard in split.shards)
-        lines.append(
-            f"| {name} | {split.num_clips} | {split.num_rows} | "
-            f"{split.outcomes.get('failed', 0)} | {len(split.shards)} | {size} |"
-        )
-    lines += [
-        "",
-        "`ledger/<split>.parquet` says for every sample whether it can be streamed, and why not.",
-        "The videos remain under the terms of their sources.",
-        "",
-    ]
-    return "\n".join(lines).encode("utf-8")

@@ -124,12 +124,14 @@ def info_lines(root: str, info: DatasetInfo | None, begun: Begun) -> list[str]:
 
 def _dataset_lines(info: DatasetInfo) -> list[str]:
     profile, names = info.manifest.profile, info.manifest.class_names
-    lines = _pair(
-        "profile",
-        f"{profile.name}: {float(profile.fps):g} fps, short side {profile.short_side_px} px, "
+    made = (
+        f"{float(profile.fps):g} fps, short side {profile.short_side_px} px, "
         f"keyframe every {profile.keyframe_interval_frames} frames, crf {profile.crf}, "
-        f"{profile.preset}, {profile.tune}",
+        f"{profile.preset}, {profile.tune}"
     )
+    if info.manifest.is_foreign:
+        made = "tars of somebody else; each clip has its own codec, rate and size"
+    lines = _pair("profile", f"{profile.name}: {made}")
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     lines += _pair("classes", f"{len(names):,}{': ' + shown if names else ''}")
     clips = sum(split.num_clips for split in info.splits)

@@ -127,10 +127,6 @@ class _Rebuilding:
         wrong = [path for path in shared if path in faulty or path not in self.manifest.files]
         for path in wrong:
             self._write(path, shared[path])
-        if self.names and "README.md" in shared and "README.md" not in wrong:
-            card = shared_files_of(self.storage, self.manifest, self.written)["README.md"]
-            if card != self.findings.contents.get("README.md"):
-                self._write("README.md", card)
         for path in sorted(faulty - set(self.written) - set(self.findings.shards)):
             self._explain(path)
 

@@ -107,10 +107,15 @@ def _header(report: Report, title: str) -> str:
         ("classes", "Classes"), ("rows", "What is missing"), ("origin", "How it was made"),
     )  # fmt: skip
     jumps = "".join(f'<a href="#{target}">{name}</a>' for target, name in links)
+    made = (
+        f"Video clips at {float(profile.fps):g} frames a second, short side "
+        f"{profile.short_side_px} pixels"
+    )
+    if info.manifest.is_foreign:
+        made = "Video clips in tars of somebody else, each with its own codec, rate and size"
     return (
         f"<header><h1>{text(title)}</h1>"
-        f'<p class="soft">Video clips at {float(profile.fps):g} frames a second, short side '
-        f"{profile.short_side_px} pixels. Profile {text(profile.name)}, format version "
+        f'<p class="soft">{made}. Profile {text(profile.name)}, format version '
         f"{FORMAT_VERSION}.</p>"
         f'<nav aria-label="On this page">{jumps}</nav><dl class="tiles">{cells}</dl></header>'
     )
