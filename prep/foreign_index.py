@@ -373,10 +373,10 @@ class _Indexing:
         manifest = Manifest(profile, self.class_names, self.splits, self.files)
         shared = shared_files_of(storage, manifest, self.written)
         ours = {*self.files, *shared, MANIFEST_PATH}
-        others = [info for path, info in found.items() if path not in ours]
+        others = [path for path in found if path not in ours]
         with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
-            entries = threads.map(lambda info: _entry(storage, info), others)
-            listed = dict(zip((info.path for info in others), entries, strict=True))
+            entries = threads.map(lambda path: _entry(storage, path), others)
+            listed = dict(zip(others, entries, strict=True))
         listed |= {path: file_entry(data) for path, data in shared.items()}
         manifest = replace(manifest, files={**self.files, **listed})
         Manifest.from_bytes(manifest.to_bytes(), MANIFEST_PATH)  # what we write must be readable
@@ -387,9 +387,9 @@ class _Indexing:
         return manifest
 
 
-def _entry(storage: Storage, info: ObjectInfo) -> FileEntry:
+def _entry(storage: Storage, path: str) -> FileEntry:
     """Return what the manifest says of a file that is not ours."""
-    body = ShardBytes(storage, info)
+    body = ShardBytes(storage, storage.info(path))
     body.drain()
     return FileEntry(body.size_bytes, body.sha256.hexdigest())
 
