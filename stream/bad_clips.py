@@ -64,20 +64,27 @@ class BadClipSummary:
     clips: dict[str, BadClip] = field(default_factory=dict)
 
     def add(self, found: Iterable[BadClip]) -> None:
-        """Count; raise DatasetError when there are more different ones than the limit."""
+        """Count what was met; raise DatasetError as `count`."""
+        met = list(found)
+        self.occurrences += len(met)
+        self.count(met)
+
+    def count(self, found: Iterable[BadClip]) -> None:
+        """Keep the different ones; raise DatasetError when there are more than the limit."""
         for clip in found:
-            self.occurrences += 1
             self.clips.setdefault(clip.key, clip)
         if len(self.clips) > self.limit:
             last = next(reversed(self.clips.values()))
             raise DatasetError(
                 f"{len(self.clips)} different clips are bad, more than bad_clip_limit "
-                f"({self.limit}); the last: {last.reason}"
+                f"({self.limit}): {self._keys()}; the last: {last.reason}"
             )
 
     def __str__(self) -> str:
         """Return one line, with the first ten keys."""
         if not self.clips:
             return "no bad clips"
-        keys = ", ".join(list(self.clips)[:10]) + (", …" if len(self.clips) > 10 else "")
-        return f"{len(self.clips)} bad clips, met {self.occurrences} times: {keys}"
+        return f"{len(self.clips)} bad clips, met {self.occurrences} times: {self._keys()}"
+
+    def _keys(self) -> str:
+        return ", ".join(list(self.clips)[:10]) + (", …" if len(self.clips) > 10 else "")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Losses in one message: one in the loop; both that can be on the way when everything is awaited.
 _LOSS_SLOTS = 2
+_LOSSES = 5  # column of the first one
 
 
 class LossNotFiniteError(KprepError):
@@ -49,6 +50,8 @@ class Status:
     """Number of the signal that it received; 0 for none."""
     checkpoint: bool = False
     """It wants a checkpoint of the steps that are complete."""
+    bad_clips: tuple[int, int] = (0, 0)
+    """Bad clips that its batches name, and how many of them no rank has named before."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Agreed:
     """The largest signal number of all ranks; 0 for none."""
     checkpoint: bool
     """Whether any rank wants a checkpoint."""
+    bad_clips: tuple[int, int]
+    """Sums over all ranks; a clip that is new to several ranks counts for each of them."""
     losses: list[tuple[int, list[float]]]
     """Losses that arrived: number of the step and one loss per rank, in order."""
 
@@ -89,15 +94,16 @@ class StatusExchange:
             status: of this rank.
             drain: send all losses, also one that the device still computes.
         """
-        message = torch.zeros(self._world.size, 3 + _LOSS_SLOTS, dtype=torch.float64)
+        message = torch.zeros(self._world.size, _LOSSES + _LOSS_SLOTS, dtype=torch.float64)
         row = message[self._world.rank]
         row[0], row[1], row[2] = float(status.failed), status.signal, float(status.checkpoint)
+        row[3], row[4] = status.bad_clips
         steps: list[int] = []
         while len(self._copies) > (0 if drain else 1):
             step, loss, event = self._copies.popleft()
             if event is not None:
                 event.synchronize()
-            row[3 + len(steps)] = loss.double()
+            row[_LOSSES + len(steps)] = loss.double()
             steps.append(step)
         work = None
         if self._world.size > 1:
@@ -115,7 +121,8 @@ class StatusExchange:
             failed=bool(message[:, 0].any()),
             signal=int(message[:, 1].max()),
             checkpoint=bool(message[:, 2].any()),
-            losses=[(step, message[:, 3 + slot].tolist()) for slot, step in enumerate(steps)],
+            bad_clips=(int(message[:, 3].sum()), int(message[:, 4].sum())),
+            losses=[(step, message[:, _LOSSES + slot].tolist()) for slot, step in enumerate(steps)],
         )
 
     def forget(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prep.errors import UsageError
+from stream.roots import DataRoot
 from train.launch import launch
 from train.recipe import Recipe, load_recipe
 
@@ -24,7 +25,7 @@ class _Request:
     """What was asked for; travels to the processes of `--nproc`."""
 
     recipe: Recipe
-    data: str
+    data: tuple[DataRoot, ...]
     output: Path
     train_split: str
     val_split: str | None
@@ -36,7 +37,15 @@ class _Request:
 
 
 @click.command("train")
-@click.option("--data", required=True, metavar="ROOT", help="The dataset: a directory or a URL.")
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    metavar="ROOT[@WEIGHT]",
+    help="The dataset: a directory or a URL. Repeatable: all are trained on together, each clip "
+    "WEIGHT times an epoch (default 1). A number behind the last '@' is always the weight: "
+    "write a root whose name ends so as 'clips@2@1'.",
+)
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
@@ -82,7 +91,7 @@ class _Request:
 )
 def train(
     *,
-    data: str,
+    data: tuple[str, ...],
     recipe: str | None,
     overrides: tuple[str, ...],
     output: Path | None,
@@ -106,6 +115,10 @@ def train(
       kprep train --data k400 --recipe resnet --set model.name=r3d_18 --resume auto
       kprep train --data k400 --recipe resnet --resume runs/resnet --test-only
       kprep train --data k400 --check-weights R2Plus1D_18_Weights.KINETICS400_V1
+      kprep train --data k400 --data s3://bucket/words@0.5 --recipe resnet
+
+    Buckets take the usual AWS variables: AWS_ENDPOINT_URL, AWS_REGION,
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; AWS_SKIP_SIGNATURE=true for public ones.
 
     Under torchrun or srun, leave out --nproc: every process runs this command.
     """
@@ -125,7 +138,7 @@ def train(
         loaded = load_recipe(recipe, overrides)
     request = _Request(
         recipe=loaded,
-        data=data if "://" in data else str(Path(data).absolute()),
+        data=tuple(_absolute(DataRoot.parse(text)) for text in data),
         output=(output or Path("runs") / loaded.name).absolute(),
         train_split=train_split,
         val_split=None if val_split == "none" else val_split,
@@ -155,6 +168,10 @@ def _published(
     from train.published import published_recipe
 
     return published_recipe(name, overrides)
+
+
+def _absolute(root: DataRoot) -> DataRoot:
+    return root if "://" in root.root else replace(root, root=str(Path(root.root).absolute()))
 
 
 def _check_torch() -> None:

@@ -170,6 +170,23 @@ def broadcast_text(world: World, text: str, source: int = 0) -> str:
     return data.numpy().tobytes().decode()
 
 
+def all_texts(world: World, text: str) -> list[str]:
+    """Return the texts of all ranks, in the order of ranks, on every rank."""
+    if world.size == 1:
+        return [text]
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
+    dist.all_gather(lengths, torch.tensor([len(data)]), group=world.control)
+    padded = torch.zeros(max(1, *map(int, lengths)), dtype=torch.uint8)
+    padded[: len(data)] = data
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(parts, padded, group=world.control)
+    return [
+        part[: int(length)].numpy().tobytes().decode()
+        for part, length in zip(parts, lengths, strict=True)
+    ]
+
+
 def broadcast_buffers(world: World, buffers: Iterator[torch.Tensor]) -> None:
     """Overwrite the buffers of every rank (BatchNorm's statistics) with rank 0's."""
     if world.size == 1:

@@ -56,7 +56,10 @@ PROTOCOLS = {
 }
 
 # what may be changed without leaving the protocol
-_FREE = re.compile(r"(data\.(batch_size|workers|layout)|eval\.(batch_size|bad_clip_limit)|run\..*)")
+_FREE = re.compile(
+    r"(data\.(batch_size|workers|layout|cache_dir|cache_limit)"
+    r"|eval\.(batch_size|bad_clip_limit)|run\..*)"
+)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,22 @@ class DataRecipe:
     """What workers hand over: "yuv420" (half the bytes, converted on the device) or "rgb"."""
     short: Literal["skip", "pad"] = "skip"
     """Videos shorter than a clip: "skip" leaves them out, "pad" repeats their last frame."""
+    grouping: Literal["spread", "together"] = "spread"
+    """Clips of one video are "spread" over the epoch, or stand "together": fewer bytes are read."""
+    shuffle_block: int = 1
+    """Neighbours in a shard that stay together, for longer reads; 1 shuffles perfectly."""
+    bad_clips: Literal["raise", "substitute"] = "raise"
+    """A damaged clip ends the run ("raise"), or another one takes its place ("substitute")."""
+    bad_clip_limit: int = 100
+    """Different damaged clips, over all ranks, that a run bears before it ends."""
+    cache_dir: str = ""
+    """Directory of a local disk that keeps clips for all processes and runs that name it."""
+    cache_limit: str = ""
+    """What the cache may occupy, such as "500GB"; with `cache_dir`."""
+    storage_patience_seconds: float = 600.0
+    """How long a store that fails is waited for, since the last byte that arrived."""
+    prefetch_batches: int = 2
+    """Batches that each worker prepares ahead."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +274,10 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.batch_size": (1, None),
     "data.accumulate": (1, None),
     "data.workers": (0, None),
+    "data.shuffle_block": (1, None),
+    "data.bad_clip_limit": (0, None),
+    "data.storage_patience_seconds": (0, None),
+    "data.prefetch_batches": (1, None),
     "optim.lr_batch": (1, None),
     "optim.lr": (0, None),
     "optim.momentum": (0, 1),

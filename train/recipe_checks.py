@@ -16,6 +16,8 @@ def check_together(recipe: Recipe) -> None:
     augment = recipe.augment
     if not recipe.data.fps > 0:
         raise UsageError(f"data.fps ({recipe.data.fps}) must be above 0")
+    if bool(recipe.data.cache_dir) != bool(recipe.data.cache_limit):
+        raise UsageError("data.cache_dir and data.cache_limit must be given together, or neither")
     _check_sizes(augment)
     if (augment.mixup or augment.cutmix) and recipe.data.batch_size % 2:
         raise UsageError(

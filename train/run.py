@@ -5,28 +5,35 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
 from stream import clip_loader
 from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
+from train.data_roots import describe_roots
 from train.determinism import determinism
 from train.distributed import World, broadcast_text, joined_world
+from train.progress import log
 from train.published import find_published
 from train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stream.batch import ClipBatch
+    from stream.roots import RootLike, WeightedRootLike
     from train.loader import Loader
     from train.recipe import Recipe
+
+    Roots = RootLike | Sequence[WeightedRootLike]
+
+_COUNTED_BY_THE_TRAINER = 2**62  # a loader knows the bad clips of its own rank only
 
 
 def train(
     recipe: Recipe,
-    data: str | Path,
+    data: Roots,
     output: str | Path,
     *,
     train_split: str = "train",
@@ -41,7 +48,8 @@ def train(
 
     Args:
         recipe: from `load_recipe`.
-        data: root of the dataset: a directory, s3://, gs:// or https://.
+        data: root of the dataset: a directory, s3://, gs:// or https://; or a list of roots and of
+            (root, weight) pairs, see `stream.clip_loader`.
         output: directory for checkpoints and metrics.
         train_split: split to train on.
         val_split: split to evaluate; None evaluates nothing.
@@ -69,8 +77,8 @@ def train(
             raise UsageError(
                 "--test-only needs a checkpoint; name one with --resume PATH or --weights NAME"
             )
-        training = None if test_only else _train_loader(recipe, str(data), train_split, world)
-        scored = _val_loader(recipe, str(data), val_split, world) if val_split else None
+        training = None if test_only else _train_loader(recipe, data, train_split, world)
+        scored = _val_loader(recipe, data, val_split, world) if val_split else None
         trainer = Trainer(recipe, world, training, scored, output, transform_batch=transform_batch)
         if checkpoint is not None:
             trainer.restore(checkpoint, weights_only=test_only)
@@ -84,7 +92,7 @@ def train(
 def check_published(
     name: str,
     recipe: Recipe,
-    data: str | Path,
+    data: Roots,
     output: str | Path,
     *,
     split: str = "val",
@@ -97,7 +105,7 @@ def check_published(
     the weights do not know, or the weights cannot be had.
     """
     with joined_world(device) as world, determinism(recipe):
-        loader = _val_loader(recipe, str(data), split, world)
+        loader = _val_loader(recipe, data, split, world)
         return check_weights(
             recipe, find_published(name), loader, Path(output), world, test_name(split, name)
         )
@@ -126,43 +134,63 @@ def _checkpoint_to_load(
     return Path(shared) if shared else None
 
 
-def _train_loader(recipe: Recipe, data: str, split: str, world: World) -> Loader:
-    return clip_loader(
+def _train_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
+    return _loader(
+        recipe,
+        world,
         data,
-        split=split,
+        split,
+        mode="train",
         frames=recipe.data.frames,
-        fps=Fraction(str(recipe.data.fps)),
         clips_per_video=recipe.data.clips_per_video,
         batch_size=recipe.data.batch_size,
-        seed=recipe.run.seed,
-        num_workers=recipe.data.workers,
-        rank=world.rank,
-        world_size=world.size,
-        mode="train",
         accumulate=recipe.data.accumulate,
-        layout=recipe.data.layout,
-        short=recipe.data.short,
-        pin_memory=world.device.type == "cuda",
+        grouping=recipe.data.grouping,
+        shuffle_block=recipe.data.shuffle_block,
+        bad_clips=recipe.data.bad_clips,
+        bad_clip_limit=_COUNTED_BY_THE_TRAINER,
     )
 
 
-def _val_loader(recipe: Recipe, data: str, split: str, world: World) -> Loader:
-    return clip_loader(
+def _val_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
+    return _loader(
+        recipe,
+        world,
         data,
-        split=split,
+        split,
+        mode="eval",
         frames=recipe.eval_frames,
-        fps=Fraction(str(recipe.data.fps)),
         clips_per_video=recipe.eval.clips_per_video,
         batch_size=recipe.eval.batch_size or recipe.data.batch_size,
-        seed=recipe.run.seed,
-        num_workers=recipe.data.workers,
-        rank=world.rank,
-        world_size=world.size,
-        mode="eval",
-        layout=recipe.data.layout,
         placement=recipe.eval.placement,
-        short=recipe.data.short,
-        pin_memory=world.device.type == "cuda",
         bad_clips="substitute",  # which evaluation never does: they are left out and named
         bad_clip_limit=recipe.eval.bad_clip_limit,
     )
+
+
+def _loader(
+    recipe: Recipe, world: World, data: Roots, split: str, *, frames: int, **more: Any
+) -> Loader:
+    """Make a loader with what training and evaluation have in common; say what it reads."""
+    settings = recipe.data
+    loader = clip_loader(
+        data,
+        split=split,
+        frames=frames,
+        fps=Fraction(str(settings.fps)),
+        seed=recipe.run.seed,
+        num_workers=settings.workers,
+        rank=world.rank,
+        world_size=world.size,
+        layout=settings.layout,
+        short=settings.short,
+        pin_memory=world.device.type == "cuda",
+        prefetch_batches=settings.prefetch_batches,
+        cache_dir=settings.cache_dir or None,
+        cache_limit=settings.cache_limit or None,
+        storage_patience_seconds=settings.storage_patience_seconds,
+        **more,
+    )
+    for line in describe_roots(loader, split) if world.is_first else ():
+        log.info("%s", line)
+    return loader

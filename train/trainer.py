@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError, UsageError
 from train.agreement import Agreed, LossNotFiniteError, Status, StatusExchange, raise_together
+from train.bad_clips import SharedBadClips
 from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
 from train.ema import WeightAverage
 from train.evaluation import evaluate
@@ -91,6 +92,8 @@ class Trainer:
         self._files = RunOutput(output, world, recipe)
         self._reporter = Reporter(recipe, world, self._files, output)
         self._log = self._reporter.say
+        limit = recipe.data.bad_clip_limit
+        self._bad_clips = SharedBadClips(world, limit, self._log, self._files.write)
         self._saved_step = 0
         self._rollbacks = 0
         self._skipped: set[int] = set()
@@ -122,6 +125,7 @@ class Trainer:
             if accuracy is None and self._val_loader is not None:
                 accuracy, _ = self.evaluate()  # resumed after the last epoch
             self._files.save_network(self._checkpoint(None, {}, {}), best=False)
+            self._bad_clips.end(self.step)
         return self._reporter.final_metrics(self.epoch, self.step, accuracy)
 
     def evaluate(self) -> tuple[Accuracy, VideoScores | None]:
@@ -251,16 +255,20 @@ class Trainer:
                 failed=error is not None,
                 signal=self._signals.received,
                 checkpoint=due or self._files.is_checkpoint_late(),
+                bad_clips=self._bad_clips.note(fetched),
             )
         )
         prepared = self._step.prepare(fetched)
         agreed = self._exchange.read()
         self._take_losses(agreed)
-        if agreed.failed or agreed.signal or agreed.checkpoint:
+        too_many = self._bad_clips.agree(*agreed.bad_clips, self.step)
+        if agreed.failed or agreed.signal or agreed.checkpoint or too_many:
             self._await_losses()
             self._save_within_epoch()
         if agreed.failed:
             raise_together(self.world, error)
+        if too_many is not None:
+            raise too_many
         if agreed.signal:
             raise self._interrupted(agreed.signal)
         return prepared
