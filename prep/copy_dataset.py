@@ -21,10 +21,11 @@ from prep.copy_plan import CopyPlan, check_unfinished, identity, plan_copy
 from prep.copy_roots import check_roots, destination_lock, patient, remove_lock
 from prep.downloads import stop_waiting
 from prep.errors import DatasetError, KprepError, StorageError, UsageError
+from prep.foreign_publish import shared_files_of
 from prep.format import FileEntry, Manifest, index_path, read_index, read_manifest
 from prep.format.layout import MANIFEST_PATH
 from prep.options import WORK_NAME
-from prep.publish import file_entry, root_files
+from prep.publish import file_entry
 from prep.root_lock import LOCK_NAME
 from prep.transfer import DamagedError, StoppedCopyError, Transfer
 
@@ -123,7 +124,7 @@ class _Copy:
 
     def _publish_anew(self) -> None:
         """Make the files that speak of all splits for the splits that the destination has."""
-        made = root_files(self.destination, self.plan.manifest, {})
+        made = shared_files_of(self.destination, self.plan.manifest, {})
         files = {**self.plan.manifest.files, **{path: file_entry(made[path]) for path in made}}
         manifest = replace(self.plan.manifest, files=files)
         for path, data in made.items():

@@ -89,6 +89,7 @@ def _records(plan: Plan, built: Built, name: str, number: int) -> Iterator[ClipR
         entry_offset, entry_bytes, video_offset = places[clip.key]
         yield replace(
             record,
+            key=clip.key,
             shard=shard_path(name, number),
             label=labels[clip.label] if clip.label is not None else -1,
             entry_offset=entry_offset,

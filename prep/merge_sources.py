@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.errors import DatasetError, UsageError
@@ -18,9 +19,10 @@ from prep.publish import file_entry
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pyarrow as pa
-
     from prep.storage import Storage
+
+FOREIGN = "foreign"  # the setting of a split that `kprep index` made of somebody else's tars
+_LONGEST_KEY = 90  # names in a tar have at most 100 bytes, extension included
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,44 @@ def _open(storage: Storage, splits: frozenset[str] | None) -> Source:
         _check_index(indices[name], manifest, name, storage.where(path))
         path = ledger_path(name)
         ledgers[name] = read_ledger(_checked(storage, manifest, path), storage.where(path))
+        if (
+            manifest.is_foreign
+            and foreign_settings(manifest.splits[name].settings)["keys"] == "shard"
+        ):
+            for tables in (indices, ledgers):
+                tables[name] = _with_flat_keys(tables[name], storage.root)
     return Source(storage, manifest, hashlib.sha256(data).hexdigest(), indices, ledgers)
+
+
+def foreign_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return how `kprep index` read somebody else's tars: the setting of their split."""
+    found = settings.get(FOREIGN)
+    if not isinstance(found, dict) or "keys" not in found:
+        raise DatasetError(f"a split of tars that somebody else wrote has the settings {found!r}")
+    return found
+
+
+def flat_key(key: str) -> str:
+    """Return the name that a sample of somebody else's tars gets in a tar of ours.
+
+    Where keys repeat from shard to shard, those of the index stand behind the shard's path:
+    `train/00000/000000001` becomes `train-00000-000000001`.
+    """
+    return key.replace("/", "-")
+
+
+def _with_flat_keys(table: pa.Table, where: str) -> pa.Table:
+    """Rename the keys of an index or ledger; UsageError when two become one or one is too long."""
+    keys = [key if key is None else flat_key(key) for key in table["key"].to_pylist()]
+    named = [key for key in keys if key is not None]
+    longest = max(named, key=len, default="")
+    if len(set(named)) != len(named) or len(longest) > _LONGEST_KEY:
+        raise UsageError(
+            f"{where}: its keys cannot become names in other tars (two would be one, or "
+            f"{longest[:40]!r}… is too long)"
+        )
+    at = table.schema.get_field_index("key")
+    return table.set_column(at, table.schema.field(at), pa.array(keys, pa.string()))
 
 
 def _checked(storage: Storage, manifest: Manifest, path: str) -> bytes:

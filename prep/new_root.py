@@ -22,15 +22,13 @@ from prep.merge_plan import (
     kept_classes,
     merge_classes,
 )
-from prep.merge_sources import Source, clips_of, open_sources
+from prep.merge_sources import FOREIGN, Source, clips_of, foreign_settings, open_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prep.merge import MergeOptions
     from prep.profile import EncodingProfile
-
-FOREIGN = "foreign"  # the profile's name where somebody else encoded the clips
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Plan:
     @property
     def is_foreign(self) -> bool:
         """Whether samples are copied as they are, without a sidecar of kprep's."""
-        return self.profile.name == FOREIGN
+        return self.sources[0].manifest.is_foreign
 
     @property
     def identity(self) -> str:
@@ -126,7 +124,7 @@ def _clips_per_shard(sources: Sequence[Source]) -> int:
 
 def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:
     """Raise UsageError where samples that are copied as they are would not say their labels."""
-    if sources[0].manifest.profile.name != FOREIGN:
+    if not sources[0].manifest.is_foreign:
         return
     rules = set()
     for source in sources:
@@ -136,12 +134,7 @@ def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:
                 "not rewritten, so its class list cannot change; use --class-list all"
             )
         for split in source.manifest.splits.values():
-            rules.add(json.dumps(split.settings.get(FOREIGN), sort_keys=True))
-            if (split.settings.get(FOREIGN) or {}).get("keys") == "shard":
-                raise UsageError(
-                    f"the keys of {source.storage.root} are unique only within a shard, so its "
-                    "clips cannot be dealt to other shards"
-                )
+            rules.add(json.dumps(_rules(split.settings), sort_keys=True))
     if len(rules) != 1:
         raise UsageError(
             "these roots were indexed with different label rules; index them alike to merge them"
@@ -193,9 +186,14 @@ def _settings(
         settings["annotations_sha256"] = lists[0]
     elif lists:
         settings["annotation_lists"] = lists
-    if parents[0].settings.get(FOREIGN) is not None:
-        settings[FOREIGN] = parents[0].settings[FOREIGN]
+    if sources[0].manifest.is_foreign:
+        settings[FOREIGN] = _rules(parents[0].settings)
     return settings
+
+
+def _rules(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return how a new root's samples are read: keys are unique there, and the card is ours."""
+    return {**foreign_settings(settings), "keys": "member", "card": True}
 
 
 def _annotation_lists(settings: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prep.assemble import finish_tar, write_tar
 from prep.errors import DatasetError, StorageError
 from prep.format import Sidecar
+from prep.merge_sources import flat_key
 from prep.storage import Storage, temporary_name
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def checked_sample(
 ) -> dict[str, str | bytes]:
     """Return the members of a sample from its bytes in a tar, the sidecar rewritten."""
     named = f"{where}: clip {clip['key']}"
-    members = dict(_members(data, clip["key"], named))
+    members = dict(_members(data, clip["key"], named, renamed=job["as_they_are"]))
     at = clip["video_offset"] - clip["entry_offset"]
     found = [name for name, (offset, size) in members.items()
              if (offset, size) == (at, clip["video_bytes"])]  # fmt: skip
@@ -114,8 +115,13 @@ def checked_sample(
     return sample
 
 
-def _members(data: bytes, key: str, named: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (extension, (offset, size)) of the members of one sample; DatasetError for others."""
+def _members(
+    data: bytes, key: str, named: str, *, renamed: bool
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield (extension, (offset, size)) of the members of one sample; DatasetError for others.
+
+    `renamed` says that the key may be the sample's own behind its shard's path; see flat_key.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(data + bytes(1024)), mode="r:") as tar:
             infos = tar.getmembers()
@@ -123,9 +129,10 @@ def _members(data: bytes, key: str, named: str) -> Iterator[tuple[str, tuple[int
         raise DatasetError(f"{named} is no part of a tar ({error}); run `kprep verify`") from error
     seen: set[str] = set()
     for info in infos:
-        stem, _, extension = info.name.partition(".")
+        stem, _, extension = info.name.removeprefix("./").partition(".")
         inside = info.isreg() and info.offset_data + info.size <= len(data)
-        if stem != key or not extension or not inside or extension in seen:
+        own = stem == key or (renamed and key.endswith(f"-{flat_key(stem)}"))
+        if not own or not extension or not inside or extension in seen:
             raise DatasetError(f"{named} has a member {info.name!r} that is not its own")
         seen.add(extension)
         yield extension, (info.offset_data, info.size)

@@ -17,10 +17,12 @@ import pytest
 from conftest import run_kprep
 from copy_datasets import CLASSES, convert, draw, files_of, flip, objects_of
 from fault_proxy import by_rate, fault_proxy
+from foreign_tars import video2dataset_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_datasets import without_gop_index
 
+from prep.copy_dataset import copy_dataset
 from prep.errors import DatasetError, UsageError
 from prep.format import Sidecar
 from prep.ledger import SCHEMA
@@ -257,6 +259,48 @@ def test_clips_without_groups_of_pictures_are_carried_as_they_are(one, tmp_path)
         (row["codec_config"], row["gop_frames"], row["gop_offsets"], row["gop_crc32"])
         for row in rows
     } == {(None, None, None, None)}
+
+
+@pytest.mark.slow
+def test_tars_of_somebody_else_are_carried_as_they_are(tmp_path):
+    """Samples keep their members; keys that repeat from shard to shard get the shard before them."""
+    folder = tmp_path / "theirs"
+    video2dataset_folder(folder / "train", num_shards=2, clips_a_shard=5, seed=1)
+    video2dataset_folder(folder / "val", num_shards=1, clips_a_shard=4, seed=2)
+    run_kprep("index", folder)
+    copy_dataset(Storage(str(folder)), Storage(str(tmp_path / "val")), splits=["val"])
+    assert faults(tmp_path / "val") == []
+    copy_dataset(Storage(str(folder)), Storage(str(tmp_path / "copy")))
+    assert files_of(tmp_path / "copy") == files_of(folder)
+    result = merged(tmp_path / "out", folder)
+    assert faults(tmp_path / "out") == []
+    assert {name: split.num_clips for name, split in result.manifest.splits.items()} == {
+        "train": 9,
+        "val": 3,
+    }
+    theirs, ours = (_members_by_video(root) for root in (folder, tmp_path / "out"))
+    assert len(ours) == 12
+    assert ours.items() <= theirs.items()
+    subset(folder, tmp_path / "few", class_list="all", classes=frozenset(["left", "up"]))
+    assert faults(tmp_path / "few") == []
+    with pytest.raises(UsageError, match="use --class-list all"):
+        subset(folder, tmp_path / "other", classes=frozenset(["left", "up"]))
+
+
+def _members_by_video(root: Path) -> dict[bytes, dict[str, bytes]]:
+    """The other members of every sample, by its video's bytes."""
+    found = {}
+    for path in root.rglob("*.tar"):
+        parts: dict[str, dict[str, bytes]] = {}
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                parts.setdefault(key, {})[extension] = tar.extractfile(member).read()
+        for members in parts.values():
+            videos = [form for form in ("mp4", "mkv", "webm", "avi", "mov") if form in members]
+            if videos:
+                found[members.pop(videos[0])] = members
+    return found
 
 
 def test_the_class_list_can_be_that_of_what_is_there(one, two, tmp_path):
