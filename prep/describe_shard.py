@@ -74,7 +74,7 @@ def _context(path: str) -> dict[str, Any]:
 class _Described:
     """Collects the samples of one tar; a subclass knows what their members mean.
 
-    `described` holds for each sample: key, video_id, start and end of the entry, then either
+    `described` holds for each sample: key, start and end of the entry, then either
     `failed` (reason and detail) or the facts of its clip.
     """
 
@@ -112,7 +112,7 @@ class _Described:
             self._finish(self.grouping.samples[-1])
 
     def _finish(self, sample: Sample) -> None:
-        values: dict[str, Any] = {"key": sample.key, "video_id": sample.key}
+        values: dict[str, Any] = {"key": sample.key}
         values |= {"entry_offset": sample.offset, "entry_bytes": sample.end - sample.offset}
         failure = self._failure
         if failure is None and not self._facts:

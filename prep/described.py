@@ -41,7 +41,7 @@ def describe_shards(
 
 
 def clip_record(path: str, key: str, clip: dict[str, Any], **about: Any) -> ClipRecord:
-    """Return the row of a described clip; `about` is label, times, source and short."""
+    """Return the row of a described clip; `about` is video id, label, times, source and short."""
     indexed = clip["gop_frames"] is not None
     return ClipRecord(
         key=key,
@@ -57,7 +57,6 @@ def clip_record(path: str, key: str, clip: dict[str, Any], **about: Any) -> Clip
         video_bytes=clip["video_bytes"],
         content_hash=bytes.fromhex(clip["content_hash"]),
         crc32=clip["crc32"],
-        video_id=clip["video_id"],
         codec_config=bytes.fromhex(clip["codec_config"]) if indexed else None,
         gop_frames=clip["gop_frames"],
         gop_offsets=tuple(clip["gop_offsets"]) if indexed else None,

@@ -26,6 +26,7 @@ from prep.foreign_publish import (
     clip_label,
     companion_paths,
     foreign_records,
+    has_our_card,
     ledger_rows,
     shared_files_of,
 )
@@ -176,7 +177,7 @@ def _is_our_card(storage: Storage) -> bool:
     if not storage.exists(MANIFEST_PATH):
         return False
     manifest = read_manifest(storage)
-    return all(split.settings["foreign"]["card"] for split in manifest.splits.values())
+    return has_our_card(manifest)
 
 
 class _Described:

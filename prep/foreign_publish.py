@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from prep.companions import wids_path
 from prep.described import clip_record
 from prep.foreign_labels import label_index
-from prep.format import index_path, ledger_path
+from prep.format import foreign_settings, index_path, ledger_path
 from prep.journal import Row
 from prep.outcome import Outcome, Reason, RowFailure, Status
 from prep.publish import root_files
@@ -46,8 +46,9 @@ def foreign_records(
             label = clip_label(clip, foreign["labels"], indices)
         except RowFailure:
             continue  # the ledger names it
+        key = index_key(foreign, path, clip["key"])
         records.append(clip_record(
-            path, index_key(foreign, path, clip["key"]), clip, label=label, start_seconds=0.0,
+            path, key, clip, video_id=key, label=label, start_seconds=0.0,
             end_seconds=_seconds(clip), source=SOURCE, short=False,
         ))  # fmt: skip
     return records
@@ -73,8 +74,8 @@ def ledger_rows(
             facts |= {"seconds": end, "short": False}
         except RowFailure as failure:
             outcome = Outcome(Status.FAILED, failure.reason, failure.detail)
-        segment = Segment(clip["video_id"], 0.0, end, label, split)
         key = index_key(foreign, path, clip["key"])
+        segment = Segment(key, 0.0, end, label, split)
         yield Row(first_row + number, segment, key, None, None, outcome, facts)
 
 
@@ -87,10 +88,15 @@ def shared_files_of(
 ) -> dict[str, bytes]:
     """Return the files that speak of all splits; a README that was there before is left alone."""
     shared = dict(root_files(storage, manifest, written))
-    if not all(split.settings.get("foreign", {}).get("card", True)
-               for split in manifest.splits.values()):  # fmt: skip
+    if not has_our_card(manifest):
         del shared[CARD_PATH]
     return shared
+
+
+def has_our_card(manifest: Manifest) -> bool:
+    """Whether README.md is kprep's to write, or was beside the tars before."""
+    found = [foreign_settings(name, split) for name, split in manifest.splits.items()]
+    return all(settings is None or settings["card"] for settings in found)
 
 
 def companion_paths(split: str) -> list[str]:

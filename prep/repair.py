@@ -18,6 +18,7 @@ from prep.format import (
     ClipRecord,
     FileEntry,
     Manifest,
+    foreign_settings,
     index_path,
     index_table,
     ledger_path,
@@ -156,9 +157,12 @@ class _Rebuilding:
         self.described = True
         split = self.manifest.splits[name]
         ledger = self._readable_ledger(name)
-        foreign = split.settings.get("foreign")
+        foreign = foreign_settings(name, split)
         profile = self.manifest.profile
-        context = {"foreign": foreign, "gop_frames": profile.keyframe_interval_frames}
+        context: dict[str, Any] = {
+            "foreign": foreign,
+            "gop_frames": profile.keyframe_interval_frames,
+        }
         if foreign is not None:
             context |= {"as_stored": foreign["as_stored"], "rules": [foreign["labels"]]}
         with tempfile.TemporaryDirectory(prefix="kprep-repair-") as folder:
@@ -247,7 +251,7 @@ def _records(path: str, report: dict[str, Any], ledger: pa.Table | None) -> list
             reason, detail = clip["failed"]
             raise KprepError(f"clip {clip['key']} in {path} cannot be indexed: {reason} ({detail})")
         records.append(clip_record(
-            path, clip["key"], clip, label=clip["label_index"],
+            path, clip["key"], clip, video_id=clip["video_id"], label=clip["label_index"],
             start_seconds=clip["start_seconds"], end_seconds=clip["end_seconds"],
             source=clip["source"], short=short.get(clip["key"], _ends_early(clip)),
         ))  # fmt: skip

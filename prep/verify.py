@@ -14,7 +14,7 @@ import numpy as np
 from prep import companions
 from prep.assemble import energon_offsets
 from prep.faults import Fault, Kind, fault_from_json
-from prep.format import index_path, ledger_path, read_manifest
+from prep.format import foreign_settings, index_path, ledger_path, read_manifest
 from prep.shard_jobs import run_here, run_shard_jobs
 from prep.verify_files import (
     check_other,
@@ -133,11 +133,12 @@ def examine(
     findings.faults += _shared_keys(findings)
     with tempfile.TemporaryDirectory(prefix="kprep-verify-") as folder:
         jobs = _jobs(storage, findings, Path(folder), deep=deep)
-        if deep or sum(job["bytes"] for job in jobs) > _FEW_BYTES:
-            done = run_shard_jobs(
-                "verify_shard", jobs, workers, Path(folder), progress or _Silent()
-            )
+        num_bytes = sum(job["bytes"] for job in jobs)
+        progress = progress or _Silent()
+        if deep or num_bytes > _FEW_BYTES:
+            done = run_shard_jobs("verify_shard", jobs, workers, Path(folder), progress)
         else:
+            progress.skip(num_bytes)
             done = run_here(verify_shard, jobs, Path(folder))
         for job, report in done:
             findings.shards[job["path"]] = report
@@ -188,7 +189,7 @@ def _jobs(
             "class_names": list(manifest.class_names),
             "profile": manifest.profile.name,
             "gop_frames": manifest.profile.keyframe_interval_frames,
-            "foreign": split.settings.get("foreign"),
+            "foreign": foreign_settings(name, split),
         }
         context.write_text(json.dumps(values), encoding="utf-8")
         rows = folder / f"{name}.arrow"

@@ -551,3 +551,48 @@ def test_the_repair_command(whole, tmp_path):
     done = run_kprep("verify", root, "--repair", check=False)
     assert done.returncode == 1
     assert f"not repaired: {SHARD}" in done.stdout
+
+
+# what strangers can write into a manifest, and how much is held in memory
+
+
+@pytest.mark.parametrize("value", [7, [], {}, {"keys": "x", "labels": "cls", "as_stored": True, "card": True},
+                                   {"keys": "member", "labels": "exec", "as_stored": True, "card": True}])  # fmt: skip
+def test_settings_of_a_stranger_are_checked(foreign, tmp_path, value):
+    storage = Storage(str(shutil.copytree(foreign, tmp_path / "root")))
+    change_manifest(
+        storage, lambda values: values["splits"]["train"]["settings"].__setitem__("foreign", value)
+    )
+    done = run_kprep("verify", storage.root, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "settings.foreign of split train" in done.stderr
+
+
+def test_a_shard_is_never_held_whole(tmp_path, monkeypatch):
+    """Over a network too, where windows are asked for ahead of their time."""
+    from prep import shard_bytes
+    from prep.storage import ObjectInfo
+
+    monkeypatch.setattr(shard_bytes, "_WINDOW_BYTES", 1000)
+    data = np.random.default_rng(0).bytes(100_500)
+    asked, body = [], None
+
+    class Remote:
+        local_root = None
+
+        def read_range(self, _path, start, end, **_):
+            asked.append((start, end))
+            assert end - start <= 1000
+            assert (
+                end <= (body.received if body else 0) + 5 * 1000
+            )  # the window in hand and three more
+            return memoryview(data)[start:end]
+
+    body = shard_bytes.ShardBytes(Remote(), ObjectInfo("x", len(data), None))
+    got = b""
+    while part := body.read(300):
+        got += part
+    body.close()
+    assert got == data
+    assert body.sha256.hexdigest() == hashlib.sha256(data).hexdigest()
+    assert sorted(asked) == [(at, min(at + 1000, len(data))) for at in range(0, len(data), 1000)]

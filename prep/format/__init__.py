@@ -2,6 +2,7 @@
 
 from prep.format.clip_record import ClipRecord
 from prep.format.containers import CONTAINER_OPTIONS
+from prep.format.foreign import foreign_settings
 from prep.format.index import index_schema, index_table, iter_records, read_index, write_index
 from prep.format.layout import (
     FORMAT_VERSION,
@@ -30,6 +31,7 @@ __all__ = [
     "Sidecar",
     "Split",
     "check_split_name",
+    "foreign_settings",
     "index_path",
     "index_schema",
     "index_table",
