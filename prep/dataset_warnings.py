@@ -87,9 +87,14 @@ def _same_content(tables: Mapping[str, pa.Table]) -> Iterator[Finding]:
     if not parts:
         return
     clips = pa.concat_tables(parts)
-    across = clips.group_by("hash").aggregate([("key", "min"), ("split", "min"), ("split", "max")])
+    # one thread: see parquet.py
+    across = clips.group_by("hash", use_threads=False).aggregate(
+        [("key", "min"), ("split", "min"), ("split", "max")]
+    )
     across = across.filter(pc.not_equal(across["split_min"], across["split_max"]))
-    within = clips.group_by(["hash", "split"]).aggregate([("key", "count"), ("key", "min")])
+    within = clips.group_by(["hash", "split"], use_threads=False).aggregate(
+        [("key", "count"), ("key", "min")]
+    )
     within = within.filter(pc.greater(within["key_count"], 1))
     for kind, title, advice, found in (
         (

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.errors import DatasetError
+from prep.parquet import read_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,7 +57,7 @@ def write_ledger_table(table: pa.Table) -> bytes:
 def read_ledger(data: bytes, where: str) -> pa.Table:
     """Parse a ledger; DatasetError names `where` when it is not one."""
     try:
-        return pq.read_table(io.BytesIO(data)).select(SCHEMA.names).cast(SCHEMA)
+        return read_parquet(data).select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{where} is not a ledger: {error}") from error
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,23 @@ def test_many_classes_show_their_ends(tmp_path):
     assert "classes   700: class 0, class 1, class 2, class 3, …" in text
     assert "most: class" in text
     assert "CC BY 4.0" in text
+
+
+def test_reading_indices_and_ledgers_starts_no_thread(motion_dataset):
+    """One that outlives the work can abort the process at its end (prep/parquet.py)."""
+    code = (
+        "import os, sys, numpy, pyarrow.compute\n"
+        "from prep.format import read_index\n"
+        "from prep.ledger import read_ledger\n"
+        "from prep.dataset_warnings import find_warnings\n"
+        "from prep.format import Manifest\n"
+        "from pathlib import Path\n"
+        "root = Path(sys.argv[1])\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "tables = {s: read_index((root / f'index/{s}.parquet').read_bytes(), s) for s in ('train', 'val')}\n"
+        "read_ledger((root / 'ledger/val.parquet').read_bytes(), 'val')\n"
+        "find_warnings(Manifest.from_bytes((root / 'manifest.json').read_bytes(), ''), tables)\n"
+        "assert len(os.listdir('/proc/self/task')) == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, motion_dataset], capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr

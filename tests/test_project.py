@@ -154,6 +154,7 @@ def test_the_wheel_works_away_from_the_repository_and_without_torch(
     run("shard", motion_videos, "data", "--split", "val", "--profile", "small", "--limit", 4)
     run("verify", "data")
     assert "4 clips" in run("info", "data")
+    assert "4 clips" in run("report", "data", "page.html")
     assert "pip install 'kprep[train]'" in run(
         "train", "--data", "data", "--recipe", "tiny", code=2
     )

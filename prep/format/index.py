@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from prep.errors import DatasetError
 from prep.format.clip_record import ClipRecord
+from prep.parquet import read_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -83,7 +84,7 @@ def write_index(tables: Iterable[pa.Table]) -> bytes:
 def read_index(data: bytes, where: str) -> pa.Table:
     """Parse the Parquet file of an index; DatasetError names `where` when it is not one."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_parquet(data)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{where} is not a Parquet file: {error}") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
