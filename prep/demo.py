@@ -41,9 +41,11 @@ def demo_command(out: Path) -> None:
     _kprep("shard", str(videos), str(dataset), "--split", "val", *shard)
     _kprep("verify", str(dataset))
     _kprep("info", str(dataset))
+    _kprep("report", str(dataset), str(out / "report.html"))
     _kprep("train", "--data", str(dataset), "--recipe", "tiny", "--output", str(run))
     click.echo(
-        f"\nDone. The dataset is {dataset} (its README.md says what is in it), the run is {run}.\n"
+        f"\nDone. The dataset is {dataset}: its README.md says what is in it, and "
+        f"{out / 'report.html'} shows it. The run is {run}.\n"
         "Next: `kprep shard --help` to convert your own videos, README.md for a first training run."
     )
 
