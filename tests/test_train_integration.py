@@ -88,6 +88,19 @@ def test_test_only_gives_the_number_of_the_run(trained: Path, motion_dataset: Pa
     share = _lines(trained, "eval")[-1]["video_top1"]
     assert f"video top-1 {share:.2%}" in done.stdout
     assert "loss" not in done.stdout
+    directory = trained / "evaluation" / "test-val-final"
+    assert f"written to {directory}" in done.stdout
+    assert json.loads((directory / "summary.json").read_text())["video_top1"] == share
+    assert "<svg" in (directory / "report.html").read_text()  # the curves of the run are there
+    options = (*options[:-1], trained / "elsewhere", "--val-split", "train")
+    run_kprep("train", *options, "--resume", trained, "--test-only", "--nproc", 2, "--set",
+              "data.workers=0", OMP_NUM_THREADS="1")  # fmt: skip
+    summary = trained / "elsewhere/evaluation/test-train-epoch-0015/summary.json"
+    assert json.loads(summary.read_text())["videos"] == 160
+    for wrong, code in (("test", 2), ("none", 2)):
+        options = (*options[:-1], wrong)
+        done = run_kprep("train", *options, "--resume", trained, "--test-only", check=False)
+        assert (done.returncode, done.stdout) == (code, "")
 
 
 def test_videos_too_short_for_the_protocol_are_counted_and_left_out(
@@ -114,7 +127,7 @@ def test_three_ranks_score_exactly_what_one_does(
 ) -> None:
     """80 clips in batches of 7 fill no rank evenly."""
     launch(3, _evaluate, str(motion_dataset), str(trained), str(tmp_path))
-    found = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     last = _lines(trained, "eval")[-1]
     assert len(found) == 3
     for metrics in found:
@@ -254,6 +267,7 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_sentence(
         ({"data": "nowhere"}, "nowhere"),
         ({"resume": "nowhere.pt"}, "nowhere.pt does not exist"),
         ({"test_only": True}, "needs a checkpoint"),
+        ({"test_only": True, "val_split": None}, "needs an evaluation split"),
         ({"device": "tpu"}, "must be cpu or cuda"),
     ],
 )

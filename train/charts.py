@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _WIDTH, _HEIGHT = 520, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 30, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 30, 34
 _MOST_POINTS = 1000
 
 
