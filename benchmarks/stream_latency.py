@@ -3,8 +3,10 @@
     python benchmarks/stream_latency.py ROOT [--milliseconds 30] [--seconds 10] [--json FILE]
 
 ROOT is a local dataset. An S3 server (SeaweedFS, from the development extra) and a proxy that
-delays first bytes are started on this machine; the processor time that they take is taken from the
-loaders too, so on few cores the S3 rows are lower bounds.
+delays first bytes are started on this machine; the processor time that they take is taken from
+the loaders too, so on few cores the S3 rows are lower bounds. `--server nginx` (Debian's
+nginx-light and libnginx-mod-http-echo) serves the same objects, unsigned, for a small part of
+that time: ranges, ETags and conditions as S3 has them, and a delay of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ import contextlib
 import json
 import os
 import platform
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
@@ -56,6 +61,57 @@ def delayed(endpoint: str, milliseconds: float) -> Iterator[str]:
         process.wait()
 
 
+@contextlib.contextmanager
+def nginx(root: Path, folder: Path, milliseconds: float) -> Iterator[str]:
+    """Serve a folder as bucket `bench` below /fast and, with slow first bytes, below /slow."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"""load_module /usr/lib/nginx/modules/ngx_http_echo_module.so;
+        daemon off; worker_processes 1; user root; pid {folder}/nginx.pid;
+        error_log {folder}/error.log;
+        events {{ worker_connections 1024; }}
+        http {{
+          access_log off; keepalive_requests 1000000; sendfile on;
+          client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+          uwsgi_temp_path {folder}; scgi_temp_path {folder};
+          server {{
+            listen 127.0.0.1:{port};
+            location /fast/bench/ {{ alias {root.absolute()}/; }}
+            location ~ ^/slow/(.*)$ {{ echo_sleep {milliseconds / 1000}; echo_exec /fast/$1; }}
+          }}
+        }}"""
+    )
+    program = shutil.which("nginx") or sys.exit("nginx is missing: see --help")
+    process = subprocess.Popen([program, "-c", str(config), "-e", f"{folder}/error.log"])
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def served(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[Storage, Storage]]:
+    """Yield the dataset as a bucket, near and far."""
+    if asked.server == "nginx":
+        with nginx(asked.root, folder, asked.milliseconds) as address:
+            options = {"skip_signature": True, "virtual_hosted_style_request": False}
+            yield (Storage("s3://bench", {**options, "endpoint": f"{address}/fast"}),
+                   Storage("s3://bench", {**options, "endpoint": f"{address}/slow"}))  # fmt: skip
+        return
+    with s3_server(folder) as server, delayed(server.endpoint, asked.milliseconds) as slow:
+        address = server.upload(asked.root, "bench")
+        yield (Storage(address, dict(server.options)),
+               Storage(address, {**server.options, "endpoint": slow}))  # fmt: skip
+
+
 def request_cost(storage: Storage, split: str, size: int, count: int = 600) -> tuple[float, float]:
     """Return CPU milliseconds a request of `size` bytes: of this process, and of the servers."""
     shard = read_manifest(storage).splits[split].shards[0].path
@@ -68,7 +124,9 @@ def request_cost(storage: Storage, split: str, size: int, count: int = 600) -> t
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path)
     parser.add_argument("--split", default="train")
     parser.add_argument("--milliseconds", type=float, default=30)
@@ -78,6 +136,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--prefetch", type=int, default=2, help="batches a worker prepares ahead")
     parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--server", choices=["seaweedfs", "nginx"], default="seaweedfs")
     parser.add_argument("--json", type=Path, help="write the results here too")
     return parser.parse_args()
 
@@ -96,16 +155,13 @@ def main() -> None:
         sys.exit(f"{asked.root} is too large for a baseline in memory")
     with (
         tempfile.TemporaryDirectory() as folder,
-        s3_server(Path(folder)) as server,
-        delayed(server.endpoint, asked.milliseconds) as slow,
+        served(asked, Path(folder)) as (near, far),
     ):
-        address = server.upload(asked.root, "bench")
-        far = Storage(address, {**server.options, "endpoint": slow})
         cost = request_cost(far, asked.split, 20_000)
         storages: dict[str, Storage] = {
             "local disk": local,
             "memory": memory,
-            "S3": Storage(address, dict(server.options)),
+            "S3": near,
             f"S3 + {asked.milliseconds:g} ms": far,
         }
         results = bench_loaders(

@@ -41,7 +41,7 @@ class DecodeResult:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class DecodeSample:
     """A view with its bytes in memory, as GOPs and whole, and room for its pixels."""
 
     request: ClipRequest
@@ -51,7 +51,14 @@ class _Sample:
 
 
 def bench_decode(
-    storage: Storage, split: str, *, frames: int, fps: Fraction, clips: int = 64, rounds: int = 7
+    storage: Storage,
+    split: str,
+    *,
+    frames: int,
+    fps: Fraction,
+    clips: int = 64,
+    rounds: int = 7,
+    others: Callable[[list[DecodeSample]], dict[str, Callable[[], object]]] | None = None,
 ) -> dict[str, DecodeResult]:
     """Decode the same views in four ways, in turn, `rounds` times.
 
@@ -60,6 +67,8 @@ def bench_decode(
     - yuv420: what the loader does, to planar YUV
     - rgb: the same, converted to RGB on the CPU
     - container: the clip opened as an mp4 and decoded from its beginning, to planar YUV
+
+    `others` makes further contenders of the views: each call decodes all of them once.
     """
     samples = _samples(storage, split, frames, fps, clips)
     contenders: dict[str, Callable[[], object]] = {
@@ -68,6 +77,8 @@ def bench_decode(
         "rgb": _decoding(samples, whole=False, rgb=True),
         "container": _decoding(samples, whole=True, rgb=False),
     }
+    if others is not None:
+        contenders |= others(samples)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -81,7 +92,7 @@ def bench_decode(
                 [value / floor for value, floor in zip(times[name], times["floor"], strict=True)]
             ),
         )
-        for name in CONTENDERS
+        for name in contenders
     }
 
 
@@ -98,7 +109,9 @@ def _rounds(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[st
     return times
 
 
-def _samples(storage: Storage, name: str, frames: int, fps: Fraction, clips: int) -> list[_Sample]:
+def _samples(
+    storage: Storage, name: str, frames: int, fps: Fraction, clips: int
+) -> list[DecodeSample]:
     """Return the first views of an epoch's order, without those that have no GOP index."""
     split = StoredSplit(storage, name)
     offsets = {rate: frame_offsets(frames, fps, rate) for rate in split.rates()}
@@ -116,7 +129,7 @@ def _samples(storage: Storage, name: str, frames: int, fps: Fraction, clips: int
     return found
 
 
-def _sample(storage: Storage, request: ClipRequest) -> _Sample:
+def _sample(storage: Storage, request: ClipRequest) -> DecodeSample:
     clip = request.clip
     begin = clip.video_offset
     body = storage.read_range(clip.shard, begin, begin + clip.video_bytes)
@@ -126,13 +139,13 @@ def _sample(storage: Storage, request: ClipRequest) -> _Sample:
     }
     size = frame_bytes(clip.height, clip.width)
     out = np.empty((len(request.frames), size), dtype=np.uint8)
-    return _Sample(request, ClipBytes(gops), ClipBytes({}, body), out)
+    return DecodeSample(request, ClipBytes(gops), ClipBytes({}, body), out)
 
 
 class _Floor:
     """The decode calls alone: packets are made before, and made again for every round."""
 
-    def __init__(self, samples: list[_Sample]) -> None:
+    def __init__(self, samples: list[DecodeSample]) -> None:
         self._contexts: dict[bytes, Any] = {}
         self._work: list[tuple[Any, list[Any]]] = []
         for sample in samples:
@@ -151,7 +164,7 @@ class _Floor:
             context.flush_buffers()
 
 
-def _packets(sample: _Sample) -> list[Any]:
+def _packets(sample: DecodeSample) -> list[Any]:
     """Return one packet a frame, from each needed GOP's keyframe to the last frame wanted of it."""
     clip, frames = sample.request.clip, sample.request.frames
     found: list[Any] = []
@@ -166,7 +179,7 @@ def _packets(sample: _Sample) -> list[Any]:
     return found
 
 
-def _decoding(samples: list[_Sample], *, whole: bool, rgb: bool) -> Callable[[], object]:
+def _decoding(samples: list[DecodeSample], *, whole: bool, rgb: bool) -> Callable[[], object]:
     decoder = ClipDecoder()
 
     def run() -> None:
