@@ -128,6 +128,8 @@ def test_a_video_that_lacks_a_clip_is_named_and_none_of_its_clips_counts() -> No
     assert result == replace(whole, unscored=["c", "d"])
     assert videos.key == ["a", "b"]
     assert "not scored: 2 (c, d)" in str(result)
+    again, _ = _count(BY_HAND, 2, ("a", "d"))  # a was damaged in an earlier epoch
+    assert again == replace(whole, unscored=["d"])
 
 
 @settings(max_examples=30, deadline=None)

@@ -77,7 +77,8 @@ def count_hits(
     clips, partial = complete_videos(sorted_clips(parts), expected)
     videos = join_videos(clips, expected, recipe.eval.average)
     has_label = videos.label >= 0
-    missing = sorted({*unscored, *partial})
+    # a loader may still name what was damaged in an earlier epoch and is whole again
+    missing = sorted({*unscored, *partial} - set(videos.key))
     if not has_label.any():
         raise UsageError(
             f"no video of the evaluation split could be scored against a label "

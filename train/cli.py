@@ -130,7 +130,8 @@ def train(
         overrides = (*overrides, f"model.freeze={json.dumps(freeze)}")
     if check_weights is not None:
         others = {"--recipe": recipe, "--resume": resume, "--weights": weights,
-                  "--freeze": freeze, "--epochs": epochs, "--test-only": test_only}  # fmt: skip
+                  "--freeze": freeze, "--epochs": epochs, "--test-only": test_only,
+                  "--profile": profile}  # fmt: skip
         loaded = _published(check_weights, overrides, val_split, others)
     elif recipe is None:
         raise UsageError("--recipe NAME|FILE is missing: what to train, such as resnet")
