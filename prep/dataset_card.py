@@ -7,6 +7,7 @@ from annotation lists and sources is escaped, so that a class name cannot become
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from prep.format.layout import FORMAT_VERSION, ledger_path
 from prep.ledger import read_ledger
 from prep.markdown_text import inline, table
 from prep.outcome import EXPLANATIONS, Reason
+from prep.plain_text import setting_text
 from prep.source_terms import source_text, terms
 
 if TYPE_CHECKING:
@@ -162,11 +164,19 @@ def _origin(manifest: Manifest, tallies: Mapping[str, RowTally]) -> str:
             rows.append([name, source_text(source), count])
         if not tallies[name].readable:
             rows.append([name, "unknown: its ledger cannot be read", split.num_clips])
-    listed = [
-        f"- {name}: the annotation list with sha256 `{inline(str(digest)[:64])}`"
-        for name, split in sorted(manifest.splits.items())
-        if (digest := split.settings.get("annotations_sha256"))
-    ]
+    listed = []
+    for name, split in sorted(manifest.splits.items()):
+        digest = str(split.settings.get("annotations_sha256"))
+        if re.fullmatch(r"[0-9a-f]{64}", digest):
+            listed.append(f"- {name}: the annotation list with sha256 `{digest}`")
+        made = {key: split.settings.get(key) for key in ("made_by", "made_from")}
+        said = ", ".join(
+            f"{key.replace('_', ' ')} {inline(setting_text(value))}"
+            for key, value in made.items()
+            if value
+        )
+        if said:
+            listed.append(f"- {name}: {said}")
     text = table(["split", "source", "clips"], rows)
     return text + ("\n\n" + "\n".join(listed) if listed else "")
 

@@ -12,7 +12,7 @@ import click
 from prep.errors import UsageError
 from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH
 from prep.info import DatasetInfo, SplitInfo, dataset_info, write_ledger_csv
-from prep.plain_text import plain
+from prep.plain_text import plain, setting_text
 from prep.progress import size_text
 from prep.root_state import unfinished
 from prep.source_terms import source_meaning
@@ -161,7 +161,9 @@ def _split_lines(split: SplitInfo, manifest: Manifest) -> list[str]:
         lines += _pair("source", f"{source}{source_meaning(source)}, {count:,} clips")
     lines += _pair("tools", ", ".join(_tool(name, text) for name, text in entry.tools.items()))
     chosen = {name: value for name, value in entry.settings.items() if value not in (None, [], "")}
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items())
+    settings = "; ".join(
+        f"{name.replace('_', ' ')} {setting_text(value)}" for name, value in chosen.items()
+    )
     return lines + _pair("settings", settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 
 def plain(text: str) -> str:
@@ -12,3 +13,14 @@ def plain(text: str) -> str:
     writing, and halves of surrogate pairs, which cannot be encoded.
     """
     return "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
+
+
+def setting_text(value: Any) -> str:
+    """Return a value of a split's settings as a person writes it: `left, up`, `keys member`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {setting_text(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(setting_text(inner) for inner in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

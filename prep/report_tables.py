@@ -8,6 +8,7 @@ import numpy as np
 
 from prep.html_text import bar, legend, text
 from prep.outcome import EXPLANATIONS, Reason
+from prep.plain_text import setting_text
 from prep.progress import size_text
 from prep.source_terms import source_meaning
 
@@ -183,7 +184,7 @@ def provenance_table(info: DatasetInfo) -> str:
                  for name, count in split.sources.items()}  # fmt: skip
         facts |= {name.replace("_", " "): value for name, value in entry.tools.items()}
         facts |= {
-            name.replace("_", " "): str(value)
+            name.replace("_", " "): setting_text(value)
             for name, value in entry.settings.items()
             if value not in (None, [], "")
         }

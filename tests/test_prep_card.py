@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -199,3 +200,18 @@ def test_the_card_of_an_unlabelled_dataset_names_no_class():
     assert "Classes:" not in card(manifest(names=()))
     many = card(manifest(names=tuple(f"class {number}" for number in range(400))))
     assert "class 11 and 388 more; all of them in `classes.txt`" in many
+
+
+def test_the_card_of_a_copy_says_what_it_was_made_from():
+    of = manifest()
+    for name, split in of.splits.items():
+        settings = {
+            "made_by": "kprep subset",
+            "made_from": ["ab" * 32],
+            "annotations_sha256": "`<b>",
+        }
+        of.splits[name] = replace(split, settings=settings)
+    text = card(of)
+    assert f"- val: made by kprep subset, made from {'ab' * 32}" in text
+    assert "<b>" not in text
+    assert "annotation list" not in text  # that digest is none

@@ -12,6 +12,7 @@ from conftest import run_kprep
 from report_datasets import CLASSES, large_dataset
 
 from prep.info_command import info_lines
+from prep.plain_text import setting_text
 
 SPLIT_FIELDS = {"clips", "rows", "hours", "bytes", "shards", "short_clips", "outcomes", "failures",
                 "sources", "clips_by_class", "clips_without_class", "settings", "tools",
@@ -137,3 +138,8 @@ def test_reading_indices_and_ledgers_starts_no_thread(motion_dataset):
     )
     done = subprocess.run([sys.executable, "-c", code, motion_dataset], capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_are_words():
+    settings = {"classes": ["left", "up"], "foreign": {"keys": "member", "card": True}, "seed": 0}
+    assert setting_text(settings) == "classes left, up, foreign keys member, card yes, seed 0"
