@@ -62,10 +62,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for epoch in (1, 2, 9, 10, 10_000):
         checkpoint_path(tmp_path, epoch).touch()
-    (tmp_path / "notes.pt").touch()
+    foreign = [tmp_path / name for name in ("notes.pt", ".notes.pt.7.tmp", ".epoch-x.pt.7.tmp")]
+    cut_off = [".epoch-0009.pt.7.tmp", ".epoch-0009-step-00000012.pt.7.tmp", ".best.pt.7.tmp"]
+    for path in (*foreign, *(tmp_path / name for name in cut_off)):
+        path.touch()
     rotate_checkpoints(tmp_path, keep=2)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["epoch-0010.pt", "epoch-10000.pt"]
-    assert (tmp_path / "notes.pt").exists()
+    assert all(path.exists() for path in foreign)
+    assert len(list(tmp_path.iterdir())) == 2 + len(foreign)
 
 
 def test_checkpoints_in_mid_epoch_stand_between_those_of_epochs(tmp_path: Path) -> None:

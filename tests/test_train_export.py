@@ -18,7 +18,7 @@ from prep.errors import KprepError, UsageError
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.export import _WAYS, Parity, export, load_trained, sidecar_path
 from train.export_command import export_command
-from train.models import TORCHVISION_MODELS, build_model, tiny
+from train.models import build_model, tiny
 from train.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def test_plain_torchvision_loads_the_state_dict(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TORCHVISION_MODELS)
-def test_the_state_dict_of_every_model_fits_torchvision(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["r3d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t"])
+def test_the_state_dict_of_every_family_fits_torchvision(tmp_path: Path, name: str) -> None:
     size = ("data.frames=16", "augment.resize=[224, 224]", "augment.crop=[224, 224]")
     saved = _checkpoint(tmp_path / "x.pt", name, *(size if name[0] in "sm" else SMALL))
     trained = load_trained(saved)

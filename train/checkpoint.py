@@ -17,6 +17,7 @@ from prep.storage import sync_directory
 FORMAT = "kprep-checkpoint-1"
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
 BEST_NAME = "best.pt"
+_LEFT_OVER = re.compile(r"\.(?:epoch-\d{4,}(?:-step-\d{8,})?|best)\.pt\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def rotate_checkpoints(directory: Path, keep: int) -> None:
-    """Delete all checkpoints of a directory but the newest `keep`."""
+    """Delete all checkpoints of a directory but the newest `keep`, and what killed writers left.
+
+    Only one process at a time writes into a directory.
+    """
     for path in checkpoints_in(directory)[:-keep]:
         path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if _LEFT_OVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
+    """Read a checkpoint onto the CPU; `in_place` leaves tensors in the file until they are used.
 
     Raises UsageError where there is no file or it is none of kprep's, and KprepError where it is
     damaged. Nothing in the file is executed (`weights_only=True`).
@@ -101,7 +108,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise UsageError(f"checkpoint {path} does not exist")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
     except Exception as error:  # bytes that are no checkpoint can raise anything
         text = str(error).partition("\n")[0] or type(error).__name__
         raise KprepError(

@@ -16,6 +16,8 @@ from train.determinism import determinism
 from train.distributed import World, broadcast_text, joined_world
 from train.progress import log
 from train.published import find_published
+from train.regroup import keep_global_batch
+from train.signals import ending_at_once
 from train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def train(
     wrong with the dataset, and KprepError when training fails.
     """
     output = Path(output)
-    with joined_world(device) as world, determinism(recipe):
+    with ending_at_once(), joined_world(device) as world, determinism(recipe):
         checkpoint = _checkpoint_to_load(resume, output, world, overwrites=not test_only)
         if test_only and val_split is None:
             raise UsageError("--test-only needs an evaluation split; name one with --val-split")
@@ -77,6 +79,8 @@ def train(
             raise UsageError(
                 "--test-only needs a checkpoint; name one with --resume PATH or --weights NAME"
             )
+        if checkpoint is not None and not test_only:
+            recipe = keep_global_batch(recipe, checkpoint, world)
         training = None if test_only else _train_loader(recipe, data, train_split, world)
         scored = _val_loader(recipe, data, val_split, world) if val_split else None
         trainer = Trainer(recipe, world, training, scored, output, transform_batch=transform_batch)
@@ -104,7 +108,7 @@ def check_published(
     The result goes to `output`/evaluation/. Raises UsageError when the dataset has classes that
     the weights do not know, or the weights cannot be had.
     """
-    with joined_world(device) as world, determinism(recipe):
+    with ending_at_once(), joined_world(device) as world, determinism(recipe):
         loader = _val_loader(recipe, data, split, world)
         return check_weights(
             recipe, find_published(name), loader, Path(output), world, test_name(split, name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from prep.errors import KprepError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 T = TypeVar("T")
@@ -32,6 +33,42 @@ class InterruptedBySignalError(KprepError):
         super().__init__(message)
         self.number = number
         self.exit_code = EXIT_CODES.get(signal.Signals(number), EX_TEMPFAIL)
+
+
+class _EndNow(BaseException):
+    """Raised by the handler where nothing needs to be saved; no `except Exception` holds it up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 raise InterruptedBySignalError, for its exit code.
+
+    For what comes before and after the steps of a run, where the last checkpoint is all there is
+    to go on from. `SignalWatch` takes over while it is entered. Outside of the main thread nothing
+    changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise _EndNow(number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    except _EndNow as caught:
+        name = signal.Signals(caught.number).name
+        raise InterruptedBySignalError(
+            caught.number, f"stopped by {name} before training began, or after it"
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _WakeUp(Exception):  # noqa: N818 - control flow, seen by nobody outside of this module
