@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep.errors import UsageError
+from prep.errors import KprepError, UsageError
 from train import load_recipe, run
+from train.attempts import agree_on_attempt
 from train.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, save_checkpoint
 from train.distributed import World
 from train.launch import launch
@@ -30,7 +32,7 @@ from train.trainer import Trainer
 from train.transforms import train_clips, video_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 CPU = torch.device("cpu")
 
@@ -104,6 +106,31 @@ def test_a_signal_before_training_ends_the_run_at_once(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_every_attempt_has_a_name_of_its_own() -> None:
+    """Also after one in which only some ranks came, and one of another number of ranks."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    minute = timedelta(minutes=1)
+
+    def join(rank: int, size: int) -> str:
+        client = torch.distributed.TCPStore(
+            "127.0.0.1", server.port, is_master=False, wait_for_workers=False, timeout=minute
+        )
+        return agree_on_attempt(client, rank, size, minute)
+
+    names = []
+    with ThreadPoolExecutor(8) as pool:
+        for size in (3, 3, 2, 4):
+            server.set("kprep/rank/1", "left by a process that is gone")
+            found = set(pool.map(join, range(size), [size] * size))
+            assert len(found) == 1
+            names.append(found.pop())
+    assert len(set(names)) == 4
+    with pytest.raises(KprepError, match=r"ranks \[1\] of 2 did not start"):
+        agree_on_attempt(server, 0, 2, timedelta(seconds=0))
+
+
 # Real runs below: 160 clips, 12 a step, 13 steps an epoch.
 SETTINGS = (
     "model.freeze_batchnorm=true", "optim.name=sgd", "optim.lr=0.01", "optim.lr_batch=12",
@@ -175,7 +202,7 @@ def _steps(output: Path) -> dict[int, tuple[set[float], list[tuple[Any, ...]]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_ranks_then_three_then_one_train_on_the_same_clips(
     motion_dataset: Path, tmp_path: Path
 ) -> None:
@@ -214,20 +241,25 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def _start(command: Sequence[object], log: Path, place: dict[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*map(str, command)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **place},
+        )
+
+
 def _torchrun(data: Path, output: Path, log: Path) -> subprocess.Popen[bytes]:
     command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "--max-restarts", "2", "-m", "prep", "train", "--data", data, "--output", output,
                *STEPWISE)  # fmt: skip
-    return subprocess.Popen(
-        [*map(str, command)],
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return _start(command, log, {})
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_torchrun_continues_after_a_rank_was_killed(motion_dataset: Path, tmp_path: Path) -> None:
     weights, step = [], random.randrange(1, 7)
     for name in ("whole", "cut"):
@@ -236,7 +268,7 @@ def test_torchrun_continues_after_a_rank_was_killed(motion_dataset: Path, tmp_pa
         if name == "cut":
             _wait_for_step(output, step, process, log)
             os.kill(random.choice(_children(process.pid)), signal.SIGKILL)
-        assert process.wait(timeout=240) == 0, log.read_text()
+        assert process.wait(timeout=500) == 0, log.read_text()
         weights.append(load_checkpoint(output / "final.pt").model)
     assert "resumed from" in (tmp_path / "cut.log").read_text()
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0, msg=f"killed at {step}")
@@ -245,22 +277,17 @@ def test_torchrun_continues_after_a_rank_was_killed(motion_dataset: Path, tmp_pa
 def _srun(data: Path, output: Path, size: int, log: Path) -> list[subprocess.Popen[bytes]]:
     """Start a run as srun does: a process for each task, with SLURM's variables."""
     place = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
-             "SLURM_STEP_NUM_TASKS": str(size), "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, "-P", "-m", "prep", "train", "--data", data, "--output", output,
-               "--set", "data.batch_size=6", "--set", "data.clips_per_video=1", *STEPWISE]  # fmt: skip
+             "SLURM_STEP_NUM_TASKS": str(size)}  # fmt: skip
+    command = (sys.executable, "-P", "-m", "prep", "train", "--data", data, "--output", output,
+               "--set", "data.batch_size=6", "--set", "data.clips_per_video=1", *STEPWISE)  # fmt: skip
     return [
-        subprocess.Popen(
-            [*map(str, command)],
-            stdout=log.open("ab"),
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **place, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
+        _start(command, log, {**place, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
         for rank in range(size)
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_preempted_slurm_job_continues_with_fewer_tasks(
     motion_dataset: Path, tmp_path: Path
 ) -> None:
@@ -276,7 +303,7 @@ def test_a_preempted_slurm_job_continues_with_fewer_tasks(
     assert task.wait(timeout=240) == 0, log.read_text()
     text = log.read_text()
     assert (
-        "a step stays 12 clips on 1 ranks instead of 2: data.batch_size 6, data.accumulate 2"
+        "a step stays 12 clips, on 1 rank(s) instead of 2: data.batch_size 6, data.accumulate 2"
         in text
     )
     assert load_checkpoint(output / "final.pt").step == 13

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from prep.errors import UsageError
+from train.attempts import attempt_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,7 @@ def joined_world(device: str | None = None) -> Iterator[World]:
             "nccl" if chosen.type == "cuda" else "gloo",
             rank=rank,
             world_size=size,
+            store=attempt_store(rank, size, _TIMEOUT),
             timeout=_TIMEOUT,
             device_id=chosen if chosen.type == "cuda" else None,
         )

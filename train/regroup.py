@@ -40,7 +40,8 @@ def keep_global_batch(recipe: Recipe, path: Path, world: World) -> Recipe:
         )
     batch_size, accumulate = shared
     (log.info if world.is_first else log.debug)(
-        "a step stays %d clips on %d ranks instead of %d: data.batch_size %d, data.accumulate %d",
+        "a step stays %d clips, on %d rank(s) instead of %d: "
+        "data.batch_size %d, data.accumulate %d",
         wanted,
         world.size,
         ranks,
