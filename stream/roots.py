@@ -45,7 +45,7 @@ class DataRoot:
         if found is None:
             return cls(text)
         root, weight = found["root"], found["weight"]
-        if "://" not in text and Path(text).is_dir() and not Path(root).is_dir():
+        if "://" not in text and _is_directory(text) and not _is_directory(root):
             raise UsageError(
                 f"{text!r} means the dataset {root!r} with weight {weight}, which does not exist; "
                 f"write {text + '@1'!r} for the directory of that name"
@@ -74,6 +74,13 @@ def data_roots(given: RootLike | Sequence[WeightedRootLike]) -> list[DataRoot]:
         if names.count(name) > 1:
             raise UsageError(f"root {name} is named twice; name it once, with a weight")
     return roots
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _data_root(given: Any) -> DataRoot:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stream_datasets import make_dataset, make_other_dataset, sequence
 
@@ -68,6 +68,7 @@ def test_a_number_behind_the_last_at_is_the_weight(text, root, weight):
     assert DataRoot.parse(text) == DataRoot(root, weight)
 
 
+@example("n" * 300, Fraction(2))  # longer than a file system takes
 @given(st.text(), st.fractions(Fraction(1, 1000), 1000, max_denominator=1000))
 def test_any_root_can_be_written_with_a_weight(root, weight):
     decimal = f"{float(weight):.12f}"
