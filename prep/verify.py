@@ -215,12 +215,13 @@ def _write_rows(path: Path, table: pa.Table) -> dict[str, tuple[int, int]]:
     codes = column.indices.to_numpy()
     names = column.dictionary.to_pylist()
     table = table.take(pa.array(np.argsort(codes, kind="stable")))
-    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    counts = np.bincount(codes, minlength=len(names))
+    ends = np.cumsum(counts)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    starts = [0, *ends[:-1]]
     return {
-        name: (int(start), int(end)) for name, start, end in zip(names, starts, ends, strict=True)
+        name: (int(end - count), int(end))
+        for name, count, end in zip(names, counts, ends, strict=True)
     }
 
 

@@ -39,7 +39,8 @@ def shard_paths(manifest: Manifest) -> set[str]:
 
 def file_set(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
     """Name files that the manifest does not list; missing ones are named where they are read."""
-    for info in storage.list():
+    can_list = not storage.root.startswith(("http://", "https://"))
+    for info in storage.list() if can_list else ():
         known = info.path in manifest.files or info.path == MANIFEST_PATH
         if not known and not info.path.startswith(_UNFINISHED):
             yield Fault(Kind.EXTRA, info.path, "not listed in the manifest")

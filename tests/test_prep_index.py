@@ -1,11 +1,13 @@
 """`kprep index`: tars that somebody else wrote become a dataset, or are refused with the reason."""
 
+import hashlib
 import io
 import itertools
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from fractions import Fraction
 from pathlib import Path
@@ -533,3 +535,36 @@ def test_nothing_to_index_is_one_sentence(tmp_path, make):
     make(tmp_path / "root")
     done = run_kprep("index", tmp_path / "root", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+# the other readers, by their own packages
+
+
+@pytest.mark.slow
+def test_every_reader_reads_the_tars_of_somebody_else(tmp_path):
+    """All samples, also the one that is no clip: the companions count what stands in the tars."""
+    root, contents = tmp_path / "root", {}
+    for shard in range(2):
+        samples = {
+            f"{shard:05d}{number:04d}": {
+                "mp4": clip(seconds=0.2 + number / 25) if number else clip()[:2000],
+                "txt": CLASSES[number % 4].encode(),
+                "json": json.dumps({"caption": CLASSES[number % 4]}).encode(),
+            }
+            for number in range(6)
+        }
+        write_tar(root / "train" / f"{shard:05d}.tar", samples)
+        contents |= {
+            key: hashlib.sha256(parts["mp4"]).hexdigest() for key, parts in samples.items()
+        }
+    assert "10 clips of 12 samples" in run_kprep("index", root, "--labels", "txt").stdout
+    for reader in ("webdataset", "wids", "megatron-energon", "datasets"):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", Path(__file__).with_name("other_readers.py"), reader, root, "train"],
+            capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = [json.loads(line) for line in done.stdout.splitlines()[1:]]
+        assert {key: digest for _, key, digest, _ in found} == contents, reader
+        assert {sidecar["caption"] for *_, sidecar in found} == set(CLASSES)

@@ -211,6 +211,31 @@ def test_a_companion_that_disagrees_with_the_tar_is_named(dataset, path, change)
     assert check(dataset) == [(Kind.COMPANION, path)]
 
 
+def replace_index(storage: Storage, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    relist(storage, "index/val.parquet", sink.getvalue())
+
+
+def test_an_index_of_no_rows_is_named(dataset):
+    table = pq.read_table(io.BytesIO(dataset.read("index/val.parquet")))
+    replace_index(dataset, table.slice(0, 0))
+    assert (Kind.INDEX, "index/val.parquet") in check(dataset)
+
+
+@pytest.mark.parametrize("column", ["key", "shard", "content_hash", "label"])
+def test_an_index_that_lacks_values_is_named(dataset, column):
+    table = pq.read_table(io.BytesIO(dataset.read("index/val.parquet")))
+    at = table.column_names.index(column)
+    kind = table.schema.field(at).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    values = [None, *table[column].to_pylist()[1:]]
+    replace_index(
+        dataset, table.set_column(at, pa.field(column, kind), pa.array(values, type=kind))
+    )
+    assert (Kind.INDEX, "index/val.parquet") in check(dataset)
+
+
 def test_a_key_twice_in_a_split_is_named(dataset):
     change_index(dataset, "val", key=lambda keys: [keys[1], *keys[1:]])
     assert (Kind.DUPLICATE_KEY, "index/val.parquet") in check(dataset)

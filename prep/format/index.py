@@ -102,6 +102,9 @@ def _check_ranges(table: pa.Table, where: str) -> None:
     """Refuse rows that no writer makes: a stranger's index must not make a reader misbehave."""
     import pyarrow.compute as pc
 
+    for field in index_schema():
+        if not field.nullable and table[field.name].null_count:
+            raise DatasetError(f"{where}: column {field.name} lacks values")
     at_least = {
         "label": -1, "num_frames": 1, "fps_num": 1, "fps_den": 1, "width": 1, "height": 1,
         "entry_offset": 0, "entry_bytes": 1, "video_offset": 0, "video_bytes": 1, "gop_frames": 1,
