@@ -187,7 +187,7 @@ def test_info_shows_the_sums(root):
         "classes   2: left, up",
         "6 clips",
         "2 shards",
-        "6 annotation rows: 6 ok",
+        "6: 6 ok",
         "3 to 3",
     ):
         assert part in text
