@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +192,13 @@ class _Interrupted(BaseException):
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
+    last = -math.inf
+
     def handler(number: int, _: object) -> None:
-        raise _Interrupted(number)
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > 1:  # several at once, as a terminal and a batch system send, are one
+            raise _Interrupted(number)
 
     previous = {
         number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)

@@ -249,13 +249,13 @@ class FlippingStorage(Storage):
     flipped = 0
 
     def read_range(self, path, start, end, *, etag=None):
-        data = super().read_range(path, start, end, etag=etag)
+        data = bytearray(super().read_range(path, start, end, etag=etag))
         seen = vars(self).setdefault("seen", set())
         if path.endswith(".tar") and start and path not in seen:
             seen.add(path)
             self.flipped += 1
             data[5] ^= 1
-        return data
+        return memoryview(data)
 
 
 # -- what a destination holds --------------------------------------------------------------------

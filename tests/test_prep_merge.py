@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -461,6 +462,23 @@ def test_killed_while_publishing_it_continues_without_copying_again(one, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")} == written
     subset(one, tmp_path / "whole", classes=frozenset(["up"]))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_signals_end_a_merge_cleanly_and_it_says_how_to_go_on(one, two, tmp_path):
+    words = ["merge", tmp_path / "out", one, two, "--clips-per-shard", 1, "--workers", 1]
+    process = subprocess.Popen([sys.executable, "-P", "-m", "prep", *map(str, words)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    while (
+        not (tmp_path / "out/.kprep-work/merge-work/plan.json").exists() and process.poll() is None
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 143), errors
+    assert b"run the same command again" in errors
+    assert b"Traceback" not in errors
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_a_clip_that_is_damaged_is_named_and_nothing_is_published(one, tmp_path):
