@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from prep.errors import UsageError
 
@@ -25,7 +24,10 @@ def compiler_errors() -> Iterator[None]:
     """Turn what the compiler raises at the first clips into a UsageError."""
     try:
         yield
-    except TorchDynamoException as error:
+    except RuntimeError as error:
+        # by name: importing torch._dynamo costs a second that runs without it need not wait
+        if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UsageError(
             f"run.compile: the network cannot be compiled here ({lines[0] if lines else error!r}); "
