@@ -220,7 +220,8 @@ def test_the_same_box_is_erased_in_all_frames() -> None:
 def test_two_ranks_mix_erase_clip_and_average_as_one_does(tmp_path: Path) -> None:
     everything = (
         "model.freeze_batchnorm=true", "optim.name=sgd", "augment.mixup=0.2", "augment.cutmix=1.0",
-        "augment.erase=0.5", "optim.clip_grad_norm=0.5", "model.ema_decay=0.9",
+        "augment.erase=0.5", "augment.rand_operations=3", "augment.crop_area=[0.3, 1]",
+        "optim.clip_grad_norm=0.5", "optim.layer_decay=0.8", "model.ema_decay=0.9",
         "schedule.name=cosine", "schedule.epochs=1",
     )  # fmt: skip
     alone = _trainer(tmp_path / "one", _recipe(*everything, "data.batch_size=8"))
