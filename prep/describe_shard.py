@@ -41,8 +41,8 @@ def describe_shard(job: dict[str, Any]) -> dict[str, Any]:
     """
     storage, path = Storage(job["root"], job["options"]), job["path"]
     mark = Mark(job["mark"])
+    body = ShardBytes(storage, storage.info(path), mark.add_bytes)
     try:
-        body = ShardBytes(storage, storage.info(path), mark.add_bytes)
         context = _context(job["context"])
         kind = _Kprep if context["foreign"] is None else _Foreign
         described = kind(context, mark, job["skip"])
@@ -52,6 +52,7 @@ def describe_shard(job: dict[str, Any]) -> dict[str, Any]:
     except ArchiveError as error:
         return {"refused": f"{path} is no tar that every reader takes alike: {error}"}
     finally:
+        body.close()
         mark.close()
     if described.grouping.problems:
         return {"refused": f"{path}: {described.grouping.problems[0][1]}"}
