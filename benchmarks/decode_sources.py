@@ -124,7 +124,7 @@ def main() -> None:
                    "--split", "train", "--profile", asked.profile]  # fmt: skip
         subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
-        index = pq.read_table(f"{folder}/root/index/train.parquet")
+        index = pq.read_table(Path(folder, "root", "index", "train.parquet"))
         names = dict(zip(index["key"].to_pylist(), index["video_id"].to_pylist(), strict=True))
         results = bench_decode(
             Storage(f"{folder}/root"), "train", frames=asked.frames, fps=Fraction(_FPS),
