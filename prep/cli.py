@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
@@ -10,6 +9,7 @@ import click
 
 from prep import __version__
 from prep.errors import KprepError
+from prep.lazy_group import LazyGroup, torch_missing
 
 # name: (module, attribute, one line for `kprep --help`). Modules that need torch are named here as
 # strings only: prep never imports stream or train.
@@ -36,46 +36,17 @@ COMMANDS = {
         "Simulate a training run before it is paid for.",
     ),
     "bench": (
-        "stream.bench_command",
+        "prep.bench_command",
         "bench_group",
-        "Measure how fast this machine reads a dataset.",
+        "Measure how fast this machine converts, reads and trains.",
     ),
     "demo": ("prep.demo", "demo_command", "Show all of kprep on generated videos."),
 }
-_NEEDS_TORCH = {"train", "export", "plan", "bench"}
 
 
-class _Commands(click.Group):
-    """Lists commands without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        try:
-            loaded: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if cmd_name in _NEEDS_TORCH and (error.name or "").split(".")[0] in (
-                "torch",
-                "torchvision",
-            ):
-                raise KprepError(_torch_missing(cmd_name)) from error
-            raise
-        return loaded
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
-
-
-def _torch_missing(command: str) -> str:
-    return f"`kprep {command}` needs torch and torchvision; pip install 'kprep[train]'"
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="kprep")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the workers' messages.")
 def kprep(debug: bool) -> None:
@@ -119,7 +90,7 @@ def _explain(error: KprepError | OSError | ModuleNotFoundError) -> int:
         where = f"{error.filename}: " if error.filename else ""
         text, code = f"{where}{error.strerror or error}", 1
     elif (error.name or "").split(".")[0] in ("torch", "torchvision"):
-        text, code = _torch_missing(sys.argv[1]), 1
+        text, code = torch_missing(sys.argv[1]), 1
     else:
         raise error
     click.echo(f"Error: {text}", err=True)

@@ -26,18 +26,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group("bench")
-def bench_group() -> None:
-    """Measure how fast this machine streams and decodes a dataset.
-
-    \b
-    Examples:
-      kprep bench stream dataset/
-      kprep bench decode dataset/
-    """
-
-
-@bench_group.command("stream")
+@click.command("stream")
 @click.argument("root")
 @_common
 @click.option("--batch", type=int, default=24, show_default=True, help="Clips a batch.")
@@ -85,7 +74,7 @@ def stream_command(root: str, as_json: bool, split: str | None, **values: Any) -
         click.echo("no baseline in memory: the split has more than 4 GB")
 
 
-@bench_group.command("decode")
+@click.command("decode")
 @click.argument("root")
 @_common
 @click.option("--clips", type=int, default=64, show_default=True, help="Clips to decode.")

@@ -81,7 +81,7 @@ def train(
             )
         if checkpoint is not None and not test_only:
             recipe = keep_global_batch(recipe, checkpoint, world)
-        training = None if test_only else _train_loader(recipe, data, train_split, world)
+        training = None if test_only else training_loader(recipe, data, train_split, world)
         scored = _val_loader(recipe, data, val_split, world) if val_split else None
         trainer = Trainer(recipe, world, training, scored, output, transform_batch=transform_batch)
         if checkpoint is not None:
@@ -138,7 +138,8 @@ def _checkpoint_to_load(
     return Path(shared) if shared else None
 
 
-def _train_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
+def training_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
+    """Open a split for this rank's part of a training, as the recipe says."""
     return _loader(
         recipe,
         world,

@@ -59,7 +59,9 @@ def _sections(command: click.Command, context: click.Context, heading: str) -> I
         )
         yield ""
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
             yield from _sections(inner, click.Context(inner, context, name), "###")
 
 

@@ -1,0 +1,160 @@
+"""How fast a folder converts, beside the floor: the same ffmpeg commands in a bare loop."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from prep.annotation_paths import walk
+from prep.errors import KprepError, UsageError
+from prep.ffmpeg_binary import find_ffmpeg
+from prep.outcome import RowFailure
+from prep.probe import probe
+from prep.profile import load_profile
+from prep.transcode import Limits, command, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prep.probe import SourceFacts
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """Rounds of one contender: clips a second and CPU seconds a clip, each one value a round."""
+
+    clips_per_second: list[float]
+    cpu_seconds_per_clip: list[float]
+
+
+@dataclass(frozen=True)
+class ShardBench:
+    """`ratio` is kprep's clips a second over bare ffmpeg's, the median over rounds."""
+
+    num_clips: int
+    workers: int
+    ffmpeg: ShardResult
+    kprep: ShardResult
+
+    @property
+    def ratio(self) -> float:
+        """Return kprep's share of the floor's throughput."""
+        pairs = zip(self.kprep.clips_per_second, self.ffmpeg.clips_per_second, strict=True)
+        return median(mine / floor for mine, floor in pairs)
+
+
+def bench_shard(
+    videos: Path, profile_name: str, *, workers: int, rounds: int, clips: int
+) -> ShardBench:
+    """Convert `clips` videos of a folder in both ways, in turn, `rounds` times.
+
+    Bare ffmpeg runs the commands that `kprep shard` would run, `workers` at a time, and throws the
+    clips away: no probe, no check, no hash, no tar, no index. kprep is the whole command, from the
+    start of its process to the published dataset. Where the folder has fewer videos, they are taken
+    again; files that cannot be read are left out of both. UsageError when none is left.
+    """
+    with tempfile.TemporaryDirectory(prefix="kprep-bench-") as folder:
+        profile, limits, binary = load_profile(profile_name), Limits(), find_ffmpeg().path
+        chosen = _choose(videos, Path(folder) / "videos", clips)
+
+        def bare(number: int) -> None:
+            path, facts = chosen[number]
+            target = Path(folder) / f"{number}.mp4"
+            run(command(binary, path, target, profile, facts, 0.0, None, limits), path, limits)
+            target.unlink()
+
+        def ffmpeg(_: int) -> None:
+            with ThreadPoolExecutor(workers) as threads:
+                list(threads.map(bare, range(len(chosen))))
+
+        def kprep(number: int) -> None:
+            root = Path(folder) / f"root-{number}"
+            _convert(Path(folder) / "videos", root, profile_name, workers, len(chosen))
+
+        return _rounds(ffmpeg, kprep, len(chosen), workers, rounds)
+
+
+def _choose(videos: Path, target: Path, count: int) -> list[tuple[Path, SourceFacts]]:
+    """Link readable videos into a class folder, from the first again where they are too few."""
+    readable: list[tuple[Path, SourceFacts]] = []
+    for path in walk(videos):
+        try:
+            readable.append(((videos / path).absolute(), probe(videos / path, 0.0, None)))
+        except RowFailure:
+            continue
+        if len(readable) == count:
+            break
+    if not readable:
+        raise UsageError(f"{videos} holds no video that can be read; name a folder of videos")
+    chosen = []
+    (target / "bench").mkdir(parents=True)
+    for number, (file, facts) in enumerate(islice(cycle(readable), count)):
+        link = target / "bench" / f"{number:06d}{file.suffix}"
+        link.symlink_to(file)
+        chosen.append((link, facts))
+    return chosen
+
+
+def _convert(videos: Path, root: Path, profile: str, workers: int, count: int) -> None:
+    """Run `kprep shard` as a user does; KprepError when it fails or loses a clip."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "prep", "shard", str(videos), str(root), "--split", "train",
+         "--workers", str(workers), "--profile", profile],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise KprepError(f"`kprep shard` ended with {done.returncode}: {' '.join(last)}")
+    if f"published {count} clips" not in done.stdout:
+        raise KprepError("`kprep shard` did not convert every video that ffmpeg can read")
+
+
+def _rounds(
+    ffmpeg: Callable[[int], None],
+    kprep: Callable[[int], None],
+    count: int,
+    workers: int,
+    rounds: int,
+) -> ShardBench:
+    """Run both in turns; who begins changes with every round."""
+    contenders = {"ffmpeg": ffmpeg, "kprep": kprep}
+    results = {name: ShardResult([], []) for name in contenders}
+    for number in range(rounds):
+        for name in list(contenders) if number % 2 == 0 else reversed(contenders):
+            cpu, begun = _cpu_seconds(), time.perf_counter()
+            contenders[name](number)
+            results[name].clips_per_second.append(count / (time.perf_counter() - begun))
+            results[name].cpu_seconds_per_clip.append((_cpu_seconds() - cpu) / count)
+    return ShardBench(count, workers, results["ffmpeg"], results["kprep"])
+
+
+def _cpu_seconds() -> float:
+    """Return CPU time of this process and of all children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def table(bench: ShardBench) -> list[str]:
+    """Return a Markdown table."""
+    lines = ["| way | clips/s (low to high) | CPU s a clip | of ffmpeg |", "|---|---|---|---|"]
+    for name, one, ratio in (
+        ("bare ffmpeg", bench.ffmpeg, 1.0),
+        ("kprep", bench.kprep, bench.ratio),
+    ):
+        rates = one.clips_per_second
+        lines.append(
+            f"| {name} | {median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f}) "
+            f"| {median(one.cpu_seconds_per_clip):.3f} | {ratio:.2f} |"
+        )
+    return lines

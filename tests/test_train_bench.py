@@ -1,0 +1,49 @@
+"""`kprep bench train`: three contenders on the same clips, and mistakes in one sentence."""
+
+import json
+
+import pytest
+from conftest import run_kprep
+
+
+@pytest.mark.slow
+def test_network_loader_and_both_are_measured(motion_dataset):
+    done = run_kprep(
+        "bench", "train", motion_dataset, "--recipe", "tiny", "--device", "cpu",
+        "--set", "data.accumulate=2", "--set", "data.batch_size=4", "--steps", 3, "--rounds", 2, "--json",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["model"] == "tiny"
+    assert found["device"] == "cpu"
+    assert found["mfu"] is None  # of a CPU nobody knows the peak
+    assert found["gflops"] > 0
+    assert 0 <= found["wait"]["low"] <= found["wait"]["high"] < 1
+    assert min(found[way]["low"] for way in ("network", "loader", "training")) > 0
+    # both together are never faster than the loader alone by more than a round's noise
+    assert found["training"]["low"] < 2 * found["loader"]["high"]
+
+
+@pytest.mark.slow
+def test_it_goes_on_into_the_next_epoch(motion_dataset):
+    """160 videos of 2 clips and a batch of 64 make 5 steps an epoch; 2 rounds of 2 x 4 go beyond it."""
+    done = run_kprep(
+        "bench", "train", motion_dataset, "--recipe", "tiny", "--device", "cpu",
+        "--set", "data.batch_size=64", "--steps", 4, "--rounds", 2,
+    )  # fmt: skip
+    assert "training reaches" in done.stdout
+    assert "waits for data" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--recipe", "tony"), "recipe 'tony' does not exist"),
+        (("--recipe", "tiny", "--set", "data.batch=3"), "'batch'"),
+        (("--recipe", "tiny", "--split", "test"), "no split 'test'"),
+    ],
+)
+def test_mistakes_are_one_sentence(motion_dataset, arguments, words):
+    done = run_kprep("bench", "train", motion_dataset, *arguments, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

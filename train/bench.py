@@ -1,0 +1,189 @@
+"""How fast a recipe trains here: the network, the loader, and both together, in turns."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+
+from prep.errors import UsageError
+from stream.bench_measure import Spread
+from train.determinism import determinism
+from train.devices import peak_flops
+from train.distributed import joined_world
+from train.flops import count_flops
+from train.models import draw_model, set_training
+from train.optim import build_optimizer
+from train.run import training_loader
+from train.schedule import scaled_learning_rate
+from train.step import OptimizerStep
+from train.transforms import video_on
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stream.batch import ClipBatch
+    from train.loader import Loader
+    from train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """Clips a second of each contender, over rounds, and what follows.
+
+    network   one step after the other on clips that stay on the device: transforms, network,
+              optimiser
+    loader    batches taken and thrown away
+    training  both together, as `kprep train` runs them
+    wait      share of training's time that was spent waiting for a batch
+    ratio     training over network, round by round: 1 when data costs nothing
+    gflops    a clip, forward and backward; 0 where the network cannot be counted
+    mfu       of training: operations over the most that the device can do; None when not known
+    """
+
+    device: str
+    network: Spread
+    loader: Spread
+    training: Spread
+    wait: Spread
+    ratio: Spread
+    gflops: float
+    mfu: float | None
+
+
+def bench_train(
+    recipe: Recipe, data: str, *, split: str, steps: int, rounds: int, device: str | None = None
+) -> TrainBench:
+    """Measure in one process; `steps` optimiser steps a contender and round.
+
+    Nothing is written. The learning rate is the recipe's peak: the weights that come out are of no
+    use. Raises what training raises.
+    """
+    with joined_world(device) as world, determinism(recipe):
+        if world.size > 1:
+            raise UsageError("kprep bench train measures one process; start it without torchrun")
+        loader = training_loader(recipe, data, split, world)
+        model = draw_model(recipe, len(loader.class_names), world)
+        flops = _training_flops(model, recipe)
+        step = OptimizerStep(
+            model, build_optimizer(model, recipe), recipe, world.device,
+            num_classes=len(loader.class_names), transform=None,
+        )  # fmt: skip
+        set_training(model, freeze_batchnorm=recipe.model.freeze_batchnorm)
+        runner = _Runner(recipe, loader, step, world.device, steps)
+        found = runner.rounds(rounds)
+        name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    peak = peak_flops(name, recipe.run.precision)
+    training = Spread.of(found["training"])
+    pairs = zip(found["training"], found["network"], strict=True)
+    return TrainBench(
+        device=name,
+        network=Spread.of(found["network"]),
+        loader=Spread.of(found["loader"]),
+        training=training,
+        wait=Spread.of(found["wait"]),
+        ratio=Spread.of([together / alone for together, alone in pairs]),
+        gflops=flops / 1e9,
+        mfu=training.median * flops / peak if peak and flops else None,
+    )
+
+
+def _training_flops(model: torch.nn.Module, recipe: Recipe) -> int:
+    try:
+        return count_flops(model, (recipe.data.frames, *recipe.augment.crop)).training
+    except Exception:  # noqa: BLE001 - a user's network may be of any kind
+        return 0
+
+
+class _Runner:
+    """The three contenders over one loader and one network."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loader: Loader,
+        step: OptimizerStep,
+        device: torch.device,
+        steps: int,
+    ) -> None:
+        self._recipe, self._loader, self._step = recipe, loader, step
+        self._device, self._steps = device, steps
+        self._rate = scaled_learning_rate(recipe.optim, loader.global_batch)
+        self._epoch = -1
+        self._stream = self._batches()
+        self._kept = self._on_device(self._take())
+
+    def rounds(self, rounds: int) -> dict[str, list[float]]:
+        """Return clips a second of each contender, and training's share of waiting, by round."""
+        contenders = {"network": self._network, "loader": self._alone, "training": self._training}
+        found: dict[str, list[float]] = {name: [] for name in (*contenders, "wait")}
+        self._network()  # kernels are chosen, and compiled where the recipe says so
+        for number in range(rounds):
+            names = list(contenders)
+            for name in names if number % 2 == 0 else reversed(names):
+                self._wait_for_device()
+                begun = time.perf_counter()
+                waited = contenders[name]()
+                self._wait_for_device()
+                seconds = time.perf_counter() - begun
+                found[name].append(self._steps * self._loader.global_batch / seconds)
+                if name == "training":
+                    found["wait"].append(waited / seconds)
+        return found
+
+    def _network(self) -> float:
+        for _ in range(self._steps):
+            self._step.run(self._kept, self._rate, 0)
+        return 0.0
+
+    def _alone(self) -> float:
+        for _ in range(self._steps):
+            self._take()
+        return 0.0
+
+    def _training(self) -> float:
+        waited = 0.0
+        for _ in range(self._steps):
+            before = time.perf_counter()
+            batches = self._take()
+            waited += time.perf_counter() - before
+            self._step.run(self._step.prepare(batches), self._rate, self._epoch)
+        return waited
+
+    def _take(self) -> list[ClipBatch]:
+        return list(islice(self._stream, self._recipe.data.accumulate))
+
+    def _batches(self) -> Iterator[ClipBatch]:
+        """Yield batches without end."""
+        while True:
+            self._epoch += 1
+            self._loader.set_epoch(self._epoch)
+            yield from self._loader
+
+    def _on_device(self, batches: list[ClipBatch]) -> list[ClipBatch]:
+        return [video_on(batch, self._device) for batch in batches]
+
+    def _wait_for_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def table(bench: TrainBench) -> list[str]:
+    """Return a Markdown table and what it means."""
+    lines = ["| way | clips/s (low to high) |", "|---|---|"]
+    for name in ("network", "loader", "training"):
+        one: Spread = getattr(bench, name)
+        lines.append(f"| {name} | {one.median:.1f} ({one.low:.1f} to {one.high:.1f}) |")
+    mfu = f", model FLOP utilisation {bench.mfu:.1%}" if bench.mfu is not None else ""
+    work = f"{bench.gflops:.4g} GFLOP a clip{mfu}; " if bench.gflops else ""
+    return [
+        *lines,
+        "",
+        (
+            f"{work}training reaches {bench.ratio.median:.2f} of the network alone and waits for "
+            f"data {bench.wait.median:.1%} of the time"
+        ),
+    ]
