@@ -14,7 +14,7 @@ from prep.errors import StorageError
 
 def local_version(status: os.stat_result) -> str:
     """Return what changes when a file is replaced: the ETag that obstore gives it."""
-    return f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"
+    return f'"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"'
 
 
 def local_info(path: str) -> tuple[int, str]:

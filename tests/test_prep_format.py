@@ -175,3 +175,12 @@ def test_paths_that_leave_the_root(path):
 
 def test_rates_are_exact():
     assert Fraction(RECORD.fps_num, RECORD.fps_den) == 15
+
+
+def test_a_local_file_has_one_version_however_it_is_asked_for(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one")
+    storage = Storage(str(tmp_path))
+    (listed,) = storage.list()
+    assert listed == storage.info("a.txt")
+    assert storage.read_with_etag("a.txt") == (b"one", listed.etag)
+    assert bytes(storage.read_range("a.txt", 1, 3, etag=listed.etag)) == b"ne"
