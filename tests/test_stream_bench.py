@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from conftest import REPOSITORY
 from stream_datasets import make_dataset, without_gop_index
 
+from prep.bench_command import bench_group
 from prep.errors import StorageError, UsageError
 from prep.format import read_manifest
 from prep.storage import Storage
 from stream.bench import memory_baseline
-from stream.bench_command import bench_group
 from stream.bench_decode import CONTENDERS, _packets, _samples
 from stream.bench_measure import CountingStorage, Spread, cpu_seconds, own_processes, pss_bytes
 
