@@ -120,14 +120,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-P", "-m", "prep", "shard", asked.videos, f"{folder}/dataset",
+        command = [sys.executable, "-P", "-m", "prep", "shard", asked.videos, f"{folder}/made",
                    "--split", "train", "--profile", asked.profile]  # fmt: skip
         subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
-        index = pq.read_table(Path(folder, "root", "index", "train.parquet"))
+        index = pq.read_table(Path(folder, "made", "index", "train.parquet"))
         names = dict(zip(index["key"].to_pylist(), index["video_id"].to_pylist(), strict=True))
         results = bench_decode(
-            Storage(f"{folder}/dataset"), "train", frames=asked.frames, fps=Fraction(_FPS),
+            Storage(f"{folder}/made"), "train", frames=asked.frames, fps=Fraction(_FPS),
             clips=asked.clips, rounds=asked.rounds,
             others=lambda samples: contenders(asked.videos, names, samples),
         )  # fmt: skip

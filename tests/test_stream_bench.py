@@ -80,7 +80,7 @@ def test_stream_shows_the_root_beside_memory(root):
 
 def test_stream_with_workers_as_a_user_runs_it(root):
     """In a process of its own, since workers are started by forkserver."""
-    code = "from stream.bench_command import bench_group; bench_group()"
+    code = "from prep.bench_command import bench_group; bench_group()"
     done = subprocess.run(
         [sys.executable, "-c", code, "stream", root, "--workers", "1", "--batch", "4",
          "--seconds", "0.1", "--rounds", "1"],
