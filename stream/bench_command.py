@@ -36,11 +36,19 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--rounds", type=int, default=5, show_default=True, help="Rounds in that time.")
 @click.option("--layout", type=click.Choice(["rgb", "yuv420"]), default="yuv420",
               show_default=True, help="Form of decoded clips.")  # fmt: skip
-def stream_command(root: str, as_json: bool, split: str | None, **values: Any) -> None:
+@click.option("--beside", multiple=True, metavar="ROOT",
+              help="Another copy of the dataset to measure in turns. Repeatable.")  # fmt: skip
+def stream_command(
+    root: str, as_json: bool, split: str | None, beside: tuple[str, ...], **values: Any
+) -> None:
     """Measure the loader on ROOT beside the same loader fed from memory, in turns.
 
     Shows clips and bytes a second, CPU time a clip, requests a clip, time to the first batch and
     memory. One GPU's share of the workers is what to measure with.
+
+    \b
+    Example:
+      kprep bench stream s3://bucket/dataset --beside dataset/
     """
     from prep.storage import Storage
     from stream.bench import LoaderOptions, bench_loaders, memory_baseline, table
@@ -60,6 +68,8 @@ def stream_command(root: str, as_json: bool, split: str | None, **values: Any) -
     )
     baseline = memory_baseline(storage, split)
     storages: dict[str, Storage] = {"root": storage}
+    for name in beside:
+        storages[name] = _copy_of(storage, split, Storage(name))
     if baseline is not None:
         storages["memory"] = baseline
     results = bench_loaders(
@@ -101,6 +111,19 @@ def decode_command(root: str, as_json: bool, split: str | None, **values: Any) -
         rounds=values["rounds"],
     )
     _show("decode", root, split, results, table(results), values, as_json=as_json)
+
+
+def _copy_of(storage: Any, split: str, other: Any) -> Any:
+    """Return `other`; UsageError when its split does not hold the same clips."""
+    from prep.format import read_manifest
+
+    mine, theirs = (read_manifest(one).splits.get(split) for one in (storage, other))
+    if mine is None or theirs is None or mine.fingerprint != theirs.fingerprint:
+        raise UsageError(
+            f"--beside {other.root} holds other clips in split {split} than {storage.root}; "
+            "name a copy of it"
+        )
+    return other
 
 
 def _at_least_one(values: dict[str, Any], *names: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import REPOSITORY
+from fault_proxy import fault_proxy
 from stream_datasets import make_dataset, without_gop_index
 
 from prep.bench_command import bench_group
@@ -55,7 +57,6 @@ def test_the_floor_is_fed_exactly_the_packets_up_to_the_last_frame(root):
 
 
 def test_decode_without_a_gop_index_is_refused(root, tmp_path):
-    import shutil
 
     copy = shutil.copytree(root, tmp_path / "root")
     without_gop_index(copy)
@@ -89,6 +90,36 @@ def test_stream_with_workers_as_a_user_runs_it(root):
     assert done.returncode == 0, done.stderr
     assert "| root |" in done.stdout
     assert "| memory |" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_far_bucket_beside_the_local_copy(root, s3, monkeypatch):
+    """30 ms before each first byte: every request is one, and none is saved by reading more."""
+    address = s3.upload(root, "bench")
+    with fault_proxy(s3.endpoint) as far:
+        far.latency_seconds = 0.03
+        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": far.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        done = run("stream", address, "--beside", root, "--workers", 0, "--batch", 4,
+                   "--seconds", 0.5, "--rounds", 1, "--json")  # fmt: skip
+        assert done.exception is None, done.exception
+        found = json.loads(done.output)["results"]
+        assert list(found) == ["root", str(root), "memory"]
+        assert len(far.gets) > 10
+    bucket, local = found["root"], found[str(root)]
+    assert 0 < bucket["requests_per_clip"] <= local["requests_per_clip"]  # small gaps are read over
+    assert bucket["bytes_per_clip"] >= local["bytes_per_clip"]
+    assert bucket["clips_per_second"]["median"] > 0
+
+
+def test_what_stands_beside_must_be_a_copy(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "root")
+    text = (copy / "manifest.json").read_text()
+    fingerprint = json.loads(text)["splits"]["train"]["fingerprint"]
+    (copy / "manifest.json").write_text(text.replace(fingerprint, fingerprint[::-1]))
+    error = run("stream", root, "--beside", copy).exception
+    assert isinstance(error, UsageError)
+    assert "holds other clips in split train" in str(error)
 
 
 def test_memory_baseline_holds_the_same_bytes_and_travels(root):
