@@ -137,7 +137,8 @@ class ClipCache:
             return None
         try:
             status = os.fstat(descriptor)
-            if status.st_size != clip.video_bytes:
+            if status.st_size != clip.video_bytes:  # cut by a power failure: `put` would keep it
+                self.drop(clip)
                 return None
             parts = [memoryview(os.pread(descriptor, end - start, start)) for start, end in spans]
             if time.time() - status.st_mtime > _TOUCH_SECONDS:

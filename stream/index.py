@@ -177,12 +177,17 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
             f"{storage.where(path)} is not listed in the manifest; run `kprep verify`"
         )
     mapped = _cache_folder() / f"index-1-{entry.sha256}.arrow"
-    if not mapped.exists():
-        data = _read_checked(storage, path, entry.sha256)
-        table = read_index(data, storage.where(path))
-        _check(table, manifest, split, storage.where(path))
-        _write(mapped, table)
-    os.utime(mapped)
+    try:
+        os.utime(mapped)
+        return ClipIndex(mapped)
+    except FileNotFoundError:
+        pass
+    except pa.ArrowException:  # cut by a power failure
+        mapped.unlink(missing_ok=True)
+    data = _read_checked(storage, path, entry.sha256)
+    table = read_index(data, storage.where(path))
+    _check(table, manifest, split, storage.where(path))
+    _write(mapped, table)
     return ClipIndex(mapped)
 
 
@@ -221,6 +226,8 @@ def _write(path: Path, table: pa.Table) -> None:
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -81,6 +81,17 @@ def test_what_is_put_is_read(tmp_path):
     assert cache.read(one, [(0, 10)]) is None
 
 
+def test_a_file_that_a_power_failure_cut_is_replaced(tmp_path):
+    cache = ClipCache(tmp_path, 10**7)
+    one, payload = clip(1)
+    cache.put(one, payload)
+    os.truncate(cache._path(one), 5000)
+    assert cache.read(one, [(0, 10)]) is None
+    assert cache.put(one, payload)
+    (part,) = cache.read(one, [(0, len(payload))])
+    assert part == payload
+
+
 def test_equal_hashes_of_other_lengths_do_not_mix(tmp_path):
     cache = ClipCache(tmp_path, 10**7)
     one, payload = clip(1)

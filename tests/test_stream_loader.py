@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import run_kprep
 from stream_datasets import make_dataset, relist, sequence, without_gop_index
+from torch.utils.data import DataLoader
 
 from prep.errors import (
     BadClipError,
@@ -171,23 +173,12 @@ def test_a_single_evaluation_clip_stands_in_the_middle(root):
 def test_resume_at_every_step_equals_the_uninterrupted_run(root, accumulate):
     whole = merged(root, 1, 3, clips_per_video=2, accumulate=accumulate)
     steps = loader(root, batch_size=3, clips_per_video=2, accumulate=accumulate).steps_per_epoch
-    for cut in range(0, steps + 1, 2):
+    for cut in range(steps + 1):
         first = loader(root, batch_size=3, clips_per_video=2, accumulate=accumulate)
-        before = []
-        for number, batch in enumerate(first):
-            if number == cut * accumulate:
-                break
-            before += batch.key
-        state = json.loads(
-            json.dumps(
-                first.state_dict()
-                if cut
-                else loader(
-                    root, batch_size=3, clips_per_video=2, accumulate=accumulate
-                ).state_dict()
-            )
-        )
-        state["step"] = cut  # the batch that was fetched and not used does not count
+        taken = list(islice(first, cut * accumulate))
+        before = [key for batch in taken for key in batch.key]
+        state = json.loads(json.dumps(first.state_dict()))
+        assert state["step"] == cut
         second = loader(root, batch_size=3, clips_per_video=2, accumulate=accumulate)
         second.load_state_dict(state)
         second.set_epoch(0)
@@ -549,6 +540,34 @@ loader = clip_loader(sys.argv[1], split="train", batch_size=6, num_workers=1)
 for batch in loader:
     print(len(batch))
 """
+
+
+@pytest.mark.slow
+def test_a_plain_dataloader_with_spawned_workers_gives_the_same(root):
+    """The stream is a map of addresses: any sampler, any start method, no state in the workers."""
+    expected = sequence(loader(root, batch_size=4))
+    stream = loader(root, batch_size=4).stream
+    addresses = [BatchAddress(0, step, 0) for step in range(stream.plan.num_steps)]
+    plain = DataLoader(
+        stream, batch_size=None, sampler=addresses, num_workers=2, collate_fn=as_it_is,
+        multiprocessing_context="spawn",
+    )  # fmt: skip
+    assert sequence(plain) == expected
+
+
+def as_it_is(batch):
+    return batch
+
+
+def test_an_index_file_that_a_power_failure_cut_is_made_again(root):
+    expected = sequence(loader(root))
+    mapped = loader(root).stream.index.path
+    whole = mapped.read_bytes()
+    for length in (0, 100, len(whole) // 2, len(whole) - 1):
+        mapped.unlink()  # not in place: this process has the old one mapped
+        mapped.write_bytes(whole[:length])
+        assert sequence(loader(root)) == expected
+        assert mapped.read_bytes() == whole
 
 
 def test_the_index_is_mapped_and_not_copied(root):
