@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from prep.errors import StorageError
 from prep.storage import Storage, temporary_name
+from prep.tar_samples import VIDEO_EXTENSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")  # all but mp4 in others' tars only
 _BLOCK = 512  # tar: headers and data stand on multiples of it
 
 
@@ -131,7 +131,8 @@ def _payload(clip: dict[str, Any], storage: Storage, path: str) -> bytes | None:
 def scan(path: Path) -> tuple[list[tuple[str, int, int, int]], int]:
     """Return (key, entry offset, entry bytes, video offset) of each sample, and the end of data.
 
-    Read back from the file that was written, so that the index says what is there.
+    Read back from the file that was written, so that the index says what is there. The video is
+    the member whose whole extension is one of a video's: `000.seg.mp4` is not that of `000`.
     """
     samples: dict[str, list[int]] = {}
     end = 0
@@ -141,7 +142,7 @@ def scan(path: Path) -> tuple[list[tuple[str, int, int, int]], int]:
             end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
             place = samples.setdefault(key, [member.offset, 0, 0])
             place[1] = end - place[0]
-            if extension.rpartition(".")[2].lower() in _VIDEO_EXTENSIONS:
+            if extension.lower() in VIDEO_EXTENSIONS:
                 place[2] = member.offset_data
     return [(key, *place) for key, place in samples.items()], end  # type: ignore[misc]
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prep.assemble import finish_tar, write_tar
+from prep.assemble import finish_tar, scan, write_tar
 from prep.errors import DatasetError, StorageError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
@@ -43,6 +43,7 @@ def remix(job: dict[str, Any]) -> dict[str, Any]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         hashed = write_tar(temporary, _samples(job))
+        _check_places(temporary, job)
         return finish_tar(temporary, hashed, storage, path)
     except DatasetError as error:
         return {"damaged": str(error)}
@@ -52,6 +53,20 @@ def remix(job: dict[str, Any]) -> dict[str, Any]:
         return {"fatal": str(error)}
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_places(tar: Path, job: dict[str, Any]) -> None:
+    """Raise DatasetError unless each clip's bytes stand where the new index will say."""
+    videos = {key: offset for key, _, _, offset in scan(tar)[0]}
+    with tar.open("rb") as file:
+        for clip in job["clips"]:
+            file.seek(videos.get(clip["key"], 0))
+            payload = file.read(clip["video_bytes"])
+            if hashlib.blake2b(payload, digest_size=16).hexdigest() != clip["content_hash"]:
+                raise DatasetError(
+                    f"clip {clip['key']} of {clip['shard']}: its video is not the one member that "
+                    "is named like a video; run `kprep verify` on the sources"
+                )
 
 
 def _samples(job: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:

@@ -1,5 +1,6 @@
 """`kprep merge` and `kprep subset`: clips byte for byte, deterministic, ledgers that add up."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -12,17 +13,20 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_kprep
 from copy_datasets import CLASSES, convert, draw, files_of, flip, objects_of
 from fault_proxy import by_rate, fault_proxy
-from foreign_tars import video2dataset_folder
+from foreign_tars import FORMS, encode, motion, video2dataset_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_datasets import without_gop_index
+from webdataset import TarWriter
 
+from prep.assemble import write_tar
 from prep.copy_dataset import copy_dataset
 from prep.errors import DatasetError, UsageError
 from prep.format import Sidecar
@@ -38,6 +42,7 @@ from prep.merge_plan import (
     kept_classes,
     merge_classes,
 )
+from prep.remix import _check_places
 from prep.shuffle import place
 from prep.storage import RetryPolicy, Storage
 from prep.verify import verify
@@ -286,6 +291,32 @@ def test_tars_of_somebody_else_are_carried_as_they_are(tmp_path):
     assert faults(tmp_path / "few") == []
     with pytest.raises(UsageError, match="use --class-list all"):
         subset(folder, tmp_path / "other", classes=frozenset(["left", "up"]))
+
+
+def test_a_second_video_in_a_sample_is_not_taken_for_the_clip(tmp_path):
+    """`000.seg.mp4` is a member beside the video `000.mp4`, and stands behind it."""
+    folder = tmp_path / "others"
+    (folder / "train").mkdir(parents=True)
+    with TarWriter(str(folder / "train/00000.tar"), encoder=False) as tar:
+        for number, form in enumerate(FORMS[:3]):
+            extension, codec, options, _ = form
+            data = encode(motion(np.random.default_rng(number), number), extension, codec, options)
+            tar.write({"__key__": f"{number:03d}", extension: data, "txt": b"left",
+                       f"seg.{extension}": data[:-1] + b"?"})  # fmt: skip
+    run_kprep("index", folder)
+    subset(folder, tmp_path / "out", count=2, class_list="all")
+    assert verify(Storage(str(tmp_path / "out"))).faults == []
+    assert len(_members_by_video(tmp_path / "out")) == 2
+
+
+def test_a_row_whose_video_no_reader_would_find_is_refused(tmp_path):
+    job = {"clips": [{"key": "000", "shard": "train/00000.tar", "video_bytes": 3,
+                      "content_hash": hashlib.blake2b(b"abc", digest_size=16).hexdigest()}]}  # fmt: skip
+    write_tar(tmp_path / "a.tar", [{"__key__": "000", "mp4": b"abc", "json": b"xyz"}])
+    _check_places(tmp_path / "a.tar", job)
+    write_tar(tmp_path / "b.tar", [{"__key__": "000", "mp4": b"xyz", "json": b"abc"}])
+    with pytest.raises(DatasetError, match="clip 000 of train/00000.tar: its video is not the one"):
+        _check_places(tmp_path / "b.tar", job)
 
 
 def _members_by_video(root: Path) -> dict[bytes, dict[str, bytes]]:
