@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from test_train_trainer import _batch, _recipe, _trainer, _weights
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from stream.batch import ClipBatch
+
 META = torch.device("meta")
 EVERYTHING = (
     "augment.rand_operations=6", "augment.crop_area=[0.1, 1]", "augment.erase=1.0",
@@ -44,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Copies(TorchFunctionMode):
-    """Notes tensors that are made of the host's numbers on the device: CUDA waits for each."""
+    """Notes numbers of the host that go to the device, also as an index: CUDA waits for each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +60,17 @@ class _Copies(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") == META:
             self.found.append(f"{function.__name__}{args}")
+        if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].is_meta:
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            self.found += [f"index {place}" for place in places if _is_on_the_host(place)]
         return function(*args, **kwargs)
+
+
+def _is_on_the_host(place: Any) -> bool:
+    """Whether an index is numbers that have to be copied; a single one is an offset."""
+    if isinstance(place, torch.Tensor):
+        return not place.is_meta and place.ndim > 0
+    return isinstance(place, (list, range, np.ndarray))
 
 
 def _meta_step(*settings: str) -> OptimizerStep:
@@ -68,11 +82,17 @@ def _meta_step(*settings: str) -> OptimizerStep:
     return OptimizerStep(model, optimizer, recipe, META, num_classes=3, transform=None)
 
 
+def _of_two_sizes(batch: ClipBatch) -> ClipBatch:
+    size = batch.size.clone()
+    size[1::2] = 20  # what is beyond is padding
+    return replace(batch, size=size)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_the_host_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(models, "autocast", lambda *_: nullcontext())  # has no form for meta
     step = _meta_step(*EVERYTHING, f"optim.name={name}")
-    batches = [_batch([0, 1, 2, 3]), _batch([4, 5, 6, 7])]
+    batches = [_batch([0, 1, 2, 3]), _of_two_sizes(_batch([4, 5, 6, 7]))]
     first, later = _Copies(), _Copies()
     with first:
         step.run(step.prepare(batches), 0.1, 0)

@@ -130,13 +130,15 @@ def mix_clips(
     views = batch.view.tolist()
     for first in range(0, len(batch) - 1, 2):
         mix = draw_mix(seed, epoch, batch.key[first], views[first], recipe, recipe.crop)
-        pair, other = slice(first, first + 2), [first + 1, first]
-        mixed_shares[pair].lerp_(shares[other], 1 - mix.share)
+        pair = slice(first, first + 2)
+        # not clips[[first + 1, first]]: a list would be copied to the device, and waited for
+        others, other_shares = clips[pair].flip(0), shares[pair].flip(0)
+        mixed_shares[pair].lerp_(other_shares, 1 - mix.share)
         if mix.box is None:
-            mixed[pair].lerp_(clips[other], 1 - mix.share)
+            mixed[pair].lerp_(others, 1 - mix.share)
         else:
             top, bottom, left, right = mix.box
-            mixed[pair, ..., top:bottom, left:right] = clips[other, ..., top:bottom, left:right]
+            mixed[pair, ..., top:bottom, left:right] = others[..., top:bottom, left:right]
     return mixed, mixed_shares
 
 

@@ -93,7 +93,9 @@ def video_on(batch: ClipBatch, device: torch.device) -> ClipBatch:
 
 def rgb_planes(batch: ClipBatch, members: list[int], height: int, width: int) -> torch.Tensor:
     """Return clips of one size as uint8 (n, T, 3, height, width), full-range RGB."""
-    chosen = batch.video if len(members) == len(batch) else batch.video[members]
+    chosen = batch.video
+    if len(members) < len(batch):  # indexing with a list would copy it to the device, and wait
+        chosen = torch.stack([batch.video[member] for member in members])
     if batch.layout == "yuv420":
         return yuv420_to_rgb_planes(chosen, height, width)
     return chosen[:, :, :height, :width].permute(0, 1, 4, 2, 3)
