@@ -56,16 +56,16 @@ def repair(
 ) -> Repair:
     """Rebuild what verification found wrong and the tars can tell; then verify again.
 
-    A tar is trusted when it is the one that the manifest lists, or when every clip and sidecar in
-    it is what the index says. Where one is damaged or missing nothing is written at all. New files
-    are written first and the manifest last, at once.
+    A tar is trusted when it is, byte for byte, the one that the manifest lists: the index cannot
+    vouch for captions, extra columns and whatever else stands beside the clips. Where one is
+    altered, damaged or missing nothing is written at all. New files are written first and the
+    manifest last, at once.
     """
     done = Repair(findings)
     if not findings.faults:
         return done
-    damaged = _damaged_shards(findings)
-    if damaged:
-        done.refused += damaged
+    done.refused += _damaged_shards(findings)
+    if done.refused:
         return done
     with exclusive(storage) as check_lock:
         work = _Rebuilding(storage, findings, workers, progress)
@@ -87,6 +87,7 @@ def repair(
 
 def _damaged_shards(findings: Findings) -> list[str]:
     """Return a sentence for each shard that cannot be trusted."""
+    anew = "`kprep index --force`" if findings.manifest.is_foreign else "`kprep shard`"
     sentences = []
     for path, report in sorted(findings.shards.items()):
         listed = report.get("sha256") == findings.manifest.files[path].sha256
@@ -94,9 +95,12 @@ def _damaged_shards(findings: Findings) -> list[str]:
             fault for fault in report["faults"]
             if not listed or fault["kind"] in (Kind.TAR, Kind.DUPLICATE_KEY)
         ]  # fmt: skip
-        if inside and not report.get("whole"):
+        if inside:
             what = Fault(Kind.TAR, path, inside[0]["message"])
-            sentences.append(f"{what}; get this shard from another copy of the dataset")
+            sentences.append(
+                f"{what}; get this shard from another copy of the dataset (`kprep pull` sends "
+                f"what differs), or make the dataset anew with {anew}"
+            )
     return sentences
 
 

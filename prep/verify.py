@@ -186,6 +186,7 @@ def _jobs(
     for name, split in sorted(manifest.splits.items()):
         context = folder / f"{name}.json"
         values = {
+            "split": name,
             "class_names": list(manifest.class_names),
             "profile": manifest.profile.name,
             "gop_frames": manifest.profile.keyframe_interval_frames,

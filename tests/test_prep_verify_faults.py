@@ -186,6 +186,14 @@ def test_an_index_row_that_disagrees_with_the_tar_is_named(dataset, column):
     assert {fault.path for fault in found} == {"val/val-000000.tar"}, found
 
 
+def test_a_sidecar_of_another_split_is_named(dataset):
+    """Even where the manifest lists the tar that holds it."""
+    data = dataset.read(SHARD)
+    relist(dataset, SHARD, data.replace(b'"split":"val"', b'"split":"vel"', 1))
+    found = [fault for fault in verify(dataset).faults if fault.kind is Kind.INDEX]
+    assert ["says split vel, it stands in val" in fault.message for fault in found] == [True]
+
+
 def test_an_index_with_another_fingerprint_is_named(dataset):
     change_manifest(
         dataset, lambda values: values["splits"]["val"].__setitem__("fingerprint", "0" * 64)
@@ -305,7 +313,8 @@ def foreign(tmp_path_factory) -> Path:
     with TarWriter(str(folder / "train-000.tar"), encoder=False) as tar:
         for number in range(4):
             video = encode(motion(rng, number, rate=Fraction(25)), "mp4", "libx264", options)
-            tar.write({"__key__": f"{number:04d}", "mp4": video, "cls": str(number).encode()})
+            tar.write({"__key__": f"{number:04d}", "mp4": video, "cls": str(number).encode(),
+                       "txt": f"caption {number}".encode(), "flow.npy": b"flow"})  # fmt: skip
     run_kprep("index", folder)
     return folder
 
@@ -490,7 +499,6 @@ def test_repair_mends_what_was_forged_in_the_manifest(dataset):
     before = contents(dataset)
 
     def change(values):
-        values["files"][SHARD]["sha256"] = "0" * 64
         values["files"][SHARD]["bytes"] += 512
         del values["files"]["wids-val.json"], values["files"][f"{SHARD}.idx"]
 
@@ -519,6 +527,39 @@ def test_repair_refuses_where_a_tar_is_damaged_and_writes_nothing(dataset):
     done = rebuild(dataset)
     assert done.rebuilt == []
     assert [line.startswith(f"{SHARD}: altered") for line in done.refused] == [True]
+    assert contents(dataset) == before
+
+
+@pytest.mark.parametrize(
+    ("made_by", "old", "new"),
+    [
+        ("shard", b'"extra":"{}"', b'"extra":"[]"'),
+        ("shard", b'"split":"val"', b'"split":"vel"'),
+        ("index", b"caption 2", b"caption 7"),
+        ("index", b"flow" + bytes(508), b"flaw" + bytes(508)),
+    ],
+    ids=["extra", "split", "caption", "second member"],
+)
+def test_repair_never_lists_a_tar_of_other_bytes(whole, foreign, tmp_path, made_by, old, new):
+    """What changed is described by nothing but the sha256 of the tar."""
+    source, path = (whole, SHARD) if made_by == "shard" else (foreign, "train-000.tar")
+    root = Path(shutil.copytree(source, tmp_path / "root"))
+    data = (root / path).read_bytes()
+    assert old in data
+    (root / path).write_bytes(data.replace(old, new, 1))
+    before = contents(Storage(str(root)))
+    done = run_kprep("verify", root, "--repair", check=False)
+    assert (done.returncode, "rebuilt" in done.stdout) == (1, False)
+    assert done.stdout.startswith(f"not repaired: {path}: altered")
+    assert f"`kprep {made_by}" in done.stdout.splitlines()[0]
+    assert contents(Storage(str(root))) == before
+
+
+def test_repair_does_not_believe_the_tar_where_the_manifest_lists_another(dataset):
+    change_manifest(dataset, lambda values: values["files"][SHARD].__setitem__("sha256", "0" * 64))
+    before = contents(dataset)
+    done = rebuild(dataset)
+    assert (done.rebuilt, len(done.refused), len(done.findings.faults)) == ([], 1, 1)
     assert contents(dataset) == before
 
 
