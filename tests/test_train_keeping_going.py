@@ -55,10 +55,11 @@ def test_ranks_share_a_step_evenly_or_not_at_all(
         assert ranks * size * accumulate == global_batch
 
 
-def _saved(path: Path, ranks: int) -> Path:
+def _saved(path: Path, ranks: int, given: Sequence[int] = ()) -> Path:
     saved = Checkpoint(
         epoch=0, step=3, model={}, optimizer={}, recipe="", class_names=["a"],
         loader={"global_batch": 12}, rng={"cpu": torch.zeros(ranks, 8, dtype=torch.uint8)},
+        given=list(given),
     )  # fmt: skip
     save_checkpoint(path, saved)
     return path
@@ -81,9 +82,20 @@ def test_a_step_keeps_its_clips_on_another_number_of_ranks(tmp_path: Path) -> No
 
 def test_on_the_same_ranks_a_changed_step_is_the_users(tmp_path: Path) -> None:
     """The stream refuses it by the field's name: see test_train_integration."""
-    path = _saved(tmp_path / "x.pt", ranks=2)
     recipe = load_recipe("tiny", ["data.batch_size=8"])
-    assert keep_global_batch(recipe, path, World(0, 2, CPU, None)) == recipe
+    for batches in ((), (6, 1)):  # a checkpoint that lacks them, and one with others
+        path = _saved(tmp_path / "x.pt", ranks=2, given=batches)
+        assert keep_global_batch(recipe, path, World(0, 2, CPU, None)) == recipe
+
+
+def test_the_same_command_continues_again_on_the_same_fewer_ranks(tmp_path: Path) -> None:
+    """A run of 2 ranks came back on 1, which took twice the batches, and comes back again."""
+    path = _saved(tmp_path / "x.pt", ranks=1, given=(6, 1))
+    recipe = load_recipe("tiny", ["data.batch_size=6"])
+    data = keep_global_batch(recipe, path, World(0, 1, CPU, None)).data
+    assert (data.batch_size, data.accumulate) == (6, 2)
+    changed = load_recipe("tiny", ["data.batch_size=4"])
+    assert keep_global_batch(changed, path, World(0, 1, CPU, None)) == changed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -203,22 +215,25 @@ def _steps(output: Path) -> dict[int, tuple[set[float], list[tuple[Any, ...]]]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_then_three_then_one_train_on_the_same_clips(
+def test_two_ranks_then_three_then_one_and_one_again_train_on_the_same_clips(
     motion_dataset: Path, tmp_path: Path
 ) -> None:
     """The same command each time: a step's clips, their draws and its rate are equal exactly."""
     data, whole, cut = str(motion_dataset), tmp_path / "whole", tmp_path / "cut"
     _train_and_record(data, str(whole), ("data.accumulate=2",), 0)
     first = random.randrange(2, 6)
-    second = random.randrange(first + 1, 12)
+    second = random.randrange(first + 1, 11)
+    third = random.randrange(second + 1, 12)
     launch(2, _train_and_record, data, str(cut), (), first)
     launch(3, _train_and_record, data, str(cut), (), second)
     assert load_checkpoint(checkpoints_in(cut / "checkpoints")[-1]).step == second
+    _train_and_record(data, str(cut), (), third)
+    assert load_checkpoint(checkpoints_in(cut / "checkpoints")[-1]).step == third
     _train_and_record(data, str(cut), (), 0)
     wanted, found = _steps(whole), _steps(cut)
     assert list(wanted) == list(range(1, 14))
     assert all(len(clips) == 12 and len(rates) == 1 for rates, clips in wanted.values())
-    assert found == wanted, f"cut at {first} and {second}"
+    assert found == wanted, f"cut at {first}, {second} and {third}"
     one, other = (load_checkpoint(output / "final.pt").model for output in (whole, cut))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 

@@ -34,6 +34,8 @@ class Checkpoint:
     rng          states of the ranks' random generators, uint8 (ranks, bytes), by device type
     ema          `state_dict` of the averaged network; None where the recipe keeps none
     scaler       state of fp16's gradient scaler; {} for other precisions
+    given        `data.batch_size` and `data.accumulate` that the run was given, before they were
+                 changed for its number of ranks; [] where nobody wrote them down
     """
 
     epoch: int
@@ -46,6 +48,7 @@ class Checkpoint:
     rng: dict[str, torch.Tensor]
     ema: dict[str, Any] | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
+    given: list[int] = field(default_factory=list)
 
 
 def checkpoint_path(directory: Path, epoch: int, step: int | None = None) -> Path:

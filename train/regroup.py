@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 def keep_global_batch(recipe: Recipe, path: Path, world: World) -> Recipe:
     """Return the recipe with batches such that a step takes the clips it took in a checkpoint.
 
-    Only where the checkpoint is another number of ranks' and the recipe's own batches would give
-    another step: on the same ranks it is the user who changed something, which the stream refuses
-    by name. Raises UsageError where the ranks cannot share a step evenly.
+    Only where the recipe's own batches would give another step, and the checkpoint is another
+    number of ranks' or was given the same batches, changed here before: otherwise it is the user
+    who changed something, which the stream refuses by name. Raises UsageError where the ranks
+    cannot share a step evenly.
     """
     saved = load_checkpoint(path, in_place=True)
     wanted = saved.loader.get("global_batch")
     ranks = max((len(states) for states in saved.rng.values()), default=0)
     data = recipe.data
     is_same = wanted == world.size * data.batch_size * data.accumulate
-    if is_same or not isinstance(wanted, int) or ranks in (0, world.size):
+    is_users = ranks == world.size and saved.given != [data.batch_size, data.accumulate]
+    if is_same or not isinstance(wanted, int) or not ranks or is_users:
         return recipe
     is_paired = bool(recipe.augment.mixup or recipe.augment.cutmix)
     shared = share_step(wanted, world.size, data.batch_size, is_paired=is_paired)
@@ -40,11 +42,10 @@ def keep_global_batch(recipe: Recipe, path: Path, world: World) -> Recipe:
         )
     batch_size, accumulate = shared
     (log.info if world.is_first else log.debug)(
-        "a step stays %d clips, on %d rank(s) instead of %d: "
-        "data.batch_size %d, data.accumulate %d",
+        "a step stays %d clips, on %d rank(s)%s: data.batch_size %d, data.accumulate %d",
         wanted,
         world.size,
-        ranks,
+        "" if ranks == world.size else f" instead of {ranks}",
         batch_size,
         accumulate,
     )

@@ -79,11 +79,14 @@ def train(
             raise UsageError(
                 "--test-only needs a checkpoint; name one with --resume PATH or --weights NAME"
             )
+        given = recipe
         if checkpoint is not None and not test_only:
             recipe = keep_global_batch(recipe, checkpoint, world)
         training = None if test_only else training_loader(recipe, data, train_split, world)
         scored = _val_loader(recipe, data, val_split, world) if val_split else None
-        trainer = Trainer(recipe, world, training, scored, output, transform_batch=transform_batch)
+        trainer = Trainer(
+            recipe, world, training, scored, output, transform_batch=transform_batch, given=given
+        )
         if checkpoint is not None:
             trainer.restore(checkpoint, weights_only=test_only)
         elif weights is not None:

@@ -49,6 +49,7 @@ class Trainer:
         val_loader: this rank's slice of the evaluation clips; None trains without evaluation.
         output: directory for `checkpoints/`, `metrics.jsonl`, `recipe.toml` and `final.pt`.
         transform_batch: changes every decoded batch before augmentation (experiments and tests).
+        given: the recipe before `keep_global_batch`; None where that changed nothing.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Trainer:
         output: Path,
         *,
         transform_batch: Callable[[ClipBatch], ClipBatch] | None = None,
+        given: Recipe | None = None,
     ) -> None:
         self.recipe = recipe
+        self._given = (given or recipe).data
         self.world = world
         self.output = output
         self.class_names = common_class_names(train_loader, val_loader)
@@ -414,4 +417,5 @@ class Trainer:
             rng=rng,
             ema=self._average.model.state_dict() if self._average else None,
             scaler=self._step.scaler.state_dict() if optimizer is not None else {},
+            given=[self._given.batch_size, self._given.accumulate],
         )
