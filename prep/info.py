@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,6 +14,7 @@ from prep.dataset_card import tally_rows
 from prep.format import read_manifest
 from prep.open_index import open_index, open_ledger
 from prep.source_terms import term_lines
+from prep.storage import temporary_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,14 +97,28 @@ def split_info(manifest: Manifest, name: str, index: pa.Table, ledger: pa.Table)
 
 
 def write_ledger_csv(storage: Storage, path: Path) -> None:
-    """Write the ledgers of all splits as one CSV, with a first column `split`."""
+    """Write the ledgers of all splits as one CSV, with a first column `split`.
+
+    The file appears complete or not at all; a link, pipe or device at `path` stays what it is.
+    """
+    stays = path.is_symlink() or (path.exists() and not path.is_file())
+    target = path if stays else temporary_name(path)
+    try:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            _write_rows(storage, csv.writer(file))
+        if target != path:
+            target.replace(path)
+    finally:
+        if target != path:
+            target.unlink(missing_ok=True)
+
+
+def _write_rows(storage: Storage, writer: Any) -> None:
     manifest = read_manifest(storage)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for number, name in enumerate(sorted(manifest.splits)):
-            ledger = open_ledger(storage, manifest, name)
-            if not number:
-                writer.writerow(["split", *ledger.column_names])
-            for batch in ledger.to_batches(max_chunksize=4096):
-                columns = [column.to_pylist() for column in batch.columns]
-                writer.writerows((name, *values) for values in zip(*columns, strict=True))
+    for number, name in enumerate(sorted(manifest.splits)):
+        ledger = open_ledger(storage, manifest, name)
+        if not number:
+            writer.writerow(["split", *ledger.column_names])
+        for batch in ledger.to_batches(max_chunksize=4096):
+            columns = [column.to_pylist() for column in batch.columns]
+            writer.writerows((name, *values) for values in zip(*columns, strict=True))

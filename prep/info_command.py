@@ -12,6 +12,7 @@ import click
 from prep.errors import UsageError
 from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH
 from prep.info import DatasetInfo, SplitInfo, dataset_info, write_ledger_csv
+from prep.outside import check_outside
 from prep.plain_text import plain, setting_text
 from prep.progress import size_text
 from prep.root_state import unfinished
@@ -55,6 +56,8 @@ def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
       kprep info s3://bucket/k400 --json
     """
     storage = Storage(root)
+    if csv_path is not None:
+        check_outside(csv_path, storage)
     begun = unfinished(storage.local_root) if storage.local_root is not None else {}
     published = not begun or storage.exists(MANIFEST_PATH)
     info = dataset_info(storage) if published else None

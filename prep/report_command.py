@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from prep.errors import UsageError
+from prep.outside import check_outside
 from prep.progress import size_text
 from prep.storage import Storage, write_atomic
 
@@ -62,9 +63,7 @@ def _check_out(out: Path, storage: Storage) -> None:
         raise UsageError(f"OUT ({out}) must end in .html; the page is one HTML file")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UsageError(f"{out} cannot be written: it is a folder, or its folder does not exist")
-    root = storage.local_root
-    if root is not None and root.resolve() in out.resolve().parents:
-        raise UsageError(f"{out} lies inside the dataset, where it does not belong; choose another")
+    check_outside(out, storage)
 
 
 def _progress(done: int, total: int) -> None:

@@ -11,8 +11,11 @@ import pytest
 from conftest import run_kprep
 from report_datasets import CLASSES, large_dataset
 
+from prep.errors import DatasetError
+from prep.info import write_ledger_csv
 from prep.info_command import info_lines
 from prep.plain_text import setting_text
+from prep.storage import Storage
 
 SPLIT_FIELDS = {"clips", "rows", "hours", "bytes", "shards", "short_clips", "outcomes", "failures",
                 "sources", "clips_by_class", "clips_without_class", "settings", "tools",
@@ -109,6 +112,31 @@ def test_the_csv_has_every_row(motion_dataset, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 163 + 40
     assert sorted(row["reason"] for row in rows if row["status"] == "failed") == ["empty file", "truncated", "unsafe input"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["manifest.json", "rows.csv", "index/../train/new.csv", "link"])
+def test_the_csv_never_stands_inside_the_dataset(motion_dataset, tmp_path, path):
+    root = Path(shutil.copytree(motion_dataset, tmp_path / "root"))
+    before = {found: found.stat().st_mtime_ns for found in root.rglob("*")}
+    (tmp_path / "link").symlink_to(root / "manifest.json")
+    target = tmp_path / path if path == "link" else root / path
+    done = run_kprep("info", root, "--csv", target, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "lies inside the dataset" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert {found: found.stat().st_mtime_ns for found in root.rglob("*")} == before
+
+
+def test_an_earlier_csv_stays_until_the_new_one_is_whole(motion_dataset, tmp_path):
+    root = Path(shutil.copytree(motion_dataset, tmp_path / "root"))
+    (tmp_path / "rows.csv").write_text("earlier")
+    (root / "ledger/val.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError):
+        write_ledger_csv(Storage(str(root)), tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == "earlier"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["root", "rows.csv"]
+    piped = run_kprep("info", motion_dataset, "--csv", "/dev/stdout").stdout
+    assert "split,row,key" in piped
 
 
 def test_many_classes_show_their_ends(tmp_path):
