@@ -155,6 +155,11 @@ def index_tars(
     or with `strict` when any clip is refused.
     """
     with exclusive(storage) as check_lock:
+        if find_shards(storage, options) != (splits, files):
+            raise KprepError(
+                f"{storage.root} changed before it could be locked, so nothing was written; run "
+                "the same command again"
+            )
         card = CARD_PATH not in files or _is_our_card(storage)
         described = _describe(storage, options, splits, files, progress)
         rule, class_names = _labels(described, options)

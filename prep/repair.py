@@ -22,6 +22,7 @@ from prep.format import (
     index_path,
     index_table,
     ledger_path,
+    read_manifest,
     split_fingerprint,
     write_index,
 )
@@ -59,7 +60,7 @@ def repair(
     A tar is trusted when it is, byte for byte, the one that the manifest lists: the index cannot
     vouch for captions, extra columns and whatever else stands beside the clips. Where one is
     altered, damaged or missing nothing is written at all. New files are written first and the
-    manifest last, at once.
+    manifest last, at once. KprepError where the manifest is not the one that was examined.
     """
     done = Repair(findings)
     if not findings.faults:
@@ -68,6 +69,11 @@ def repair(
     if done.refused:
         return done
     with exclusive(storage) as check_lock:
+        if read_manifest(storage) != findings.manifest:
+            raise KprepError(
+                f"{storage.where(MANIFEST_PATH)} changed while the dataset was being checked, so "
+                "nothing was written; run the same command again"
+            )
         work = _Rebuilding(storage, findings, workers, progress)
         work.rebuild()
         done.rebuilt, done.refused = work.names, work.refused

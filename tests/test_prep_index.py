@@ -524,6 +524,25 @@ def test_nothing_of_somebody_else_is_overwritten(tmp_path):
     assert "--force" in done.stderr
 
 
+def test_what_came_before_the_lock_is_not_overlooked(tmp_path):
+    from prep.errors import KprepError
+    from prep.foreign_index import IndexOptions, find_shards, index_tars
+    from prep.verify import _Silent
+
+    storage = Storage(str(tmp_path))
+    write_tar(tmp_path / "train-0.tar", {"a": {"mp4": clip(), "cls": b"0"}})
+    options = IndexOptions(storage.root, workers=1)
+    splits, files = find_shards(storage, options)
+    write_tar(tmp_path / "train-1.tar", {"b": {"mp4": clip(), "cls": b"0"}})
+    with pytest.raises(KprepError, match="run the same command again"):
+        index_tars(storage, options, splits, files, _Silent())
+    (tmp_path / "train-1.tar").unlink()
+    (tmp_path / "README.md").write_text("mine\n")
+    with pytest.raises(KprepError, match="run the same command again"):
+        index_tars(storage, options, splits, files, _Silent())
+    assert {path.name for path in tmp_path.iterdir()} == {"train-0.tar", "README.md"}
+
+
 def test_a_dataset_of_kprep_is_not_indexed_over(motion_dataset):
     done = run_kprep("index", motion_dataset, "--force", check=False)
     assert done.returncode == 2

@@ -19,6 +19,7 @@ from foreign_tars import encode, motion
 from webdataset import TarWriter
 
 from prep.demo_videos import random_motion, write_video
+from prep.errors import KprepError
 from prep.faults import Kind
 from prep.format import split_fingerprint
 from prep.repair import repair
@@ -589,6 +590,18 @@ def test_repair_refuses_tars_that_are_not_those_that_were_published(dataset):
     assert "index/val.parquet" not in done.rebuilt
     assert any("fingerprint" in line for line in done.refused)
     assert done.findings.faults
+
+
+def test_repair_does_not_undo_what_was_published_while_it_read(dataset):
+    from prep.format import read_manifest
+
+    dataset.delete("wids-val.json")
+    findings = examine(dataset, read_manifest(dataset))
+    change_manifest(dataset, lambda values: values["splits"].pop("train"))
+    before = contents(dataset)
+    with pytest.raises(KprepError, match="run the same command again"):
+        repair(dataset, findings, progress=_Quiet())
+    assert contents(dataset) == before
 
 
 def test_repair_of_somebody_elses_tars(others):
