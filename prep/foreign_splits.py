@@ -7,14 +7,13 @@ import re
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
-from prep.format import check_split_name
+from prep.format import check_split_name, is_shard_path
 from prep.shard_bytes import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _USUAL = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 
 def find_tars(paths: Iterable[str]) -> list[str]:
@@ -25,7 +24,7 @@ def find_tars(paths: Iterable[str]) -> list[str]:
     tars = [path for path in paths if path.lower().endswith(".tar")]
     tars = [path for path in tars if not any(part.startswith(".") for part in path.split("/"))]
     for path in tars:
-        if not _NAME.fullmatch(path) or not path.endswith(".tar"):
+        if not is_shard_path(path):
             raise UsageError(
                 f"shard name {shown(path)} must be of A-Z, a-z, 0-9, '.', '_', '=', '-' and end in "
                 ".tar, as other readers take the rest for patterns; rename the file"

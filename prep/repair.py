@@ -221,6 +221,10 @@ class _Rebuilding:
             self._list(path, file_entry(data))
 
     def _write(self, path: str, data: bytes) -> None:
+        if path in self.findings.shards:
+            raise KprepError(
+                f"{path} is a shard, and no shard is ever written; nothing was written"
+            )
         self.written[path] = data
         self.names.append(path)
         self._enter(path, file_entry(data))

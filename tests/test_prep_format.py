@@ -100,6 +100,11 @@ def manifest():
     )
 
 
+def add_shard(values, path):
+    values["files"][path] = {"bytes": 1, "sha256": "0" * 64}
+    values["splits"]["val"]["shards"].append({"path": path, "num_clips": 1})
+
+
 def test_manifest_round_trip():
     assert Manifest.from_bytes(manifest().to_bytes(), "m") == manifest()
 
@@ -117,6 +122,15 @@ def test_manifest_round_trip():
         lambda m: m["splits"]["val"].update(fingerprint=7),
         lambda m: m["splits"]["val"]["shards"].append({"path": "val/../../x.tar", "num_clips": 1}),
         lambda m: m["splits"].update({"../x": m["splits"]["val"]}),
+        lambda m: add_shard(m, "val/val-000000.tar.idx"),
+        lambda m: add_shard(m, "index/val.parquet"),
+        lambda m: add_shard(m, "val/val-000000.tar"),
+        lambda m: add_shard(m, "val/x\u00e4.tar"),
+        lambda m: add_shard(m, "val/x\ud800.tar"),
+        lambda m: add_shard(m, "val/x: y.tar"),
+        lambda m: add_shard(m, "val/*.tar"),
+        lambda m: add_shard(m, ".hidden/x.tar"),
+        lambda m: m["splits"].update(train=m["splits"]["val"]),
         lambda m: m.update(class_names=["a", "a"]),
         lambda m: m["profile"].update(fps="fast"),
         lambda m: m["profile"].update(crf=None),
@@ -133,6 +147,15 @@ def test_a_hostile_manifest_is_refused_in_one_sentence(change):
 def test_any_bytes_are_a_manifest_or_a_dataset_error(data):
     with pytest.raises(DatasetError):
         Manifest.from_bytes(data, "manifest.json")
+
+
+def test_a_shard_of_any_other_plain_name_is_read():
+    """As `kprep index` takes them."""
+    values = json.loads(manifest().to_bytes())
+    add_shard(values, "parts/a=b_1.2-x.tar")
+    assert (
+        Manifest.from_bytes(json.dumps(values).encode(), "m").splits["val"].shards[1].num_clips == 1
+    )
 
 
 def test_a_folder_without_a_manifest(tmp_path):

@@ -592,6 +592,27 @@ def test_repair_refuses_tars_that_are_not_those_that_were_published(dataset):
     assert done.findings.faults
 
 
+def test_repair_writes_no_shard_whatever_the_manifest_says(whole, tmp_path):
+    """A manifest that calls a tar the companion of another is refused, and a second line holds."""
+    from prep.format import read_manifest
+    from prep.repair import _Rebuilding
+
+    storage = Storage(str(shutil.copytree(whole, tmp_path / "root")))
+    work = _Rebuilding(storage, examine(storage, read_manifest(storage)), 0, _Quiet())
+    with pytest.raises(KprepError, match="no shard is ever written"):
+        work._write(SHARD, b"")
+
+    def change(values):
+        values["splits"]["val"]["shards"].append({"path": f"{SHARD}.idx", "num_clips": 0})
+
+    change_manifest(storage, change)
+    before = contents(storage)
+    done = run_kprep("verify", storage.root, "--repair", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{SHARD}.idx" in done.stderr
+    assert contents(storage) == before
+
+
 def test_repair_does_not_undo_what_was_published_while_it_read(dataset):
     from prep.format import read_manifest
 

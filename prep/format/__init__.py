@@ -8,6 +8,7 @@ from prep.format.layout import (
     FORMAT_VERSION,
     check_split_name,
     index_path,
+    is_shard_path,
     ledger_path,
     shard_path,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "index_path",
     "index_schema",
     "index_table",
+    "is_shard_path",
     "iter_records",
     "ledger_path",
     "read_index",

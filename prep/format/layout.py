@@ -8,6 +8,7 @@ from prep.errors import UsageError
 
 FORMAT_VERSION = 1
 MANIFEST_PATH = "manifest.json"
+_SHARD_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 
 def check_split_name(split: str) -> str:
@@ -21,6 +22,11 @@ def check_split_name(split: str) -> str:
             "and not be 'index' or 'ledger'"
         )
     return split
+
+
+def is_shard_path(path: str) -> bool:
+    """Whether a path can be a shard's: it goes into YAML, JSON and globs that others interpret."""
+    return path.endswith(".tar") and _SHARD_PATH.fullmatch(path) is not None
 
 
 def shard_path(split: str, shard: int) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError, KprepError
-from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH, check_split_name
+from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH, check_split_name, is_shard_path
 from prep.profile import FOREIGN_PROFILE, EncodingProfile, profile_from_json
 from prep.storage import Storage, check_relative_path
 
@@ -118,14 +119,25 @@ class Manifest:
             for path, entry in values["files"].items()
         }
         splits = {check_split_name(name): _split(split) for name, split in values["splits"].items()}
-        for split in splits.values():
-            for shard in split.shards:
-                if shard.path not in files:
-                    raise ValueError(f"{shard.path} has no bytes and sha256")
+        _check_shards([shard.path for split in splits.values() for shard in split.shards], files)
         names = tuple(values["class_names"])
         if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
             raise ValueError("class_names must be distinct strings")
         return cls(profile_from_json(values["profile"]), names, splits, files)
+
+
+def _check_shards(paths: list[str], files: dict[str, FileEntry]) -> None:
+    """Raise ValueError where a shard is not listed, twice there, or could be another file."""
+    for path in paths:
+        if not is_shard_path(path):
+            raise ValueError(
+                f"shard {path!r} must be of A-Z, a-z, 0-9, '.', '_', '=', '-' and end in .tar"
+            )
+        if path not in files:
+            raise ValueError(f"{path} has no bytes and sha256")
+    for path, count in Counter(paths).most_common(1):
+        if count > 1:
+            raise ValueError(f"shard {path} stands {count} times")
 
 
 def _split_json(split: Split) -> dict[str, Any]:
