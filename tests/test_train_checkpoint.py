@@ -10,6 +10,7 @@ import torch
 from prep.errors import KprepError, UsageError
 from train.checkpoint import (
     Checkpoint,
+    abandon_checkpoints,
     check_class_names,
     checkpoint_path,
     checkpoints_in,
@@ -78,6 +79,25 @@ def test_checkpoints_in_mid_epoch_stand_between_those_of_epochs(tmp_path: Path) 
         checkpoint_path(tmp_path, epoch, step).touch()
     (tmp_path / "best.pt").touch()
     assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, *place) for place in wanted]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "kept"), [(0, None, 0), (1, None, 3), (1, 13, 4), (2, None, 5)]
+)
+def test_checkpoints_beyond_one_are_moved_aside(
+    tmp_path: Path, epoch: int, step: int | None, kept: int
+) -> None:
+    places = [(0, 9), (0, 10), (1, None), (1, 13), (2, None), (3, 25)]
+    paths = [checkpoint_path(tmp_path, *place) for place in places]
+    for path in paths:
+        path.touch()
+    (tmp_path / "best.pt").touch()
+    moved = abandon_checkpoints(tmp_path, epoch, step)
+    assert checkpoints_in(tmp_path) == paths[:kept]
+    assert moved == checkpoints_in(tmp_path / "abandoned")
+    assert [path.name for path in moved] == [path.name for path in paths[kept:]]
+    assert (tmp_path / "best.pt").exists()
+    assert abandon_checkpoints(tmp_path, epoch, step) == []
 
 
 def test_which_checkpoint_resume_means(tmp_path: Path) -> None:

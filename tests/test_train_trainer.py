@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ import torch
 
 from prep.errors import DatasetError, KprepError, UsageError
 from stream import ClipBatch
-from train.checkpoint import checkpoints_in, load_checkpoint
+from train.checkpoint import checkpoint_path, checkpoints_in, find_checkpoint, load_checkpoint
 from train.distributed import World, joined_world
 from train.launch import launch
 from train.models import tiny
@@ -301,6 +302,39 @@ def test_metrics_beyond_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> 
         file.write('{"kind": "train", "st')  # cut off by a crash
     resumed.fit()
     assert [line["step"] for line in _lines(tmp_path, "train")] == LOGGED_STEPS
+
+
+@pytest.mark.parametrize("name", ["epoch-0000-step-00000004", "epoch-0001"])
+def test_a_run_that_goes_back_keeps_its_new_checkpoints(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Six steps an epoch; the attempt that is left got to step 12, the new one to step 7."""
+    often = ("run.checkpoint_steps=1", "run.keep_checkpoints=9")
+    _trainer(tmp_path, _recipe(*often)).fit()
+    directory = tmp_path / "checkpoints"
+    old = load_checkpoint(directory / f"{name}.pt")
+    seen: list[str] = []
+
+    def interrupt(batch: ClipBatch) -> ClipBatch:
+        seen.append("step")
+        if len(seen) == 7 - old.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    recipe = _recipe(*often, "run.keep_checkpoints=2", "optim.lr=0.123")
+    resumed = _trainer(tmp_path, recipe, transform_batch=interrupt)
+    resumed.restore(directory / f"{name}.pt")
+    with caplog.at_level(logging.INFO), pytest.raises(InterruptedBySignalError):
+        resumed.fit()
+    newest = find_checkpoint("auto", directory)
+    assert newest == checkpoint_path(directory, 1, 7)
+    found = [load_checkpoint(path) for path in checkpoints_in(directory)]
+    assert [saved.step for saved in found] == [6, 7]
+    assert "lr = 0.123" in found[-1].recipe
+    left = [load_checkpoint(path) for path in checkpoints_in(directory / "abandoned")]
+    assert [saved.step for saved in left] == list(range(old.step + 1, 13))
+    assert "lr = 0.123" not in "".join(saved.recipe for saved in left)
+    assert f"beyond step {old.step}, moved to checkpoints/abandoned: epoch-" in caplog.text
 
 
 def test_settings_changed_on_resume_take_effect(tmp_path: Path) -> None:

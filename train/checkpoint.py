@@ -17,6 +17,7 @@ from prep.storage import sync_directory
 FORMAT = "kprep-checkpoint-1"
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
 BEST_NAME = "best.pt"
+ABANDONED_NAME = "abandoned"
 _LEFT_OVER = re.compile(r"\.(?:epoch-\d{4,}(?:-step-\d{8,})?|best)\.pt\.\d+\.tmp")
 
 
@@ -64,12 +65,13 @@ def checkpoints_in(directory: Path) -> list[Path]:
     """Return the checkpoints of a directory, oldest first; [] where there is no directory."""
     if not directory.is_dir():
         return []
-    found = [
-        (int(match[1]), int(match[2] or 0), path)
-        for path in directory.iterdir()
-        if (match := _NAME.fullmatch(path.name))
-    ]
-    return [path for _, _, path in sorted(found)]
+    return sorted(filter(_place, directory.iterdir()), key=_place)
+
+
+def _place(path: Path) -> tuple[int, ...]:
+    """Return what checkpoints are ordered by, epochs and steps of their names; () for others."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else ()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -100,6 +102,20 @@ def rotate_checkpoints(directory: Path, keep: int) -> None:
     for path in directory.iterdir():
         if _LEFT_OVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+def abandon_checkpoints(directory: Path, epoch: int, step: int | None = None) -> list[Path]:
+    """Move the checkpoints beyond that of `checkpoint_path` into `abandoned/`; return them there.
+
+    For a run that goes back to an older one: the newest is what it goes on with, and rotation
+    keeps, so none of the way that it left may stand before its own.
+    """
+    place = _place(checkpoint_path(directory, epoch, step))
+    beyond = [path for path in checkpoints_in(directory) if _place(path) > place]
+    abandoned = directory / ABANDONED_NAME
+    if beyond:
+        abandoned.mkdir(exist_ok=True)
+    return [path.replace(abandoned / path.name) for path in beyond]
 
 
 def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:

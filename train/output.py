@@ -10,7 +10,9 @@ from prep.errors import KprepError, UsageError
 from prep.storage import write_atomic
 from train.agreement import raise_together
 from train.checkpoint import (
+    ABANDONED_NAME,
     BEST_NAME,
+    abandon_checkpoints,
     checkpoint_path,
     checkpoints_in,
     rotate_checkpoints,
@@ -19,7 +21,7 @@ from train.checkpoint import (
 from train.curves import open_curves
 from train.distributed import broadcast_text
 from train.evaluation_files import write_evaluation
-from train.progress import MetricsFile
+from train.progress import MetricsFile, log
 from train.report_page import read_metrics, report_page
 
 if TYPE_CHECKING:
@@ -48,25 +50,30 @@ class RunOutput:
         self.place = ""
         """Path of the checkpoint that was written last, on all ranks; "" for none."""
 
-    def open(self, step: int) -> None:
-        """Make the directory; drop the metrics of an earlier attempt beyond `step`.
+    def open(self, step: int, epoch: int, *, in_epoch: bool) -> None:
+        """Make the directory; put aside what an earlier attempt left beyond `step`.
 
-        Raises, on all ranks, UsageError where the directory cannot be written or curves are asked
-        for that a package is missing for.
+        Its metrics are dropped, and its checkpoints moved to `checkpoints/abandoned/`. `in_epoch`
+        says whether epoch number `epoch` has begun. Raises, on all ranks, UsageError where the
+        directory cannot be written or curves are asked for that a package is missing for.
         """
         self._saved_at = time.monotonic()
         error: KprepError | None = None
         if self._world.is_first:
             try:
-                self._open_on_first(step)
+                self._open_on_first(step, epoch, step if in_epoch else None)
             except KprepError as caught:
                 error = caught
         raise_together(self._world, error)
 
-    def _open_on_first(self, step: int) -> None:
+    def _open_on_first(self, step: int, epoch: int, step_in_epoch: int | None) -> None:
         self.close()
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            beyond = abandon_checkpoints(self._checkpoints, epoch, step_in_epoch)
+            if beyond:
+                names = ", ".join(path.name for path in beyond)
+                log.info("beyond step %d, moved to checkpoints/%s: %s", step, ABANDONED_NAME, names)
             text = self._recipe.to_toml()
             (self._directory / "recipe.toml").write_text(text, encoding="utf-8")
             self._metrics = MetricsFile(self._directory / "metrics.jsonl", keep_until_step=step)

@@ -110,7 +110,7 @@ class Trainer:
         """
         loader = self._training_loader()
         schedule = self._schedule(loader)
-        self._files.open(self.step)
+        self._open_files()
         self._reporter.begin(loader, schedule, self.model, len(self.class_names))
         if groups := describe_groups(self._optimizer):
             self._log("%s", groups)
@@ -331,7 +331,7 @@ class Trainer:
         self._exchange.forget()
         self._log("rolled back (%d of %d): %s", self._rollbacks, run.max_rollbacks, error)
         self.restore(Path(newest))
-        self._files.open(self.step)
+        self._open_files()
 
     def _interrupted(self, number: int) -> InterruptedBySignalError:
         name = signal.Signals(number).name
@@ -343,6 +343,9 @@ class Trainer:
                 f"the checkpoint is {place}; go on with --resume auto" if place else "nothing saved"
             ),
         )
+
+    def _open_files(self) -> None:
+        self._files.open(self.step, self.epoch, in_epoch=not self._is_epoch_complete())
 
     def _schedule(self, loader: Loader) -> Schedule:
         peak = scaled_learning_rate(self.recipe.optim, loader.global_batch)
