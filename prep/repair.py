@@ -238,7 +238,9 @@ class _Rebuilding:
 
     def _explain(self, path: str) -> None:
         """Say why a faulty file stays as it is."""
-        if (path in self.manifest.files and path.startswith("ledger/")) or path == MANIFEST_PATH:
+        if path == MANIFEST_PATH:
+            why = "its counts are not made anew; get it from another copy"
+        elif path in self.manifest.files and path.startswith("ledger/"):
             why = "the tars do not hold the rows that failed; get it from another copy"
         elif path in self.manifest.files:
             why = "it cannot be made from the tars; get it from another copy"

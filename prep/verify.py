@@ -15,6 +15,7 @@ from prep import companions
 from prep.assemble import energon_offsets
 from prep.faults import Fault, Kind, fault_from_json
 from prep.format import foreign_settings, index_path, ledger_path, read_manifest
+from prep.format.layout import MANIFEST_PATH
 from prep.shard_jobs import run_here, run_shard_jobs
 from prep.verify_files import (
     check_other,
@@ -144,6 +145,7 @@ def examine(
             findings.shards[job["path"]] = report
     for path in sorted(findings.shards):
         findings.faults += map(fault_from_json, findings.shards[path]["faults"])
+    findings.faults += _sample_counts(findings)
     findings.faults += _shard_companions(findings)
     return findings
 
@@ -224,6 +226,21 @@ def _write_rows(path: Path, table: pa.Table) -> dict[str, tuple[int, int]]:
         name: (int(end - count), int(end))
         for name, count, end in zip(names, counts, ends, strict=True)
     }
+
+
+def _sample_counts(findings: Findings) -> list[Fault]:
+    """Compare the samples of each listed tar with the manifest, from which companions count."""
+    faults = []
+    for split in findings.manifest.splits.values():
+        for shard in split.shards:
+            report = findings.shards.get(shard.path, {})
+            if "offsets" not in report or _altered(report, findings, shard.path):
+                continue
+            num_samples = len(report["offsets"]) - 1  # the last one is the end
+            if num_samples != shard.num_samples:
+                text = f"{shard.path} holds {num_samples} samples, it says {shard.num_samples}"
+                faults.append(Fault(Kind.MANIFEST, MANIFEST_PATH, text))
+    return faults
 
 
 def _shard_companions(findings: Findings) -> list[Fault]:

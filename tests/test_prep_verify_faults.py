@@ -220,6 +220,23 @@ def test_a_companion_that_disagrees_with_the_tar_is_named(dataset, path, change)
     assert check(dataset) == [(Kind.COMPANION, path)]
 
 
+def test_samples_that_a_tar_does_not_hold_are_named(dataset):
+    """Here manifest, wids and `.nv-meta` agree with each other, but not with the tar."""
+    change_manifest(
+        dataset, lambda values: values["splits"]["val"]["shards"][1].__setitem__("samples", 4)
+    )
+    wids = json.loads(dataset.read("wids-val.json"))
+    wids["shardlist"][1]["nsamples"] = 4
+    relist(dataset, "wids-val.json", (json.dumps(wids, indent=1) + "\n").encode())
+    energon = json.loads(dataset.read(".nv-meta/.info.json"))
+    energon["shard_counts"][SHARD] = 4
+    relist(dataset, ".nv-meta/.info.json", (json.dumps(energon, indent=1) + "\n").encode())
+    (fault,) = verify(dataset).faults
+    assert str(fault) == f"manifest.json: {SHARD} holds 3 samples, it says 4"
+    done = rebuild(dataset)
+    assert (done.rebuilt, len(done.refused), done.findings.faults) == ([], 1, [fault])
+
+
 def replace_index(storage: Storage, table: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink)
