@@ -6,9 +6,11 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prep.errors import DatasetError
+from prep.outcome import Status
 from prep.parquet import read_parquet
 
 if TYPE_CHECKING:
@@ -57,9 +59,13 @@ def write_ledger_table(table: pa.Table) -> bytes:
 def read_ledger(data: bytes, where: str) -> pa.Table:
     """Parse a ledger; DatasetError names `where` when it is not one."""
     try:
-        return read_parquet(data).select(SCHEMA.names).cast(SCHEMA)
+        table = read_parquet(data).select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{where} is not a ledger: {error}") from error
+    strange = set(pc.unique(table["status"]).to_pylist()) - set(Status)
+    if strange:
+        raise DatasetError(f"{where} is not a ledger: it has the status {min(map(repr, strange))}")
+    return table
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[dict[str, Any]]]:

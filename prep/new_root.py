@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from prep.errors import UsageError
+from prep.errors import DatasetError, UsageError
 from prep.format import ClipRecord, iter_records, split_fingerprint
 from prep.merge_ledger import merge_ledgers
 from prep.merge_plan import (
@@ -111,13 +111,13 @@ def plan_root(options: MergeOptions) -> Plan:
 
 
 def _clips_per_shard(sources: Sequence[Source]) -> int:
-    found = {
+    found = [
         split.settings.get("clips_per_shard")
         for source in sources
         for split in source.manifest.splits.values()
-    }
-    common = found.pop() if len(found) == 1 else None
-    if isinstance(common, int) and common > 0:
+    ]
+    common = found[0]
+    if isinstance(common, int) and common > 0 and found.count(common) == len(found):
         return common
     return 4000 if sources[0].manifest.profile.short_side_px <= 128 else 1000
 
@@ -198,7 +198,12 @@ def _rules(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _annotation_lists(settings: dict[str, Any]) -> list[str]:
     """Return the sha256 of every list that a split goes back to."""
-    found = [settings.get("annotations_sha256"), *(settings.get("annotation_lists") or ())]
+    several = settings.get("annotation_lists") or []
+    if not isinstance(several, list):
+        raise DatasetError(
+            f"a split has the setting annotation_lists {several!r}, which is no list"
+        )
+    found = [settings.get("annotations_sha256"), *several]
     return [digest for digest in found if isinstance(digest, str)]
 
 

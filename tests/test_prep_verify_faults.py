@@ -27,6 +27,7 @@ from prep.storage import Storage
 from prep.verify import Findings, examine, verify
 
 SHARD = "val/val-000001.tar"
+LAST_SHARD = "val/val-000002.tar"
 _prefixes = itertools.count()
 
 
@@ -683,6 +684,87 @@ def test_settings_of_a_stranger_are_checked(foreign, tmp_path, value):
     done = run_kprep("verify", storage.root, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "settings.foreign of split train" in done.stderr
+
+
+def deep_sidecar(storage: Storage) -> None:
+    """Make the last sidecar of a split a nest of brackets; its entry grows and its video moves."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(storage.read(LAST_SHARD))) as old, tarfile.open(
+        fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT
+    ) as new:  # fmt: skip
+        members = [(info, old.extractfile(info).read()) for info in old]
+        for info, data in members:
+            body = b"[" * 200_000 if info is members[-2][0] else data
+            info.size = len(body)
+            new.addfile(info, io.BytesIO(body))
+    grown = -(-200_000 // 512) * 512 - -(-len(members[-2][1]) // 512) * 512
+    relist(storage, LAST_SHARD, sink.getvalue())
+    more = lambda values: [*values[:-1], values[-1] + grown]  # noqa: E731
+    change_index(storage, "val", entry_bytes=more, video_offset=more)
+
+
+def no_character(storage: Storage) -> None:
+    change_manifest(storage, lambda values: values.__setitem__("class_names", ["left", "\ud800"]))
+
+
+def no_path(storage: Storage) -> None:
+    entry = {"bytes": 0, "sha256": "0" * 64}
+    change_manifest(storage, lambda values: values["files"].__setitem__("\udfff.txt", entry))
+
+
+def bogus_status(storage: Storage) -> None:
+    path = "ledger/val.parquet"
+    table = pq.read_table(io.BytesIO(storage.read(path)))
+    at = table.column_names.index("status")
+    values = pa.array(["bogus", *table["status"].to_pylist()[1:]], table.schema.field(at).type)
+    sink = io.BytesIO()
+    pq.write_table(table.set_column(at, table.schema.field(at), values), sink)
+    relist(storage, path, sink.getvalue())
+
+
+def setting(name: str, value: object):
+    def change(storage: Storage) -> None:
+        change_manifest(
+            storage, lambda values: values["splits"]["val"]["settings"].__setitem__(name, value)
+        )
+
+    return change
+
+
+VERIFY, SUBSET = ("verify", "ROOT"), ("subset", "ROOT", "OUT", "--split", "val", "--workers", 1)
+PUSH = ("push", "ROOT", "OUT", "--split", "val")
+
+
+@pytest.mark.parametrize(
+    ("hostile", "words", "said"),
+    [
+        (deep_sidecar, VERIFY, ".json is not JSON: "),
+        (deep_sidecar, SUBSET, "its sidecar is not JSON"),
+        (no_character, VERIFY, "manifest.json holds '\\ud800', half a character"),
+        (no_character, PUSH, "manifest.json holds '\\ud800', half a character"),
+        (no_character, SUBSET, "manifest.json holds '\\ud800', half a character"),
+        (no_path, VERIFY, "manifest.json holds '\\udfff', half a character"),
+        (bogus_status, VERIFY, "it has the status 'bogus'"),
+        (bogus_status, SUBSET, "ledger/val.parquet is not a ledger: it has the status 'bogus'"),
+        (setting("annotation_lists", 5), SUBSET, "annotation_lists 5, which is no list"),
+    ],
+)
+def test_values_of_a_stranger_end_in_a_sentence(whole, tmp_path, hostile, words, said):
+    storage = Storage(str(shutil.copytree(whole, tmp_path / "root")))
+    hostile(storage)
+    names = {"ROOT": storage.root, "OUT": tmp_path / "out"}
+    done = run_kprep(*(names.get(word, word) for word in words), check=False)
+    assert done.returncode == 1, done.stderr
+    assert said in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_number_of_clips_that_is_none_is_passed_over(whole, tmp_path):
+    storage = Storage(str(shutil.copytree(whole, tmp_path / "root")))
+    setting("clips_per_shard", [5])(storage)
+    run_kprep("subset", storage.root, tmp_path / "out", "--split", "val", "--workers", 1)
+    assert verify(Storage(str(tmp_path / "out"))).faults == []
 
 
 def test_a_shard_is_never_held_whole(tmp_path, monkeypatch):

@@ -95,6 +95,12 @@ class Manifest:
         """Parse a manifest; DatasetError says where it is wrong."""
         try:
             values = json.loads(data)
+            json.dumps(values, ensure_ascii=False).encode()  # names and paths go where text goes
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise DatasetError(
+                f"{where} holds {half}, half a character, so it is damaged"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where} is not JSON: {error}") from error
         try:

@@ -43,7 +43,7 @@ class Sidecar:
         """Parse a sidecar; DatasetError names `where` when a field is missing or wrong."""
         try:
             values: Any = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise DatasetError(f"{where} must be a JSON object")
