@@ -44,6 +44,7 @@ from prep.format import (
     write_index,
 )
 from prep.format.layout import MANIFEST_PATH
+from prep.index_marker import Begun, read_marker, remove_marker, write_marker
 from prep.ledger import write_ledger
 from prep.outcome import RowFailure
 from prep.profile import FOREIGN_PROFILE, EncodingProfile
@@ -133,7 +134,15 @@ def _refuse_overwriting(
     ours = {*companions.energon_files({}), CLASSES_PATH}
     for name, tars in splits.items():
         ours |= {*companion_paths(name), *(f"{path}.idx" for path in tars)}
-    there = sorted(ours & set(files))
+    begun = read_marker(storage)
+    left = set(begun.files) & set(files) if begun is not None else set()
+    strange = sorted(left - ours - {CARD_PATH})
+    if strange:
+        raise UsageError(
+            f"{storage.where(strange[0])} is of a `kprep index` that was interrupted and had other "
+            "tars or splits; run that command again, or remove the file"
+        )
+    there = sorted((ours & set(files)) - left)
     if there and not options.force:
         raise UsageError(
             f"{storage.where(there[0])} exists and would be overwritten"
@@ -180,7 +189,8 @@ def index_tars(
 
 def _is_our_card(storage: Storage) -> bool:
     if not storage.exists(MANIFEST_PATH):
-        return False
+        begun = read_marker(storage)
+        return begun is not None and begun.card
     manifest = read_manifest(storage)
     return has_our_card(manifest)
 
@@ -386,10 +396,13 @@ class _Indexing:
         listed |= {path: file_entry(data) for path, data in shared.items()}
         manifest = replace(manifest, files={**self.files, **listed})
         Manifest.from_bytes(manifest.to_bytes(), MANIFEST_PATH)  # what we write must be readable
-        for path, data in {**self.written, **shared}.items():
+        written = {**self.written, **shared}
+        write_marker(storage, Begun(tuple(written), card=CARD_PATH in shared))
+        for path, data in written.items():
             storage.write(path, data)
         check_lock()
         storage.write(MANIFEST_PATH, manifest.to_bytes())
+        remove_marker(storage)
         return manifest
 
 

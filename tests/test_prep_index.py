@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -522,6 +523,79 @@ def test_nothing_of_somebody_else_is_overwritten(tmp_path):
     done = run_kprep("index", root, check=False)
     assert done.returncode == 2
     assert "--force" in done.stderr
+
+
+DIES_AT = """
+import os, signal, sys
+from prep.storage import Storage
+real, moment = Storage.write, sys.argv.pop(1)
+def write(self, path, data):
+    if path == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, path, data)
+Storage.write = write
+from prep.cli import main
+main()
+"""
+
+
+def killed_index(root: str | Path, moment: str, environment: dict[str, str]) -> None:
+    died = subprocess.run([sys.executable, "-P", "-c", DIES_AT, moment, "index", str(root)],
+                          env={**os.environ, **environment}, capture_output=True, timeout=120, check=False)  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+@pytest.mark.parametrize("moment", ["ledger/train.parquet", "manifest.json"])
+def test_killed_while_publishing_the_same_command_completes(request, tmp_path, moment, where):
+    root, environment = str(tmp_path / "root"), {}
+    write_tar(tmp_path / "root/train.tar", {"a": {"mp4": clip(), "cls": b"0"}})
+    shutil.copytree(root, tmp_path / "whole")
+    storage = Storage(root)
+    if where == "bucket":
+        s3 = request.getfixturevalue("s3")
+        root = s3.upload(tmp_path / "root", f"killed-{os.getpid()}-{next(_prefixes)}")
+        environment, storage = s3.environment, Storage(root, s3.options)
+    killed_index(root, moment, environment)
+    assert not storage.exists("manifest.json")
+    if where == "bucket":
+        storage.delete(".kprep-lock")  # it would be void after two minutes
+    run_kprep("index", root, **environment)
+    run_kprep("index", tmp_path / "whole")
+    wanted = Storage(str(tmp_path / "whole"))
+    assert {info.path: storage.read(info.path) for info in storage.list()} == {
+        info.path: wanted.read(info.path) for info in wanted.list()
+    }
+    assert b'"card": true' in storage.read("manifest.json")
+    assert verify(storage).faults == []
+
+
+def test_what_a_killed_run_did_not_begin_is_still_the_users(tmp_path):
+    root = tmp_path / "root"
+    write_tar(root / "train.tar", {"a": {"mp4": clip(), "cls": b"0"}})
+    (root / "README.md").write_text("mine\n")
+    killed_index(root, "manifest.json", {})
+    other = run_kprep("index", root, "--split", "val", check=False)
+    assert (other.returncode, "run that command again" in other.stderr) == (2, True)
+    write_tar(root / "train-1.tar", {"b": {"mp4": clip(), "cls": b"0"}})
+    (root / "train-1.tar.idx").write_text("mine\n")
+    done = run_kprep("index", root, check=False)
+    assert (done.returncode, "train-1.tar.idx exists" in done.stderr) == (2, True)
+    (root / "train-1.tar.idx").unlink()
+    run_kprep("index", root)
+    assert (root / "README.md").read_text() == "mine\n"
+    assert not (root / ".kprep-work").exists()
+    assert verify(Storage(str(root))).faults == []
+
+
+def test_a_marker_that_is_not_ours_is_refused(tmp_path):
+    root = tmp_path / "root"
+    write_tar(root / "train.tar", {"a": {"mp4": clip(), "cls": b"0"}})
+    (root / ".kprep-work").mkdir()
+    (root / ".kprep-work/index.json").write_text("[]")
+    done = run_kprep("index", root, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "index.json is not kprep's" in done.stderr
 
 
 def test_what_came_before_the_lock_is_not_overlooked(tmp_path):
