@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import logging
@@ -17,6 +18,7 @@ import torch
 
 from prep.errors import DatasetError, KprepError, UsageError
 from stream import ClipBatch
+from train.agreement import raise_together
 from train.checkpoint import checkpoint_path, checkpoints_in, find_checkpoint, load_checkpoint
 from train.distributed import World, joined_world
 from train.launch import launch
@@ -561,3 +563,69 @@ def test_all_ranks_stop_at_the_same_step(tmp_path: Path, size: int) -> None:
             assert saved == []
         else:
             assert load_checkpoint(saved[-1]).step == trouble.step
+
+
+def _wait_for_the_others() -> None:
+    """What NCCL's destructors do while another rank's kernel waits for this one."""
+    time.sleep(3600)
+
+
+def _fail_alone(output: str, error: Exception) -> None:
+    """Rank 1 cannot transform its third batch."""
+    torch.set_num_threads(1)
+    torch.distributed.destroy_process_group = _wait_for_the_others
+    atexit.register(_wait_for_the_others)
+    batches = itertools.count(1)
+
+    def transform(batch: ClipBatch) -> ClipBatch:
+        if next(batches) == 3 and os.environ["RANK"] == "1":
+            raise error
+        return batch
+
+    with joined_world("cpu") as world:
+        recipe = _recipe("data.batch_size=2")
+        _trainer(Path(output), recipe, world, transform_batch=transform).fit()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no such clip"), KprepError,
+         "^process 1 of 2 failed:(.|\n)*ValueError: no such clip\n$"),
+        (UsageError("rank 1 cannot do that"), UsageError, "^rank 1 cannot do that$"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_fails_alone_in_a_step_waits_for_nobody(
+    tmp_path: Path, error: Exception, kind: type[KprepError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        launch(2, _fail_alone, str(tmp_path), error)
+    assert not (tmp_path / "final.pt").exists()
+
+
+def _fail_together(output: str) -> None:
+    destroy, destroyed = torch.distributed.destroy_process_group, []
+    torch.distributed.destroy_process_group = lambda: (destroyed.append(1), destroy())
+    with pytest.raises(UsageError, match="one of us"), joined_world("cpu") as world:
+        raise_together(world, UsageError("one of us") if world.is_first else None)
+    Path(output, str(os.environ["RANK"])).write_text(str(len(destroyed)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_ranks_that_fail_together_leave_together(tmp_path: Path) -> None:
+    launch(2, _fail_together, str(tmp_path))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["1", "1"]
+
+
+def test_a_network_that_cannot_be_written_is_raised_on_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Exception | None] = []
+    monkeypatch.setattr("train.output.raise_together", lambda _, error: told.append(error))
+    trainer = _trainer(tmp_path, _recipe())
+    (tmp_path / "final.pt").mkdir()
+    trainer._files.save_network(trainer._checkpoint(None, {}, {}), best=False)
+    assert [str(error)[:10] for error in told] == ["checkpoint"]

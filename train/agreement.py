@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from prep import errors
 from prep.errors import KprepError
-from train.distributed import broadcast_text
+from train.distributed import broadcast_text, mark_raised_together
 from train.signals import InterruptedBySignalError
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def raise_together(world: World, error: Exception | None) -> None:
         if failed.any():
             first = int(failed.nonzero()[0])
             text = broadcast_text(world, _pack(error), source=first)
-            if error is None:
-                raise _unpack(text, first)
+            error = error or _unpack(text, first)
     if error is not None:
+        mark_raised_together(error)
         raise error
 
 

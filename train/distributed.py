@@ -6,8 +6,10 @@ that they never wait in a device's queue.
 
 from __future__ import annotations
 
+import atexit
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
@@ -55,6 +57,10 @@ def joined_world(device: str | None = None) -> Iterator[World]:
     of a SLURM step started by srun, else runs alone. A process group that the caller has already
     made is used as it is and left alone. Raises UsageError when the variables or the device cannot
     serve.
+
+    An error that this rank alone raises leaves the block at once, and the process ends without
+    waiting for the others as soon as its Python code is done: they, and NCCL's kernels, may wait
+    for this rank. Whoever started the ranks ends the rest.
     """
     adopted = dist.is_available() and dist.is_initialized()
     rank, size, local_rank = _place(adopted=adopted)
@@ -74,9 +80,39 @@ def joined_world(device: str | None = None) -> Iterator[World]:
     try:
         control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         yield World(rank, size, chosen, cast("dist.ProcessGroup", control))
-    finally:
-        if not adopted:
+    except BaseException as error:
+        if not adopted and is_raised_together(error):
             dist.destroy_process_group()
+        elif not adopted:
+            atexit.register(_end_now, _exit_code(error))
+        raise
+    if not adopted:
+        dist.destroy_process_group()
+
+
+def mark_raised_together(error: Exception) -> None:
+    """Note that every rank raises an error here: none is left waiting for another."""
+    vars(error)["is_raised_together"] = True
+
+
+def is_raised_together(error: BaseException) -> bool:
+    """Return whether every rank raises this error, as far as that was noted."""
+    return bool(vars(error).get("is_raised_together"))
+
+
+def _exit_code(error: BaseException) -> int:
+    """Return the code that a process ends with which this error has ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return int(getattr(error, "exit_code", 1))
+
+
+def _end_now(code: int) -> None:
+    """End this process before the destructors run, which can wait for the other ranks."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def choose_device(device: str | None, local_rank: int) -> torch.device:

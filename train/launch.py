@@ -87,15 +87,15 @@ def _run_rank(
     try:
         target(*arguments)
     except InterruptedBySignalError as error:
-        report.send((-error.number, str(error)))
+        report.send((-error.number, str(error), time.monotonic()))
         sys.exit(error.exit_code)
     except KprepError as error:
-        report.send((error.exit_code, str(error)))
+        report.send((error.exit_code, str(error), time.monotonic()))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - whatever it is, the launcher shows it
-        report.send((0, traceback.format_exc()))
+        report.send((0, traceback.format_exc(), time.monotonic()))
         sys.exit(1)
     finally:
         # process groups that hang in a reference cycle until the interpreter is torn down abort it
@@ -138,9 +138,10 @@ def _watch(processes: list[SpawnProcess], receivers: list[Connection], signals: 
 def _cause(
     processes: list[SpawnProcess], receivers: list[Connection], first: int, signals: list[int]
 ) -> KprepError:
-    """Return the error to show: a rank's own sentence if there is one, else how `first` ended."""
-    reports = {rank: _report(receiver) for rank, receiver in enumerate(receivers)}
-    for exit_code, message in filter(None, reports.values()):
+    """Return the error to show: a rank's own sentence if there is one, else how the first ended."""
+    found = {rank: _report(receiver) for rank, receiver in enumerate(receivers)}
+    reports = {rank: report for rank, report in found.items() if report is not None}
+    for exit_code, message, _ in reports.values():
         if exit_code < 0:
             return InterruptedBySignalError(-exit_code, message)
         if exit_code == UsageError.exit_code:
@@ -160,14 +161,21 @@ def _cause(
             f"process {killed[0]} of {len(processes)} was killed by signal {number}; "
             "signal 9 is often the kernel's, out of memory"
         )
-    _, text = reports[first] or (0, f"exit status {processes[first].exitcode}, no message")
+    if not reports:
+        text = f"exit status {processes[first].exitcode}, no message"
+    else:  # the others may have ended from losing it before we looked
+        first = min(reports, key=lambda rank: reports[rank][2])
+        _, text, _ = reports[first]
     return KprepError(f"process {first} of {len(processes)} failed:\n{text}")
 
 
-def _report(receiver: Connection) -> tuple[int, str] | None:
-    """Return (exit code, 0 for a crash or minus a signal, message), or None where there is none."""
+def _report(receiver: Connection) -> tuple[int, str, float] | None:
+    """Return what a rank reported, or None: (exit code, message, when on the monotonic clock).
+
+    The code is 0 for a crash, and minus a signal's number for a signal.
+    """
     try:
-        report: tuple[int, str] | None = receiver.recv() if receiver.poll() else None
+        report: tuple[int, str, float] | None = receiver.recv() if receiver.poll() else None
     except (EOFError, OSError):
         return None
     return report

@@ -100,9 +100,10 @@ class RunOutput:
         return bool(broadcast_text(self._world, "yes" if found else ""))
 
     def is_best(self, video_top1: float) -> bool:
-        """Return whether all evaluations so far were worse; for rank 0, before it is written."""
+        """Return, on all ranks, whether all evaluations so far were worse; before it is written."""
         earlier = self._metrics.video_top1.values() if self._metrics is not None else ()
-        return all(video_top1 > before for before in earlier)
+        is_best = all(video_top1 > before for before in earlier)
+        return bool(broadcast_text(self._world, "yes" if is_best else ""))
 
     def is_checkpoint_late(self) -> bool:
         """Return whether `run.checkpoint_minutes` are over; rank 0's clock counts."""
@@ -128,10 +129,18 @@ class RunOutput:
         self._saved_at, self.place = time.monotonic(), str(path)
 
     def save_network(self, checkpoint: Checkpoint, *, best: bool) -> None:
-        """Write the network alone: the best so far, or the final one."""
+        """Write the network alone: the best so far, or the final one.
+
+        Raises KprepError, on all ranks, when it cannot be written.
+        """
+        error: KprepError | None = None
         if self._world.is_first:
             path = self._checkpoints / BEST_NAME if best else self._directory / "final.pt"
-            save_checkpoint(path, checkpoint)
+            try:
+                save_checkpoint(path, checkpoint)
+            except KprepError as caught:
+                error = caught
+        raise_together(self._world, error)
 
     def save_evaluation(
         self,

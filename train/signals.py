@@ -41,6 +41,7 @@ class _EndNow(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.exit_code = EXIT_CODES[signal.Signals(number)]
 
 
 @contextmanager

@@ -270,10 +270,8 @@ class Trainer:
             self._save_within_epoch()
         if agreed.failed:
             raise_together(self.world, error)
-        if too_many is not None:
-            raise too_many
-        if agreed.signal:
-            raise self._interrupted(agreed.signal)
+        if too_many is not None or agreed.signal:
+            raise_together(self.world, too_many or self._interrupted(agreed.signal))
         return prepared
 
     def _fetch(self, batches: Iterator[ClipBatch]) -> tuple[list[ClipBatch], Exception | None]:
@@ -304,7 +302,8 @@ class Trainer:
             lost = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
             if lost:
                 ranks = ", ".join(map(str, lost))
-                raise self._not_finite(step, f"the loss is not finite on rank {ranks}")
+                lost_loss = self._not_finite(step, f"the loss is not finite on rank {ranks}")
+                raise_together(self.world, lost_loss)
             self._reporter.add_loss(sum(losses) / len(losses))
 
     def _not_finite(self, step: int, what: str) -> LossNotFiniteError:
@@ -354,10 +353,15 @@ class Trainer:
     def _check_arithmetic(self) -> None:
         run, data = self.recipe.run, self.recipe.data
         clip = (data.frames, *self.recipe.augment.crop)
-        error = check_first_convolution(self.model, run.precision, clip, self.world.device)
-        if error is not None:
+        off, error = None, None
+        try:
+            off = check_first_convolution(self.model, run.precision, clip, self.world.device)
+        except Exception as caught:  # noqa: BLE001 - whatever it is, the other ranks must know
+            error = caught
+        raise_together(self.world, error)
+        if off is not None:
             self._log(
-                "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * error
+                "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * off
             )
 
     def _training_loader(self) -> Loader:
@@ -373,7 +377,7 @@ class Trainer:
         if self._val_loader is None or not is_due or self._files.is_evaluated(self.step):
             return None
         accuracy, videos = self.evaluate()
-        if self.world.is_first and self._files.is_best(accuracy.video_top1):
+        if self._files.is_best(accuracy.video_top1):
             self._files.save_network(self._checkpoint(None, {}, {}), best=True)
         name = f"epoch-{self.epoch:04d}"
         self._files.save_evaluation(name, accuracy, videos, self.class_names, step=self.step)
