@@ -21,6 +21,7 @@ _OPTIONS = {
 _BOX_PX = (192, 144)  # width and height that a frame fits into
 _QUALITY = 65  # of WebP: 2 kB a frame, no difference that could be seen at this size
 _SMALLEST_PX = 16
+_MOST_FRAMES = 30_000  # decoded for one look: 20 minutes at 25 fps; few bytes can hold millions
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class Sprite:
 def draw_sprite(video: bytes, num_frames: int, most: int) -> Sprite:
     """Decode a clip and put at most `most` of its frames, evenly spaced, side by side.
 
-    Raises BadClipError when it does not decode to `num_frames` frames of a sane size.
+    Raises BadClipError when it does not decode to `num_frames` frames of a sane size, or has more
+    of them than are decoded for a look.
     """
+    if num_frames > _MOST_FRAMES:
+        raise BadClipError(f"has {num_frames} frames, too many to be shown")
     wanted = np.unique(np.linspace(0, num_frames - 1, min(most, num_frames)).round().astype(int))
     tiles: list[npt.NDArray[np.uint8]] = []
     size: tuple[int, int] | None = None
@@ -48,8 +52,10 @@ def draw_sprite(video: bytes, num_frames: int, most: int) -> Sprite:
         with opened as container:
             stream = container.streams.video[0]
             context = stream.codec_context
+            _check_size(context.width, context.height)  # before a picture of it is made
             context.thread_count = 1
             for frame in container.decode(stream):
+                _check_size(frame.width, frame.height)
                 if size is None:
                     size = _tile_size(frame.width, frame.height)
                 if len(tiles) < len(wanted) and found == wanted[len(tiles)]:
@@ -67,9 +73,12 @@ def draw_sprite(video: bytes, num_frames: int, most: int) -> Sprite:
     return Sprite(data, kind, len(tiles), *size)
 
 
-def _tile_size(width: int, height: int) -> tuple[int, int]:
+def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadClipError(f"is {width}x{height} pixels large")
+
+
+def _tile_size(width: int, height: int) -> tuple[int, int]:
     scale = min(_BOX_PX[0] / width, _BOX_PX[1] / height)
     even = [max(_SMALLEST_PX, round(side * scale / 2) * 2) for side in (width, height)]
     return even[0], even[1]

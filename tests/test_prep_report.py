@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_datasets import CLASSES, CLOSING, SCRIPT, damage, large_dataset
 
+from prep import clip_sprite
 from prep.clip_sample import sample_rows
 from prep.clip_sprite import draw_sprite, encode_picture
 from prep.clip_statistics import class_counts, clip_seconds, frequent, histogram
@@ -241,6 +242,19 @@ def test_a_clip_that_is_not_what_the_index_says_is_bad(tmp_path):
     for damaged in (b"", b"#EXTM3U\n/etc/passwd\n", data[:200], bytes(len(data))):
         with pytest.raises(BadClipError):
             draw_sprite(damaged, num_frames, 12)
+
+
+def test_a_clip_that_would_take_too_long_is_bad_before_it_is_decoded(tmp_path, monkeypatch):
+    data, num_frames = video(tmp_path)
+    with pytest.raises(BadClipError, match="has 30001 frames, too many to be shown"):
+        draw_sprite(data, 30_001, 12)
+    start, end = data.index(b"mdat") + 4, data.index(b"moov")
+    pictures = slice(start, end - 4 if end > start else None)
+    blank = bytearray(data)
+    blank[pictures] = bytes(len(data[pictures]))  # nothing in it decodes
+    monkeypatch.setattr(clip_sprite, "MAX_PIXELS", 160 * 120 - 1)
+    with pytest.raises(BadClipError, match="is 160x120 pixels large"):
+        draw_sprite(bytes(blank), num_frames, 12)
 
 
 def data_of(page: str) -> dict:
