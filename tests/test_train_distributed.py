@@ -12,6 +12,7 @@ from prep.errors import KprepError, UsageError
 from train.agreement import Status, StatusExchange, raise_together
 from train.distributed import (
     World,
+    _place,
     broadcast_text,
     choose_device,
     gather_to_first,
@@ -59,6 +60,38 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="process 1 .* has no GPU: there are 1"):
         choose_device("cuda", 1)
+
+
+def _with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, current: int = 0) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+
+@pytest.mark.parametrize(("gpus", "index"), [(1, 0), (8, 5)])
+def test_a_slurm_task_that_sees_one_gpu_takes_it(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, index: int
+) -> None:
+    _with_gpus(monkeypatch, gpus)
+    step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "13", "SLURM_LOCALID": "5",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # fmt: skip
+    monkeypatch.setattr(os, "environ", {**os.environ, **step})
+    rank, size, local_rank = _place(adopted=False)
+    assert (rank, size) == (13, 16)
+    assert choose_device(None, local_rank) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(("local_rank", "index"), [(None, 3), ("2", 2)])
+def test_a_group_of_the_callers_keeps_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, local_rank: str | None, index: int
+) -> None:
+    _with_gpus(monkeypatch, 8, current=3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 11)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 16)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert choose_device(None, _place(adopted=True)[2]) == torch.device("cuda", index)
 
 
 def test_losses_of_one_process_arrive_in_order_and_two_steps_late() -> None:

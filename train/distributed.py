@@ -135,7 +135,7 @@ def choose_device(device: str | None, local_rank: int) -> torch.device:
 def _place(*, adopted: bool) -> tuple[int, int, int]:
     """Return rank, world size and rank on this machine."""
     if adopted:
-        return dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
+        return dist.get_rank(), dist.get_world_size(), _adopted_local_rank()
     if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
         _adopt_slurm_step()
     values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
@@ -153,6 +153,13 @@ def _place(*, adopted: bool) -> tuple[int, int, int]:
     return rank, size, local_rank
 
 
+def _adopted_local_rank() -> int:
+    """Return the rank on this machine in a group of the caller's, who may have chosen the GPU."""
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
 def _adopt_slurm_step() -> None:
     """Translate the variables of a SLURM step (srun) into torchrun's."""
     environment = os.environ
@@ -168,7 +175,9 @@ def _adopt_slurm_step() -> None:
     environment.setdefault("MASTER_PORT", str(15000 + job % 10000))
     environment["RANK"] = environment["SLURM_PROCID"]
     environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
-    environment["LOCAL_RANK"] = environment.get("SLURM_LOCALID", "0")
+    # with --gpus-per-task=1 each task sees one GPU, its own
+    sees_one = torch.cuda.is_available() and torch.cuda.device_count() == 1
+    environment["LOCAL_RANK"] = "0" if sees_one else environment.get("SLURM_LOCALID", "0")
 
 
 def gather_to_first(world: World, tensor: torch.Tensor) -> list[torch.Tensor]:
