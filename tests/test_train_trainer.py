@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,6 +266,29 @@ def test_a_signal_ends_an_evaluation_that_is_made_up_for(tmp_path: Path) -> None
     resumed.restore(checkpoints_in(tmp_path / "checkpoints")[-1])
     resumed.fit()
     assert [line["step"] for line in _lines(tmp_path, "eval")] == [6, 12]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_wait_for_a_batch_to_score(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    class Troubled(_Loader):
+        def __iter__(self) -> Iterator[ClipBatch]:
+            yield from itertools.islice(super().__iter__(), 2)
+            if number == signal.SIGTERM:
+                os.kill(os.getpid(), number)
+                time.sleep(600)  # the storage is stuck
+            with suppress(Exception):
+                os.kill(os.getpid(), number)
+            raise RuntimeError("worker exited unexpectedly")  # a terminal's Ctrl-C ends it, too
+
+    trainer = _trainer(tmp_path, _recipe("eval.batch_size=4"))
+    trainer._val_loader = Troubled(CPU, 4)
+    with pytest.raises(InterruptedBySignalError, match="after step 6; the checkpoint is") as caught:
+        trainer.fit()
+    assert caught.value.exit_code == code
+    assert _lines(tmp_path, "eval") == []
 
 
 def test_a_loader_that_fails_leaves_a_checkpoint(tmp_path: Path) -> None:

@@ -151,11 +151,15 @@ class Trainer:
         return accuracy, videos
 
     def _until_signal(self, batches: Loader) -> Iterator[ClipBatch]:
-        """Yield the batches; raise between two of them when a signal came."""
-        for batch in batches:
-            if self._signals.received:
-                raise self._interrupted(self._signals.received)
+        """Yield the batches; raise when a signal comes, also in the wait for one of them."""
+        iterator = self._signals.wait_for(lambda: iter(batches))
+        while iterator is not None:
+            batch = self._signals.wait_for(lambda: next(iterator, None))
+            if self._signals.received or batch is None:
+                break
             yield batch
+        if self._signals.received:
+            raise self._interrupted(self._signals.received)
 
     def test(self, name: str) -> dict[str, float]:
         """Evaluate without training, write `evaluation/NAME/`, and return the metrics."""
