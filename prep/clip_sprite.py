@@ -52,6 +52,8 @@ def draw_sprite(video: bytes, num_frames: int, most: int) -> Sprite:
         with opened as container:
             stream = container.streams.video[0]
             context = stream.codec_context
+            if context is None:
+                raise BadClipError("does not decode (no decoder for its codec)")
             _check_size(context.width, context.height)  # before a picture of it is made
             context.thread_count = 1
             for frame in container.decode(stream):

@@ -66,18 +66,28 @@ def _owner(work: Path) -> str:
     return path.read_text()
 
 
+def _holder(data: bytes) -> tuple[str | None, float]:
+    """Return who holds a lock and when it is void; (None, 0.0) for what is no lock of ours."""
+    try:
+        held: dict[str, Any] = json.loads(data)
+        return held["owner"], float(held["expires"])
+    except (ValueError, KeyError, TypeError):
+        return None, 0.0
+
+
 class _BucketLock:
     def __init__(self, storage: Storage, owner: str) -> None:
         self.storage = storage
         self.owner = owner
         self._etag: str | None = None
+        self._expires = 0.0  # Unix time in seconds at which the lock that we wrote is void
         self._ended = threading.Event()
         self._lost: str = ""
         self._thread = threading.Thread(target=self._renew, name="kprep-lock", daemon=True)
 
     def acquire(self) -> None:
         try:
-            self._etag = self.storage.put_if(LOCK_NAME, self._text(), None)
+            self._write(None)
         except FileExistsError:
             self._take_over()
         self._thread.start()
@@ -85,50 +95,70 @@ class _BucketLock:
     def _take_over(self) -> None:
         """Replace a lock that is void or our own; UsageError while somebody else holds it."""
         data, etag = self.storage.read_with_etag(LOCK_NAME)
-        try:
-            held: dict[str, Any] = json.loads(data)
-            left, owner = float(held["expires"]) - time.time(), held["owner"]
-        except (ValueError, KeyError, TypeError):
-            left, owner = 0.0, None
+        owner, expires = _holder(data)
+        left = expires - time.time()
         if owner != self.owner and left > 0:
             raise UsageError(
                 f"another kprep is converting into {self.storage.root} (its lock is void in "
                 f"{left:.0f} s unless it lives); wait for it to end"
             )
         try:
-            self._etag = self.storage.put_if(LOCK_NAME, self._text(), etag)
+            self._write(etag)
         except FileExistsError:
             raise UsageError(
                 f"another kprep has just begun to convert into {self.storage.root}; wait for it"
             ) from None
 
-    def _text(self) -> bytes:
-        return json.dumps({"owner": self.owner, "expires": time.time() + _TTL_SECONDS}).encode()
+    def _write(self, etag: str | None) -> None:
+        expires = time.time() + _TTL_SECONDS
+        text = json.dumps({"owner": self.owner, "expires": expires}).encode()
+        self._etag = self.storage.put_if(LOCK_NAME, text, etag)
+        self._expires = expires
 
     def _renew(self) -> None:
         failing_since = 0.0
         while not self._ended.wait(_TTL_SECONDS / 4):
             try:
-                self._etag = self.storage.put_if(LOCK_NAME, self._text(), self._etag)
+                if not self._renewed():
+                    self._lost = "another run took the lock"
+                    return
                 failing_since = 0.0
-            except FileExistsError:
-                self._lost = "another run took the lock"
-                return
             except KprepError as error:
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > _TTL_SECONDS / 2:
                     self._lost = str(error)
                     return
 
+    def _renewed(self) -> bool:
+        """Renew the lock, or find that a renewal came through whose answer did not.
+
+        False when another run has the lock.
+        """
+        try:
+            self._write(self._etag)
+        except FileExistsError:
+            data, etag = self.storage.read_with_etag(LOCK_NAME)
+            owner, expires = _holder(data)
+            if owner != self.owner:
+                return False
+            self._etag, self._expires = etag, expires
+        return True
+
+    def _why_lost(self) -> str:
+        """Return why the lock is not ours, "" while it is; what was lost once stays lost."""
+        if not self._lost and time.time() >= self._expires:  # we were suspended, for instance
+            self._lost = f"it was not renewed for {_TTL_SECONDS:.0f} s"
+        return self._lost
+
     def check(self) -> None:
         """Raise KprepError when the lock was lost."""
-        if self._lost:
-            raise KprepError(f"the lock of {self.storage.root} was lost: {self._lost}; run again")
+        if why := self._why_lost():
+            raise KprepError(f"the lock of {self.storage.root} was lost: {why}; run again")
 
     def release(self) -> None:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        if not self._lost:
+        if not self._why_lost():
             with contextlib.suppress(KprepError):  # it becomes void by itself
                 self.storage.delete(LOCK_NAME)
