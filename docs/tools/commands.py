@@ -23,7 +23,8 @@ _INTRODUCTION = """\
 
 <!-- Written by docs/tools/commands.py (make docs-pages); do not edit. -->
 
-Every command with every option, as `--help` has them. [The guide](guide.md) says what they are for.
+Every command with every option, as `--help` has them. [The guide](guide.md) says what they are
+for, with examples that the tests run; the examples here are checked against the options only.
 
 `kprep --debug COMMAND …` shows tracebacks and what the workers say; `kprep --version` the version.
 """
