@@ -22,7 +22,14 @@ from prep.copy_roots import check_roots, destination_lock, patient, remove_lock
 from prep.downloads import stop_waiting
 from prep.errors import DatasetError, KprepError, StorageError, UsageError
 from prep.foreign_publish import shared_files_of
-from prep.format import FileEntry, Manifest, index_path, read_index, read_manifest
+from prep.format import (
+    FileEntry,
+    Manifest,
+    index_path,
+    ledger_path,
+    read_index,
+    read_manifest,
+)
 from prep.format.layout import MANIFEST_PATH
 from prep.options import WORK_NAME
 from prep.publish import file_entry
@@ -67,6 +74,8 @@ class _Copy:
     jobs: int
     result: CopyResult
     damaged: list[DamagedError] = field(default_factory=list)
+    standing: dict[str, FileEntry] = field(default_factory=dict)
+    """Those of `plan.kept` that were found intact."""
 
     def run(self) -> None:
         """Copy what is missing, phase by phase, and publish."""
@@ -80,7 +89,9 @@ class _Copy:
             else:
                 self._phase(pool, self.plan.root_files, sizes)
                 self._refuse_damaged()
-                self._publish(self.plan.manifest, self.source_manifest)
+                manifest = self._manifest()
+                same = manifest == self.plan.manifest
+                self._publish(manifest, self.source_manifest if same else manifest.to_bytes())
 
     def _phase(self, pool: ThreadPoolExecutor, paths: Sequence[str], sizes: dict[str, int]) -> None:
         """Bring files over, many at a time; the first error that is not a file's ends the rest."""
@@ -105,6 +116,11 @@ class _Copy:
         entry = self.plan.manifest.files[path]
         if self.transfer.stop.is_set():
             raise StoppedCopyError("interrupted")
+        kept = self.plan.kept.get(path)
+        if kept is not None and size == kept.bytes and self.transfer.holds(path, kept):
+            self.standing[path] = kept
+            self.transfer.progress.skip(entry.bytes)
+            return path, False
         if size == entry.bytes and self.transfer.holds(path, entry):
             self.transfer.progress.skip(entry.bytes)
             return path, False
@@ -122,11 +138,21 @@ class _Copy:
         named = "; ".join(str(error) for error in self.damaged[:_NAMED])
         raise DatasetError(named + (f"; and {more} more files" if more > 0 else ""))
 
+    def _manifest(self) -> Manifest:
+        """Return the planned manifest with what stays of the destination's own files."""
+        splits, published = dict(self.plan.manifest.splits), self.existing
+        for name in splits:
+            if published is not None and ledger_path(name) in self.standing:
+                splits[name] = published.splits[name]  # it counts that ledger's rows
+        files = {**self.plan.manifest.files, **self.standing}
+        return replace(self.plan.manifest, splits=splits, files=files)
+
     def _publish_anew(self) -> None:
         """Make the files that speak of all splits for the splits that the destination has."""
-        made = shared_files_of(self.destination, self.plan.manifest, {})
-        files = {**self.plan.manifest.files, **{path: file_entry(made[path]) for path in made}}
-        manifest = replace(self.plan.manifest, files=files)
+        planned = self._manifest()
+        made = shared_files_of(self.destination, planned, {})
+        files = {**planned.files, **{path: file_entry(made[path]) for path in made}}
+        manifest = replace(planned, files=files)
         for path, data in made.items():
             if self.existing is None or self.existing.files.get(path) != files[path]:
                 self.destination.write(path, data)
@@ -254,7 +280,8 @@ def _estimate(
     result = CopyResult(plan.manifest)
     for path in plan.paths:
         entry = plan.manifest.files[path]
-        count_file(result, path, entry, sent=sizes.get(path) != entry.bytes)
+        there = {entry.bytes, plan.kept.get(path, entry).bytes}
+        count_file(result, path, entry, sent=sizes.get(path) not in there)
     return result
 
 

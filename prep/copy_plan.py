@@ -27,6 +27,9 @@ class CopyPlan:
     `manifest` is what the destination holds in the end; where `made_anew`, the files that speak of
     all splits (and the manifest with them) are still to be made, because the destination will not
     hold the splits that the source holds. `added` are the copied splits that it does not hold yet.
+    `kept` is what the destination's manifest says of files of its published splits, where that is
+    something else than what the source's says: while they are intact they stay, because readers of
+    the destination go by its manifest until the last moment.
     """
 
     manifest: Manifest
@@ -36,6 +39,7 @@ class CopyPlan:
     companions: tuple[str, ...]
     root_files: tuple[str, ...]
     made_anew: bool
+    kept: dict[str, FileEntry]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -76,6 +80,7 @@ def plan_copy(
         companions=tuple(path for path in rest if not is_root_file(path)),
         root_files=tuple(path for path in rest if is_root_file(path)),
         made_anew=made_anew,
+        kept=_kept(source, splits, existing),
     )
 
 
@@ -127,6 +132,19 @@ def _files(manifest: Manifest, splits: Sequence[str], *, root_files: bool) -> di
         for path, entry in manifest.files.items()
         if (owners[path] in splits if path in owners else root_files or not is_root_file(path))
     }
+
+
+def _kept(
+    source: Manifest, splits: Sequence[str], existing: Manifest | None
+) -> dict[str, FileEntry]:
+    """Return the destination's entries of its published splits where the source's are others."""
+    theirs = existing.files if existing else {}
+    return {
+        path: theirs[path]
+        for path, name in _owners(source).items()
+        if existing and name in splits and name in existing.splits
+        and theirs.get(path, source.files[path]) != source.files[path]
+    }  # fmt: skip
 
 
 def _check_apart(

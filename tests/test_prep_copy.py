@@ -1,5 +1,6 @@
 """`kprep push` and `kprep pull`: verified copies, continued after kills and faults, never half a dataset."""
 
+import hashlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import obstore
+import pyarrow.parquet as pq
 import pytest
 from conftest import run_kprep
 from copy_datasets import CLASSES, convert, draw, files_of, flip, noise_dataset, objects_of
@@ -24,7 +26,8 @@ from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.copy_plan import is_root_file, plan_copy
 from prep.errors import DatasetError, KprepError, StorageError, UsageError
-from prep.format import FileEntry, Manifest, Shard, Split
+from prep.format import FileEntry, Manifest, Shard, Split, read_manifest
+from prep.open_index import open_index
 from prep.profile import PROFILES
 from prep.storage import RetryPolicy, Storage
 from prep.verify import verify
@@ -279,6 +282,68 @@ def test_splits_are_added_and_the_copy_verifies(dataset, s3, tmp_path):
     assert files_of(copy) == files_of(dataset)
     assert copy_dataset(Storage(str(dataset)), Storage(str(copy)), splits=["val"]).num_sent == 0
     assert files_of(copy) == files_of(dataset)
+
+
+def written_otherwise(root: Path, path: str) -> None:
+    """Write a table's rows in other bytes, as another version of Arrow does; manifest too."""
+    table = pq.read_table(root / path)
+    pq.write_table(table, root / path, compression="gzip", row_group_size=2)
+    data = (root / path).read_bytes()
+    values = json.loads((root / "manifest.json").read_text())
+    values["files"][path] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (root / "manifest.json").write_text(json.dumps(values))
+
+
+class DyingStorage(Storage):
+    """A destination that cannot write its manifest."""
+
+    def write(self, path, data):
+        if path == "manifest.json":
+            raise StorageError("died")
+        super().write(path, data)
+
+
+@pytest.mark.parametrize("added", [False, True], ids=["the split again", "another split beside it"])
+def test_a_published_split_stays_readable_under_another_writing_of_it(dataset, tmp_path, added):
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    shutil.copytree(dataset, source)
+    splits = ["train", "val"] if added else ["train"]
+    copy_dataset(Storage(str(source)), Storage(str(copy)), splits=["train"])
+    written_otherwise(source, "index/train.parquet")
+    if added:
+        written_otherwise(source, "ledger/train.parquet")
+    else:
+        change_tools(source)  # so that there is a manifest to write
+    before = files_of(copy)
+    with pytest.raises(StorageError, match="died"):
+        copy_dataset(Storage(str(source)), DyingStorage(str(copy)), splits=splits)
+    assert (
+        files_of(copy).items()
+        >= {path: digest for path, digest in before.items() if not is_root_file(path)}.items()
+    )
+    open_index(Storage(str(copy)), read_manifest(Storage(str(copy))), "train")
+    copy_dataset(Storage(str(source)), Storage(str(copy)), splits=splits)
+    assert verify(Storage(str(copy))).faults == []
+    assert files_of(copy)["index/train.parquet"] == before["index/train.parquet"]
+    assert copy_dataset(Storage(str(source)), Storage(str(copy)), splits=splits).num_sent == 0
+
+
+def test_a_damaged_index_of_a_published_split_is_sent(dataset, tmp_path):
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    shutil.copytree(dataset, source)
+    copy_dataset(Storage(str(source)), Storage(str(copy)))
+    written_otherwise(source, "index/train.parquet")
+    flip(copy / "index/train.parquet")
+    result = copy_dataset(Storage(str(source)), Storage(str(copy)))
+    assert result.sent == ["index/train.parquet"]
+    assert files_of(copy) == files_of(source)
+    assert verify(Storage(str(copy))).faults == []
+
+
+def change_tools(root: Path) -> None:
+    values = json.loads((root / "manifest.json").read_text())
+    values["splits"]["train"]["tools"]["kprep"] = "another"
+    (root / "manifest.json").write_text(json.dumps(values))
 
 
 def test_another_dataset_is_refused(dataset, tmp_path):
