@@ -9,7 +9,15 @@ import torchvision
 from torch import nn
 
 from prep.errors import UsageError
-from train.models import TORCHVISION_MODELS, build_model, model_names, run_model, set_training
+from train.distributed import World
+from train.models import (
+    TORCHVISION_MODELS,
+    build_model,
+    draw_model,
+    model_names,
+    run_model,
+    set_training,
+)
 from train.recipe import Recipe, recipe_from_dict
 
 
@@ -53,6 +61,23 @@ def test_channels_last_and_bf16_change_the_form_and_not_the_answer() -> None:
     found = run_model(model, clips, fast, num_classes=4)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, atol=0.05, rtol=0.05)
+
+
+def test_a_network_with_2d_convolutions_takes_channels_last(
+    user_module: types.ModuleType,
+) -> None:
+    def build(num_classes: int) -> nn.Module:
+        by_frame = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(5, num_classes))
+        return nn.Sequential(nn.Conv3d(3, 4, (2, 3, 3)), nn.Flatten(2, 3), by_frame)
+
+    user_module.build = build
+    recipe = recipe_from_dict(
+        {"model": {"name": "users_models:build"}, "run": {"channels_last_3d": True}}
+    )
+    world = World(0, 1, torch.device("cpu"), None)
+    spatiotemporal, _, (spatial, *_) = draw_model(recipe, 4, world)
+    assert spatiotemporal.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert spatial.weight.is_contiguous()
 
 
 def test_frozen_batchnorm_keeps_statistics_and_weights() -> None:

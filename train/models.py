@@ -77,10 +77,17 @@ def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
     torch.manual_seed(run.seed)
     model = build_model(recipe, num_classes).to(world.device)
     if run.channels_last_3d:
-        model = model.to(memory_format=torch.channels_last_3d)
+        _keep_channels_last(model)
     # dropout and its like must not be the same on every rank
     torch.manual_seed((run.seed + 1 + world.rank) % 2**63)
     return model
+
+
+def _keep_channels_last(model: nn.Module) -> None:
+    """Lay out the weights of 3-D convolutions so; `Module.to` refuses a network with 2-D ones."""
+    for weight in model.parameters():
+        if weight.ndim == 5:
+            weight.data = weight.data.to(memory_format=torch.channels_last_3d)
 
 
 def check_clip_size(recipe: Recipe, num_classes: int) -> None:
