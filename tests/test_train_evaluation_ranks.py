@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SETTINGS = ("data.workers=0", "data.batch_size=4", "schedule.epochs=1", "augment.resize=[24, 32]",
             "augment.crop=[24, 24]", "eval.crops=3", "eval.frames=9", "schedule.warmup_epochs=0")  # fmt: skip
-DAMAGED_ROW = 18
+DAMAGED_ROW, ANOTHER_ROW = (
+    18,
+    3,
+)  # the one is in the second half of the split, the other in the first
 
 
 def _run(data: str, output: str, test: str | None, settings: tuple[str, ...]) -> None:
@@ -60,11 +63,11 @@ def _assert_same(one: Path, other: Path) -> None:
         assert row == wanted_row
 
 
-def _damaged_copy(data: Path, target: Path) -> tuple[Path, str]:
+def _damaged_copy(data: Path, target: Path, row: int = DAMAGED_ROW) -> tuple[Path, str]:
     """Flip a bit in the first group of pictures of one clip; return the root and the clip's key."""
     shutil.copytree(data, target)
     loader = clip_loader(str(target), split="train", batch_size=1, mode="eval", frames=9, fps="7.5")
-    clip = loader.stream.index.clip(int(loader.stream.rows[DAMAGED_ROW]))
+    clip = loader.stream.index.clip(int(loader.stream.rows[row]))
     shard = target / clip.shard
     content = bytearray(shard.read_bytes())
     content[clip.video_offset + int(clip.gop_offsets[0]) + 40] ^= 1
@@ -121,15 +124,18 @@ def test_damage_that_one_rank_meets_is_named_and_counted_the_same(
 def test_more_damage_than_the_limit_ends_all_ranks_with_one_sentence(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    data, _ = _damaged_copy(trained[0], tmp_path / "data")
+    """Each of the two ranks meets one damaged video, which it alone would bear."""
+    once, _ = _damaged_copy(trained[0], tmp_path / "once")
+    data, _ = _damaged_copy(once, tmp_path / "data", ANOTHER_ROW)
     done = run_kprep(
         "train", "--data", data, "--recipe", "tiny", "--resume", trained[1] / "final.pt",
         "--test-only", "--val-split", "train", "--nproc", 2, "--output", tmp_path / "run",
-        "--device", "cpu", "--set", "data.workers=0", "--set", "eval.bad_clip_limit=0",
+        "--device", "cpu", "--set", "data.workers=0", "--set", "eval.bad_clip_limit=1",
+        "--set", "eval.batch_size=24", "--set", "eval.clips_per_video=2",
         "--set", "augment.resize=[24, 32]", "--set", "augment.crop=[24, 24]",
         check=False, OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "bad_clip_limit (0)" in done.stderr
+    assert "2 different clips are bad, more than bad_clip_limit (1)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run/evaluation").exists()

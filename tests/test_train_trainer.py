@@ -19,7 +19,8 @@ import torch
 
 from prep.errors import DatasetError, KprepError, UsageError
 from stream import ClipBatch
-from train.agreement import raise_together
+from stream.bad_clips import BadClipSummary
+from train.agreement import lost_losses, raise_together
 from train.checkpoint import checkpoint_path, checkpoints_in, find_checkpoint, load_checkpoint
 from train.distributed import World, joined_world
 from train.launch import launch
@@ -107,6 +108,9 @@ class _Loader:
                 first = step * self.global_batch
                 first += (self._rank * self._accumulate + micro) * self._batch_size
                 yield _batch(list(range(first, first + self._batch_size)), self._epoch)
+
+    def bad_clip_summary(self) -> BadClipSummary:
+        return BadClipSummary(0)
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self._epoch:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError
 from stream.bad_clips import BadClip, BadClipSummary
+from train.agreement import raise_together
 from train.distributed import all_texts
 
 if TYPE_CHECKING:
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 
     from stream.batch import ClipBatch
     from train.distributed import World
+
+
+def check_damage(world: World, found: Iterable[BadClip], limit: int) -> None:
+    """Raise DatasetError, on all ranks, when they found more damaged videos than the limit.
+
+    Every rank calls this with its own; one that several ranks found counts once.
+    """
+    texts = all_texts(world, json.dumps(list(found)))
+    told = sorted(BadClip(*values) for text in texts for values in json.loads(text))
+    error = None
+    try:
+        BadClipSummary(limit).count(told)
+    except DatasetError as caught:
+        error = caught
+    raise_together(world, error)
 
 
 class SharedBadClips:

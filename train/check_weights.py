@@ -105,6 +105,7 @@ def check_weights(
         world,
         num_classes=len(published.class_names),
         unscored=lambda: loader.unscored,
+        damaged=loader.bad_clip_summary().clips.values,
         num_videos=loader.num_clips,
         transform_batch=lambda batch: frames.note(with_labels(batch, labels)),
     )

@@ -16,6 +16,7 @@ import torch
 from prep.errors import KprepError
 from train.accuracy import Accuracy, count_hits
 from train.agreement import raise_together
+from train.bad_clips import check_damage
 from train.distributed import World, broadcast_buffers, broadcast_text
 from train.eval_transforms import eval_clips
 from train.models import run_model
@@ -26,6 +27,7 @@ from train.transforms import video_on
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from stream.bad_clips import BadClip
     from stream.batch import ClipBatch
     from train.recipe import Recipe
 
@@ -38,6 +40,7 @@ def evaluate(
     *,
     num_classes: int,
     unscored: Callable[[], Sequence[str]] = tuple,
+    damaged: Callable[[], Iterable[BadClip]] = tuple,
     num_videos: int = 0,
     transform_batch: Callable[[ClipBatch], ClipBatch] | None = None,
 ) -> tuple[Accuracy, VideoScores | None]:
@@ -51,6 +54,7 @@ def evaluate(
         num_classes: C, the classes of the manifest.
         unscored: returns the keys of the split's clips that this rank knows it cannot score; it is
             asked after the last batch, since damage is found only by reading.
+        damaged: returns those among them that are damaged, likewise.
         num_videos: of the whole split, which must all be scored or unscored.
         transform_batch: changes a decoded batch before it is prepared.
 
@@ -58,7 +62,8 @@ def evaluate(
         The accuracy, the same on every rank; the scores of all videos on rank 0, None elsewhere.
 
     Raises, on all ranks, what `batches` raises on any of them; UsageError when no video of the
-    split has a label, and KprepError when a clip arrives twice or a video not at all.
+    split has a label, DatasetError when more than `eval.bad_clip_limit` videos are damaged, and
+    KprepError when a clip arrives twice or a video not at all.
     """
     broadcast_buffers(world, model.buffers())
     scores, error = None, None
@@ -70,6 +75,7 @@ def evaluate(
         error = caught
     raise_together(world, error)
     assert scores is not None  # noqa: S101 - for the type checker: there was no error
+    check_damage(world, damaged(), recipe.eval.bad_clip_limit)
     parts = gather_scores(world, scores)
     missing = {key for keys in gather_keys(world, list(unscored())) for key in keys}
     text, videos = "", None

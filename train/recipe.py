@@ -181,7 +181,7 @@ class EvalRecipe:
     average: Literal["probabilities", "logits"] = "probabilities"
     """What is averaged over a video's clips and crops."""
     bad_clip_limit: int = 100
-    """Different damaged videos that one rank bears; one more ends the run."""
+    """Different damaged videos, over all ranks, that an evaluation bears; one more ends the run."""
     batch_size: int = 0
     """Clips that one rank takes through the model at a time; 0: as in training."""
     every_epochs: int = 1

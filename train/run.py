@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Roots = RootLike | Sequence[WeightedRootLike]
 
-_COUNTED_BY_THE_TRAINER = 2**62  # a loader knows the bad clips of its own rank only
+_COUNTED_OVER_ALL_RANKS = 2**62  # a loader knows the bad clips of its own rank only
 
 
 def train(
@@ -156,7 +156,7 @@ def training_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Lo
         grouping=recipe.data.grouping,
         shuffle_block=recipe.data.shuffle_block,
         bad_clips=recipe.data.bad_clips,
-        bad_clip_limit=_COUNTED_BY_THE_TRAINER,
+        bad_clip_limit=_COUNTED_OVER_ALL_RANKS,
     )
 
 
@@ -172,7 +172,7 @@ def _val_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader
         batch_size=recipe.eval.batch_size or recipe.data.batch_size,
         placement=recipe.eval.placement,
         bad_clips="substitute",  # which evaluation never does: they are left out and named
-        bad_clip_limit=recipe.eval.bad_clip_limit,
+        bad_clip_limit=_COUNTED_OVER_ALL_RANKS,
     )
 
 

@@ -150,6 +150,7 @@ class Trainer:
         self._log("after %d epochs: %s", self.epoch, accuracy)
         return accuracy, videos
 
+                damaged=loader.bad_clip_summary().clips.values,
     def _until_signal(self, batches: Loader) -> Iterator[ClipBatch]:
         """Yield the batches; raise when a signal comes, also in the wait for one of them."""
         iterator = self._signals.wait_for(lambda: iter(batches))
