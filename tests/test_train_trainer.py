@@ -431,14 +431,16 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(tmp_path: Path) -> 
     assert checkpoints_in(tmp_path / "checkpoints") == []
 
 
-def _poison(trainer: Trainer, step: int, times: int = 1, rank: int = 0) -> None:
-    """Make the loss of a step NaN, as often as asked."""
+def _poison(
+    trainer: Trainer, step: int, times: int = 1, rank: int = 0, factor: float = float("nan")
+) -> None:
+    """Make the loss of a step NaN, or multiply it, as often as asked."""
     add, left = trainer._exchange.add_loss, [times]
 
     def poisoned(number: int, loss: torch.Tensor) -> None:
         if number == step and left[0] and trainer.world.rank == rank:
             left[0] -= 1
-            loss = loss * float("nan")
+            loss = loss * factor
         add(number, loss)
 
     trainer._exchange.add_loss = poisoned  # type: ignore[method-assign]
@@ -464,6 +466,30 @@ def test_a_lost_loss_is_rolled_back_and_its_step_left_out(tmp_path: Path) -> Non
         _poison(hopeless, step)
     with pytest.raises(KprepError, match="not finite on rank 0, at step 7"):
         hopeless.fit()
+
+
+def test_a_loss_above_the_limit_is_lost_too(tmp_path: Path) -> None:
+    settings = ("run.checkpoint_steps=2", "run.max_loss=50")
+    trainer = _trainer(tmp_path / "stop", _recipe(*settings))
+    _poison(trainer, step=5, factor=1000)
+    sentence = r"the loss is above run.max_loss \(50\) on rank 0 \(\d.*\), at step 5 .*000004.pt"
+    with pytest.raises(KprepError, match=sentence):
+        trainer.fit()
+    again = _trainer(tmp_path / "rollback", _recipe(*settings, "run.on_nan=rollback"))
+    _poison(again, step=5, factor=1000)
+    assert again.fit()["steps"] == 12
+    assert again._skipped == {4, 5}
+    unlimited = _trainer(tmp_path / "unlimited", _recipe(settings[0]))
+    _poison(unlimited, step=5, factor=1000)
+    assert unlimited.fit()["steps"] == 12
+
+
+def test_losses_are_lost_by_rank() -> None:
+    assert lost_losses([1.0, 9.0], 0) == lost_losses([1.0, 9.0], 9) == ""
+    assert lost_losses([9.5, 1.0, 12.0], 9) == (
+        "the loss is above run.max_loss (9) on rank 0 (9.5), 2 (12)"
+    )
+    assert lost_losses([9.5, float("nan")], 9) == "the loss is not finite on rank 1"
 
 
 def test_sync_batchnorm_on_a_cpu_is_refused(tmp_path: Path) -> None:

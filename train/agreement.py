@@ -10,6 +10,7 @@ and the weights are still those of the last complete step: they can be saved.
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections import deque
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _LOSSES = 5  # column of the first one
 
 
 class LossNotFiniteError(KprepError):
-    """A loss, or a weight, is NaN or infinite."""
+    """A loss, or a weight, is NaN or infinite, or a loss is above `run.max_loss`."""
 
     def __init__(self, step: int, message: str) -> None:
         """Keep the number of the step whose loss it was, counted from 1."""
@@ -128,6 +129,17 @@ class StatusExchange:
     def forget(self) -> None:
         """Drop losses on the way: the steps they belong to are undone."""
         self._copies.clear()
+
+
+def lost_losses(losses: list[float], most: float) -> str:
+    """Say on which ranks a step's loss is not finite, or else above `most` (0: no limit); or ""."""
+    lost = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    if lost:
+        return f"the loss is not finite on rank {', '.join(lost)}"
+    large = [f"{rank} ({loss:.4g})" for rank, loss in enumerate(losses) if loss > most > 0]
+    if large:
+        return f"the loss is above run.max_loss ({most:g}) on rank {', '.join(large)}"
+    return ""
 
 
 def raise_together(world: World, error: Exception | None) -> None:

@@ -212,6 +212,8 @@ class RunRecipe:
     """Minutes from one checkpoint to the next within an epoch; 0: only after epochs."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is not finite: "stop", or "rollback" to the last checkpoint and skip the step."""
+    max_loss: float = 0.0
+    """A loss of one step and rank above this is treated as one that is not finite; 0: no limit."""
     max_rollbacks: int = 3
     """Times that a run rolls back before it stops all the same."""
     tensorboard: bool = False
@@ -312,6 +314,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "run.keep_checkpoints": (1, None),
     "run.checkpoint_steps": (0, None),
     "run.checkpoint_minutes": (0, None),
+    "run.max_loss": (0, None),
     "run.max_rollbacks": (0, None),
     "run.profile_steps": (0, None),
 }

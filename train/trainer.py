@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError, UsageError
-from train.agreement import Agreed, LossNotFiniteError, Status, StatusExchange, raise_together
+from train.agreement import (
+    Agreed,
+    LossNotFiniteError,
+    Status,
+    StatusExchange,
+    lost_losses,
+    raise_together,
+)
 from train.bad_clips import SharedBadClips
 from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
 from train.ema import WeightAverage
@@ -144,13 +150,13 @@ class Trainer:
                 self.world,
                 num_classes=len(self.class_names),
                 unscored=lambda: loader.unscored,
+                damaged=loader.bad_clip_summary().clips.values,
                 num_videos=loader.num_clips,
                 transform_batch=self._transform,
             )
         self._log("after %d epochs: %s", self.epoch, accuracy)
         return accuracy, videos
 
-                damaged=loader.bad_clip_summary().clips.values,
     def _until_signal(self, batches: Loader) -> Iterator[ClipBatch]:
         """Yield the batches; raise when a signal comes, also in the wait for one of them."""
         iterator = self._signals.wait_for(lambda: iter(batches))
@@ -302,13 +308,11 @@ class Trainer:
         self._take_losses(self._exchange.read())
 
     def _take_losses(self, agreed: Agreed) -> None:
-        """Count losses that arrived; raise on every rank where one of them is not finite."""
+        """Count losses that arrived; raise on every rank where one of them is lost."""
         for step, losses in agreed.losses:
-            lost = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-            if lost:
-                ranks = ", ".join(map(str, lost))
-                lost_loss = self._not_finite(step, f"the loss is not finite on rank {ranks}")
-                raise_together(self.world, lost_loss)
+            what = lost_losses(losses, self.recipe.run.max_loss)
+            if what:
+                raise_together(self.world, self._not_finite(step, what))
             self._reporter.add_loss(sum(losses) / len(losses))
 
     def _not_finite(self, step: int, what: str) -> LossNotFiniteError:
