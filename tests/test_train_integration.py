@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,24 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
 def test_an_output_with_checkpoints_is_not_overwritten(trained: Path, motion_dataset: Path) -> None:
     with pytest.raises(UsageError, match="earlier run; go on with --resume auto"):
         train(load_recipe("tiny"), motion_dataset, trained, device="cpu")
+
+
+def test_another_runs_checkpoint_is_not_resumed_over_an_outputs_own(
+    trained: Path, motion_dataset: Path, tmp_path: Path
+) -> None:
+    """Started again, the command would go back to the other run each time."""
+    recipe, output = load_recipe("tiny", ["data.batch_size=8"]), tmp_path / "new"
+    with pytest.raises(UsageError, match="global_batch"):  # it is read, as there is no other
+        train(recipe, motion_dataset, output, resume=str(trained), device="cpu")
+    newest = checkpoints_in(trained / "checkpoints")[-1]
+    (output / "checkpoints").mkdir(parents=True)
+    shutil.copy(newest, output / "checkpoints")
+    for resume in (trained, newest):
+        with pytest.raises(UsageError, match=f"--resume {resume} is none of them; .*--resume auto"):
+            train(recipe, motion_dataset, output, resume=str(resume), device="cpu")
+    for own in (output, output / "checkpoints" / newest.name):
+        with pytest.raises(UsageError, match="global_batch"):
+            train(recipe, motion_dataset, output, resume=str(own), device="cpu")
 
 
 @pytest.mark.slow

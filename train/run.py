@@ -56,8 +56,8 @@ def train(
         train_split: split to train on.
         val_split: split to evaluate; None evaluates nothing.
         resume: "auto" goes on from the newest checkpoint in `output`, if there is one; else a
-            checkpoint, or another run's output directory. None starts from the beginning and
-            refuses an `output` that has checkpoints.
+            checkpoint, or a run's output directory. None starts from the beginning; that and
+            another run's checkpoint are refused where `output` has checkpoints of its own.
         weights: to begin with, where there is no checkpoint to resume from: see `find_weights`.
         device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
         test_only: evaluate the checkpoint named by `resume`, or `weights`; train nothing. The
@@ -132,10 +132,13 @@ def _checkpoint_to_load(
 ) -> Path | None:
     """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one."""
     found = find_checkpoint(resume, output / "checkpoints") if resume is not None else None
-    if resume is None and overwrites and checkpoints_in(output / "checkpoints"):
+    own = (output / "checkpoints").resolve()
+    is_own = found is not None and found.parent.resolve().is_relative_to(own)
+    if overwrites and not is_own and checkpoints_in(own):
+        beside = f", and --resume {resume} is none of them" if found else ""
         raise UsageError(
-            f"--output {output} has the checkpoints of an earlier run; go on with --resume auto, "
-            "or choose another directory"
+            f"--output {output} has the checkpoints of an earlier run{beside}; go on with "
+            "--resume auto, or choose another directory"
         )
     shared = broadcast_text(world, str(found or ""))
     return Path(shared) if shared else None
