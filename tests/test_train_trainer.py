@@ -642,7 +642,7 @@ def _fail_alone(output: str, error: Exception) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
@@ -668,7 +668,7 @@ def _fail_together(output: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_ranks_that_fail_together_leave_together(tmp_path: Path) -> None:
     launch(2, _fail_together, str(tmp_path))
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["1", "1"]
