@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import ssl
@@ -321,6 +322,9 @@ class YoutubeSource:
             "ffmpeg_location": find_ffmpeg().path,
             "external_downloader_args": ffmpeg_arguments(options),
         }  # fmt: skip
+        if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
+            # yt-dlp prefers the certificates of the package certifi, where that is installed
+            parameters["compat_opts"] = {"no-certifi"}
         if self._cookies:
             parameters["cookiefile"] = io.StringIO(self._cookies)
         if options.proxy is not None:
