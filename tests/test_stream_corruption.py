@@ -136,7 +136,7 @@ def test_a_sweep_over_a_shard(root):
         count = counts[kind]
         count["damages"] += 1
         count["stream names it"] += reading.names_it()
-        named = any(fault.startswith(f"val/{shard.name}") for fault in verify(storage).faults)
+        named = any(fault.path == f"val/{shard.name}" for fault in verify(storage).faults)
         count["verify names it"] += named
         assert named, kind
         count[f"webdataset: {what_webdataset_does(through_webdataset(shard), clean)}"] += 1
