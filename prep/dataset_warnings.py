@@ -41,6 +41,7 @@ def find_warnings(manifest: Manifest, tables: Mapping[str, pa.Table]) -> list[Fi
     return [
         *_shared_videos(tables),
         *_same_content(tables),
+        *_similar_keys(tables),
         *_overlaps(tables),
         *_classes(manifest, tables),
         *_missing(manifest),
@@ -113,6 +114,24 @@ def _same_content(tables: Mapping[str, pa.Table]) -> Iterator[Finding]:
         if found.num_rows:
             keys = found.sort_by("key_min")["key_min"]
             yield Finding(kind, f"{_count(len(keys), 'clip')} {title}", advice, _names(keys))
+
+
+def _similar_keys(tables: Mapping[str, pa.Table]) -> Iterator[Finding]:
+    """Keys that only case, or `-` for `_`, tells apart: some file systems and people do not."""
+    if not tables:
+        return
+    keys = pa.concat_tables([table.select(["key"]) for _, table in sorted(tables.items())])
+    plain = pc.replace_substring(pc.utf8_lower(keys["key"]), "-", "_")
+    groups = keys.append_column("plain", plain).group_by("plain", use_threads=False)
+    found = groups.aggregate([("key", "count_distinct"), ("key", "min")])
+    found = found.filter(pc.greater(found["key_count_distinct"], 1)).sort_by("key_min")
+    if found.num_rows:
+        yield Finding(
+            "similar keys",
+            f"{_count(found.num_rows, 'group')} of keys that only case or '-' for '_' tells apart",
+            "Unpacked on a file system that ignores case, one replaces the other.",
+            _names(found["key_min"]),
+        )
 
 
 def _overlaps(tables: Mapping[str, pa.Table]) -> Iterator[Finding]:

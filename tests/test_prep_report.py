@@ -9,6 +9,7 @@ from collections import Counter
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -171,6 +172,21 @@ def test_everything_there_is_to_warn_of(odd_dataset):
         "missing": ["10 % of the rows of train have no clip: "],
         "short": ["1 clip of val shorter than annotated: "],  # 0 to 9 s of a video of 3 s
     }
+
+
+def test_keys_that_only_case_tells_apart():
+    manifest = SimpleNamespace(class_names=(), splits={})
+    tables = {
+        "train": index_rows(key=["Ab_000001_000002", "c_000001_000002"]),
+        "val": index_rows(key=["aB-000001_000002", "d_000001_000002"]),
+    }
+    found = {finding.kind: finding for finding in find_warnings(manifest, tables)}
+    assert (
+        found["similar keys"].title == "1 group of keys that only case or '-' for '_' tells apart"
+    )
+    assert found["similar keys"].examples == ("Ab_000001_000002",)
+    apart = {"train": tables["train"], "val": index_rows(key=["e_000001_000002"])}
+    assert "similar keys" not in {finding.kind for finding in find_warnings(manifest, apart)}
 
 
 def test_a_sound_dataset_has_no_warning(motion_dataset):
