@@ -245,13 +245,14 @@ def fault_proxy(upstream: str, choose=None, **options) -> Iterator[FaultProxy]:
         ready.set()
         await stop.wait()
         server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for writer in proxy.open:
-            writer.transport.abort()
-        await asyncio.sleep(0.01)  # so that the transports close their sockets
+        for _ in range(5):  # a connection that was accepted just now begins its task only later
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for writer in proxy.open:
+                writer.transport.abort()
+            await asyncio.sleep(0.01)  # so that the transports close their sockets
 
     stop = asyncio.Event()
 
