@@ -235,7 +235,10 @@ def test_two_ranks_then_three_then_one_and_one_again_train_on_the_same_clips(
     assert all(len(clips) == 12 and len(rates) == 1 for rates, clips in wanted.values())
     assert found == wanted, f"cut at {first}, {second} and {third}"
     one, other = (load_checkpoint(output / "final.pt").model for output in (whole, cut))
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    # by norms: AdamW moves a weight whose gradient is all rounding by as much as any other
+    for name, tensor in one.items():
+        away = float((tensor.double() - other[name].double()).norm())
+        assert away <= 1e-3 * float(tensor.double().norm()) + 1e-6, name
 
 
 STEPWISE = ("--recipe", "tiny", "--epochs", "1", "--val-split", "none", "--device", "cpu",
