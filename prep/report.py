@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prep.clip_sample import sample_rows
-from prep.clip_sprite import Sprite, draw_sprite
 from prep.clip_statistics import Histogram, Int64, clip_seconds, column, frequent, histogram
 from prep.dataset_warnings import Finding, find_warnings
-from prep.errors import BadClipError, StorageError
 from prep.format import read_manifest
 from prep.info import DatasetInfo, split_info
 from prep.open_index import open_index, open_ledger
+from prep.sampled_clips import look_at_clips
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     import pyarrow as pa
 
+    from prep.sampled_clips import SampledClip
     from prep.storage import Storage
 
-FRAMES_A_CLIP = 12
 _SIZES_SHOWN = 10
-_MOST_BYTES = 1 << 28  # of one clip that is only looked at
-_THREADS = 8
 _SIDE_BITS = 25  # read_index refuses sides above 2^24
 _SHOWN = ("key", "video_id", "shard", "label", "num_frames", "fps_num", "fps_den", "width",
           "height", "video_offset", "video_bytes", "crc32", "source", "short",
           "start_seconds", "end_seconds")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SampledClip:
-    """A clip to look at: its row of the index, and its picture or what is wrong with it."""
-
-    split: str
-    row: dict[str, Any]
-    sprite: Sprite | None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +77,7 @@ def make_report(
             {name: column(table, "video_bytes") / 1000.0 for name, table in tables.items()}
         ),
         sizes=_sizes(tables),
-        clips=list(_look(storage, rows, progress)),
+        clips=look_at_clips(storage, rows, progress),
     )
 
 
@@ -108,41 +93,3 @@ def _sizes(tables: Mapping[str, pa.Table]) -> list[tuple[str, dict[str, int]]]:
         (f"{size >> _SIDE_BITS} x {size & ((1 << _SIDE_BITS) - 1)}", counts)
         for size, counts in frequent(packed, _SIZES_SHOWN)
     ]
-
-
-def _look(
-    storage: Storage,
-    rows: list[tuple[str, dict[str, Any]]],
-    progress: Callable[[int, int], None],
-) -> Iterator[SampledClip]:
-    """Read and draw clips, a few at a time, in their order."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        futures = [pool.submit(_look_at, storage, split, row) for split, row in rows]
-        try:
-            for number, future in enumerate(futures):
-                yield future.result()
-                progress(number + 1, len(rows))
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _look_at(storage: Storage, split: str, row: dict[str, Any]) -> SampledClip:
-    if row["video_bytes"] > _MOST_BYTES:
-        return SampledClip(split, row, None, "is too large to be shown")
-    start = row["video_offset"]
-    try:
-        data = storage.read_range(row["shard"], start, start + row["video_bytes"])
-    except StorageError as error:
-        # a store that is out of reach ends the report; a shard that is missing or short does not
-        cause = error.__cause__
-        if storage.local_root is None and not isinstance(cause, FileNotFoundError | None):
-            raise
-        return SampledClip(split, row, None, f"cannot be read from {row['shard']}")
-    if zlib.crc32(data) != row["crc32"]:
-        return SampledClip(split, row, None, "is damaged: its crc32 differs from the index")
-    try:
-        sprite = draw_sprite(bytes(data), row["num_frames"], FRAMES_A_CLIP)
-    except BadClipError as error:
-        return SampledClip(split, row, None, str(error))
-    return SampledClip(split, row, sprite)

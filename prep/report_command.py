@@ -9,6 +9,7 @@ import click
 
 from prep.errors import UsageError
 from prep.outside import check_outside
+from prep.plain_text import plain
 from prep.progress import size_text
 from prep.storage import Storage, write_atomic
 
@@ -52,10 +53,14 @@ def report_command(root: str, out: Path, samples: int, seed: int) -> None:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from error
     for finding in report.findings:
         click.echo(f"warning: {finding.title}")
-    bad = sum(clip.sprite is None for clip in report.clips)
+    bad = [clip for clip in report.clips if clip.sprite is None]
     if bad:
-        click.echo(f"warning: {bad} of the sampled clips cannot be shown; run `kprep verify`")
-    click.echo(f"{out}: {len(report.clips) - bad} clips, {size_text(len(page))}")
+        first = plain(f"{bad[0].row['key']}, which {bad[0].problem}")
+        click.echo(
+            f"warning: {len(bad)} of the sampled clips cannot be shown, such as {first}; run "
+            "`kprep verify --deep`"
+        )
+    click.echo(f"{out}: {len(report.clips) - len(bad)} clips, {size_text(len(page))}")
 
 
 def _check_out(out: Path, storage: Storage) -> None:

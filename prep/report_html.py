@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from prep.format import Manifest
-    from prep.report import Report, SampledClip
+    from prep.report import Report
+    from prep.sampled_clips import SampledClip
 
 _PARTS = Path(__file__).parent / "report_page"
 
@@ -130,10 +131,10 @@ def _findings(report: Report) -> str:
         items.append(f"<li>{said}</li>")
     bad = [clip for clip in report.clips if clip.sprite is None]
     if bad:
-        keys = ", ".join(text(clip.row["key"]) for clip in bad[:5])
+        keys = ", ".join(f"{text(clip.row['key'])} {text(clip.problem)}" for clip in bad[:5])
         items.append(
             f"<li><strong>{len(bad)} of the {len(report.clips)} sampled clips cannot be shown."
-            "</strong> Run <code>kprep verify</code> to see what else is damaged."
+            "</strong> Run <code>kprep verify --deep</code> to see what else is damaged."
             f'<br><span class="key">{keys}</span></li>'
         )
     body = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import KprepError
-from prep.shard_worker import CPU_SECONDS, new_mark, read_mark
+from prep.shard_worker import CPU_SECONDS, how_it_ended, new_mark, read_mark
 from prep.worker_pool import Job, WorkerPool
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _NEVER = float("inf")  # a shard can take hours; one clip is limited by its CPU time
 _POLL_SECONDS = 0.2
-_SIGNALS = {"signal 27": f"more than {CPU_SECONDS} s of CPU time", "signal 9": "signal 9: killed"}
 
 
 def run_here(
@@ -102,7 +101,7 @@ def _name_the_clip(state: _Running, how: str) -> None:
     offset, _ = read_mark(state.mark)
     if offset is None or str(offset) in state.skip:
         raise KprepError(_failed(state, f"the worker process ended ({how})"))
-    state.skip[str(offset)] = _SIGNALS.get(how, how)
+    state.skip[str(offset)] = how_it_ended(how, CPU_SECONDS)
 
 
 def _bytes(state: _Running) -> int:

@@ -21,6 +21,23 @@ _NO_CLIP = -1
 _FORM = struct.Struct("<qq")
 
 
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Let SIGPROF end this process if the block takes more CPU time."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def how_it_ended(how: str, cpu_seconds: float) -> str:
+    """Say what ended a worker: `how` is that of the pool, such as `signal 27`."""
+    if how == f"signal {int(signal.SIGPROF)}":
+        return f"more than {cpu_seconds} s of CPU time"
+    return f"{how}: killed" if how == f"signal {int(signal.SIGKILL)}" else how
+
+
 class Mark:
     """A small file: the offset of the clip that is being decoded, and the bytes read so far."""
 
@@ -38,11 +55,10 @@ class Mark:
     def clip(self, offset: int) -> Iterator[None]:
         """Mark a clip as being decoded; past its CPU time, SIGPROF ends this process."""
         self._write(offset)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
-            yield
+            with cpu_limit(CPU_SECONDS):
+                yield
         finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
             self._write(_NO_CLIP)
 
     def close(self) -> None:

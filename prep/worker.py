@@ -21,6 +21,7 @@ TASKS = {
     "remix": "prep.remix",
     "verify_shard": "prep.verify_shard",
     "describe_shard": "prep.describe_shard",
+    "draw_clip": "prep.draw_clip",
 }
 
 

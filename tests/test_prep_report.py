@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import run_kprep
+from conftest import REPOSITORY, run_kprep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_datasets import CLASSES, CLOSING, SCRIPT, damage, large_dataset
@@ -286,12 +287,70 @@ def test_damaged_and_missing_clips_are_shown_as_such(odd_dataset, tmp_path):
     gone = [row["key"] for row in inside.to_pylist() if row["shard"] == shard]
     (root / shard).unlink()
     done = run_kprep("report", root, tmp_path / "page.html")
-    assert f"{1 + len(gone)} of the sampled clips cannot be shown" in done.stdout
+    assert f"{1 + len(gone)} of the sampled clips cannot be shown, such as " in done.stdout
     clips = data_of((tmp_path / "page.html").read_text())["clips"]
     problems = {clip["key"]: clip["problem"] for clip in clips if clip["problem"]}
     assert problems == {key: "is damaged: its crc32 differs from the index",
                         **dict.fromkeys(gone, f"cannot be read from {shard}")}  # fmt: skip
     assert all("sprite" in clip for clip in clips if not clip["problem"])
+
+
+def drawing_otherwise(folder: Path, monkeypatch, body: str) -> None:
+    """Let worker processes do something else before they draw a clip of `data`."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal, sys, time\n"
+        "if 'prep.worker' in ' '.join(sys.orig_argv):\n"
+        "    import prep.clip_sprite as sprites\n"
+        "    draw = sprites.draw_sprite\n"
+        "    def odd(data, *rest):\n"
+        f"        {body}\n"
+        "        return draw(data, *rest)\n"
+        "    sprites.draw_sprite = odd\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(REPOSITORY)]))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "could not be decoded (signal 11)"),
+        ("any(iter(int, 1))", "could not be decoded (more than 1 s of CPU time)"),
+        ("raise RuntimeError('odd')", "could not be decoded (RuntimeError: odd)"),
+    ],
+    ids=["dies", "never ends", "fails"],
+)
+def test_a_clip_that_ends_its_decoder_costs_only_itself(odd_dataset, tmp_path, monkeypatch, body, says):  # fmt: skip
+    rows = read_index((odd_dataset / "index/train.parquet").read_bytes(), "train").to_pylist()
+    hostile = max(rows, key=lambda row: row["video_bytes"])
+    same = [row["key"] for row in rows if row["video_bytes"] == hostile["video_bytes"]]
+    monkeypatch.setattr("prep.sampled_clips._CPU_SECONDS", 1)
+    drawing_otherwise(tmp_path, monkeypatch, f"if len(data) == {hostile['video_bytes']}: {body}")
+    storage = Storage(str(odd_dataset))
+    report = make_report(storage, samples=13, seed=3)
+    problems = {clip.row["key"]: clip.problem for clip in report.clips if clip.problem}
+    assert problems == dict.fromkeys(same, says)
+    assert [clip.row["key"] for clip in report.clips if clip.sprite is None] == list(problems)
+    page = report_page(report, 3)
+    assert f"{hostile['key']} {says}" in html.unescape(page.decode())
+    assert {clip["problem"] for clip in data_of(page.decode())["clips"]} == {"", says}
+    assert report_page(make_report(storage, samples=13, seed=3), 3) == page
+
+
+def test_a_decoder_that_waits_for_ever_is_given_up(odd_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("prep.sampled_clips._WALL_SECONDS", 1.0)
+    drawing_otherwise(tmp_path, monkeypatch, "time.sleep(3600)")
+    (clip,) = make_report(Storage(str(odd_dataset)), samples=1, seed=0).clips
+    assert clip.problem == "could not be decoded (no result in 1 s)"
+
+
+def test_clips_are_decoded_in_other_processes_only(odd_dataset, monkeypatch):
+    def here(*_):
+        raise AssertionError("decoded in the process of the report")
+
+    monkeypatch.setattr(clip_sprite, "draw_sprite", here)
+    monkeypatch.setattr(av, "open", here)
+    report = make_report(Storage(str(odd_dataset)), samples=4, seed=0)
+    assert all(clip.sprite for clip in report.clips)
 
 
 def test_the_page_is_the_same_each_time_and_for_each_place(odd_dataset, tmp_path, s3):
