@@ -25,12 +25,11 @@ from prep.foreign_publish import shared_files_of
 from prep.format import (
     FileEntry,
     Manifest,
-    index_path,
     ledger_path,
-    read_index,
     read_manifest,
 )
 from prep.format.layout import MANIFEST_PATH
+from prep.open_index import open_index
 from prep.options import WORK_NAME
 from prep.publish import file_entry
 from prep.root_lock import LOCK_NAME
@@ -317,14 +316,7 @@ def _check_keys(source: Storage, destination: Storage, plan: CopyPlan) -> None:
 
 
 def _keys(storage: Storage, manifest: Manifest, name: str) -> list[str]:
-    path = index_path(name)
-    data = storage.read(path)
-    if file_entry(data) != manifest.files.get(path):
-        raise DatasetError(
-            f"{storage.where(path)} is not the one that the manifest lists; run "
-            f"`kprep verify {storage.root}`"
-        )
-    keys: list[str] = read_index(data, storage.where(path))["key"].to_pylist()
+    keys: list[str] = open_index(storage, manifest, name)["key"].to_pylist()
     return keys
 
 

@@ -56,10 +56,14 @@ def write_ledger_table(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_ledger(data: bytes, where: str) -> pa.Table:
-    """Parse a ledger; DatasetError names `where` when it is not one."""
+def read_ledger(data: bytes, where: str, num_rows: int | None = None) -> pa.Table:
+    """Parse a ledger, of `num_rows` rows where the manifest says how many.
+
+    Raises DatasetError, which names `where`, when it is not one, or one that exhausts memory.
+    """
     try:
-        table = read_parquet(data).select(SCHEMA.names).cast(SCHEMA)
+        table = read_parquet(data, SCHEMA.names, where, num_rows)
+        table = table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{where} is not a ledger: {error}") from error
     strange = set(pc.unique(table["status"]).to_pylist()) - set(Status)

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.errors import DatasetError, UsageError
-from prep.format import Manifest, index_path, ledger_path, read_index, read_manifest
+from prep.format import Manifest, index_path, read_manifest
 from prep.format.layout import MANIFEST_PATH
-from prep.ledger import read_ledger
 from prep.merge_plan import Clip
-from prep.publish import file_entry
+from prep.open_index import open_index, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,11 +79,9 @@ def _open(storage: Storage, splits: frozenset[str] | None) -> Source:
     names = [name for name in sorted(manifest.splits) if splits is None or name in splits]
     indices, ledgers = {}, {}
     for name in names:
-        path = index_path(name)
-        indices[name] = read_index(_checked(storage, manifest, path), storage.where(path))
-        _check_index(indices[name], manifest, name, storage.where(path))
-        path = ledger_path(name)
-        ledgers[name] = read_ledger(_checked(storage, manifest, path), storage.where(path))
+        indices[name] = open_index(storage, manifest, name)
+        _check_index(indices[name], manifest, name, storage.where(index_path(name)))
+        ledgers[name] = open_ledger(storage, manifest, name)
         if (
             manifest.is_foreign
             and foreign_settings(manifest.splits[name].settings)["keys"] == "shard"
@@ -123,17 +120,6 @@ def _with_flat_keys(table: pa.Table, where: str) -> pa.Table:
         )
     at = table.schema.get_field_index("key")
     return table.set_column(at, table.schema.field(at), pa.array(keys, pa.string()))
-
-
-def _checked(storage: Storage, manifest: Manifest, path: str) -> bytes:
-    """Return a file that is the one in the manifest; DatasetError names another one."""
-    data = storage.read(path)
-    if file_entry(data) != manifest.files.get(path):
-        raise DatasetError(
-            f"{storage.where(path)} is not the one that the manifest lists; run "
-            f"`kprep verify {storage.root}`"
-        )
-    return data
 
 
 def _check_index(table: pa.Table, manifest: Manifest, split: str, where: str) -> None:

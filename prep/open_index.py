@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 def open_index(storage: Storage, manifest: Manifest, split: str) -> pa.Table:
     """Return the rows of a split's index; DatasetError when they are not the manifest's."""
     path = index_path(split)
-    return read_index(_checked(storage, manifest, path), storage.where(path))
+    data = _checked(storage, manifest, path)
+    return read_index(data, storage.where(path), manifest.splits[split].num_clips)
 
 
 def open_ledger(storage: Storage, manifest: Manifest, split: str) -> pa.Table:
     """Return the rows of a split's ledger; DatasetError when they are not the manifest's."""
     path = ledger_path(split)
-    return read_ledger(_checked(storage, manifest, path), storage.where(path))
+    data = _checked(storage, manifest, path)
+    return read_ledger(data, storage.where(path), manifest.splits[split].num_rows)
 
 
 def _checked(storage: Storage, manifest: Manifest, path: str) -> bytes:

@@ -1,18 +1,102 @@
-"""Parquet files from bytes, read by this thread alone.
+"""Parquet files from bytes: read by this thread alone, and none that was made to exhaust memory.
 
 `pyarrow.parquet.read_table` reads through pools of threads. On a loaded machine one of them can
 still hold Python objects when the interpreter ends, which aborts the process after all its work is
 done ("terminate called without an active exception"; one run in 60 of a script that does nothing
 else). Without the pools there is no such thread, and the CPU time is the same.
+
+A thousand million equal rows fit into a few kilobytes of Parquet. So what a file takes in memory is
+summed from its footer before a row is read; texts, whose repetition no footer tells, are read as
+dictionaries and measured before they are written out.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prep.errors import DatasetError
+from prep.progress import size_text
 
-def read_parquet(data: bytes) -> pa.Table:
-    """Return the table of a Parquet file; pyarrow's errors, OSError included, where it is none."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ALWAYS_BYTES = 256 << 20  # that any file may take in memory
+MOST_EXPANSION = 100  # times the file's own size; indices and ledgers take 2 to 15 times it
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+_CODE_BYTES = 4  # of a text in a dictionary
+
+
+def read_parquet(
+    data: bytes, columns: Sequence[str], where: str, num_rows: int | None = None
+) -> pa.Table:
+    """Return those of the columns that a Parquet file has.
+
+    Raises pyarrow's errors, OSError included, where it is none; DatasetError, before a row is read,
+    where it has other than `num_rows` rows, and where it would take too much memory.
+    """
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-        return file.read(use_threads=False)
+        footer, schema = file.metadata, file.schema_arrow
+    if num_rows is not None and footer.num_rows != num_rows:
+        raise DatasetError(
+            f"{where} has {footer.num_rows} rows, the manifest says {num_rows}; run `kprep verify`"
+        )
+    wanted = [name for name in columns if name in schema.names]
+    leaves = [
+        number
+        for number in range(footer.num_columns)
+        if footer.schema.column(number).path.partition(".")[0] in wanted
+    ]
+    limit = max(ALWAYS_BYTES, MOST_EXPANSION * len(data))
+    _check_size(_claimed_bytes(footer, leaves), limit, len(data), where)
+    texts = [footer.schema.column(number).path for number in leaves
+             if footer.schema.column(number).physical_type == "BYTE_ARRAY"]  # fmt: skip
+    with pq.ParquetFile(
+        pa.BufferReader(data), metadata=footer, read_dictionary=texts, pre_buffer=False
+    ) as file:
+        table = file.read(columns=wanted, use_threads=False)
+    _check_size(sum(map(_text_bytes, table.columns)), limit, len(data), where)
+    for number, name in enumerate(table.column_names):
+        if not pa.types.is_dictionary(schema.field(name).type):
+            table = table.set_column(number, name, _plain(table.column(number)))
+    return table
+
+
+def _claimed_bytes(footer: Any, leaves: Sequence[int]) -> int:
+    """Return what the values of some leaf columns take, texts in dictionaries, by the footer."""
+    total = 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for number in leaves:
+            column, described = group.column(number), footer.schema.column(number)
+            width = _WIDTHS.get(described.physical_type, _CODE_BYTES)
+            if described.physical_type == "FIXED_LEN_BYTE_ARRAY":
+                width = described.length
+            values = max(column.num_values, group.num_rows)
+            total += values * width + max(column.total_uncompressed_size, 0)
+    return total
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Return the bytes of a column's texts, each as often as it stands there."""
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(each).as_py() or 0 for each in lengths)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_dictionary(column.type):
+        return column
+    decoded = [chunk.dictionary_decode() for chunk in column.chunks]
+    return pa.chunked_array(decoded, column.type.value_type)
+
+
+def _check_size(num_bytes: int, limit: int, file_bytes: int, where: str) -> None:
+    if num_bytes > limit:
+        raise DatasetError(
+            f"{where} would take {size_text(num_bytes)} of memory, which no real file of "
+            f"{size_text(file_bytes)} does; it was made to exhaust memory, so use another copy"
+        )

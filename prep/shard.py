@@ -302,9 +302,12 @@ def _nothing_to_do(options: ShardOptions, listing: Listing) -> str:
 def _taken_keys(options: ShardOptions, existing: Manifest | None) -> frozenset[str]:
     """Return the keys of the other splits: a key is unique in a dataset."""
     keys: set[str] = set()
-    for split in existing.splits if existing else ():
+    if existing is None:
+        return frozenset(keys)
+    for split in existing.splits:
         path = index_path(split)
-        table = read_index(options.storage.read(path), options.storage.where(path))
+        data, num_clips = options.storage.read(path), existing.splits[split].num_clips
+        table = read_index(data, options.storage.where(path), num_clips)
         keys.update(str(key) for key in table["key"].to_pylist())
     return frozenset(keys)
 

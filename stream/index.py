@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import stat
 import tempfile
@@ -167,8 +168,8 @@ def _filled(column: Any, value: int) -> Any:
 def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
     """Return a split's index; parsed and checked against its sha256 only once on a machine.
 
-    Raises DatasetError when the file is not the one that the manifest lists, or its rows disagree
-    with each other or with the manifest.
+    Raises DatasetError when the file is not the one that the manifest lists, its rows disagree with
+    each other or with the manifest, or it was made to exhaust memory.
     """
     path = index_path(split)
     entry = manifest.files.get(path)
@@ -176,7 +177,7 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
         raise DatasetError(
             f"{storage.where(path)} is not listed in the manifest; run `kprep verify`"
         )
-    mapped = _cache_folder() / f"index-1-{entry.sha256}.arrow"
+    mapped = _cache_folder() / f"index-2-{_checked_as(manifest, split)}.arrow"
     try:
         os.utime(mapped)
         return ClipIndex(mapped)
@@ -185,10 +186,19 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
     except pa.ArrowException:  # cut by a power failure
         mapped.unlink(missing_ok=True)
     data = _read_checked(storage, path, entry.sha256)
-    table = read_index(data, storage.where(path))
+    table = read_index(data, storage.where(path), manifest.splits[split].num_clips)
     _check(table, manifest, split, storage.where(path))
     _write(mapped, table)
     return ClipIndex(mapped)
+
+
+def _checked_as(manifest: Manifest, split: str) -> str:
+    """Return a digest of everything that an index is checked against: its file and the manifest."""
+    described = manifest.splits[split]
+    shards = [(shard.path, manifest.files[shard.path].bytes) for shard in described.shards]
+    sha256 = manifest.files[index_path(split)].sha256
+    values = (sha256, len(manifest.class_names), described.num_clips, shards)
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _read_checked(storage: Storage, path: str, sha256: str) -> bytes:

@@ -81,10 +81,13 @@ def write_index(tables: Iterable[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
-def read_index(data: bytes, where: str) -> pa.Table:
-    """Parse the Parquet file of an index; DatasetError names `where` when it is not one."""
+def read_index(data: bytes, where: str, num_rows: int | None = None) -> pa.Table:
+    """Parse the Parquet file of an index, of `num_rows` rows where the manifest says how many.
+
+    Raises DatasetError, which names `where`, when it is not one, or one that exhausts memory.
+    """
     try:
-        table = read_parquet(data)
+        table = read_parquet(data, list(_COLUMNS), where, num_rows)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{where} is not a Parquet file: {error}") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
