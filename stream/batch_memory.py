@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ from torch.utils.data import get_worker_info
 
 from stream.color import yuv420_to_rgb
 
+# gives uint8 memory of a shape for a batch, of any content
+Room = Callable[[tuple[int, ...]], torch.Tensor]
+
 
 def private_room(shape: tuple[int, ...]) -> torch.Tensor:
     """Return uint8 of any content, for this process alone."""
     return torch.empty(shape, dtype=torch.uint8)
 
 
-def room(shape: tuple[int, ...]) -> torch.Tensor:
+def fresh_room(shape: tuple[int, ...]) -> torch.Tensor:
     """Return uint8 of any content that travels from a worker process without being copied.
 
     As torch's own `default_collate` does, batches of a worker are made in shared memory.
@@ -37,7 +41,7 @@ def widened(planar: torch.Tensor, longest: int) -> torch.Tensor:
     return wider
 
 
-def rgb_of_planar(planar: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
+def rgb_of_planar(planar: torch.Tensor, sizes: list[tuple[int, int]], room: Room) -> torch.Tensor:
     """Convert each clip; clips of several sizes stand in the upper left of the largest."""
     height = max((size[0] for size in sizes), default=0)
     width = max((size[1] for size in sizes), default=0)

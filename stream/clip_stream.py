@@ -16,7 +16,7 @@ from prep.errors import BadClipError, DatasetError, UsageError
 from prep.storage import stop_waiting
 from stream.bad_clips import MOST_SUBSTITUTES, BadClip, Policy, substitute
 from stream.batch import ClipBatch, Layout
-from stream.batch_memory import private_room, rgb_of_planar, room, widened
+from stream.batch_memory import Room, fresh_room, private_room, rgb_of_planar, widened
 from stream.cache import ClipCache, disk_space, parse_bytes
 from stream.class_lists import join_class_lists
 from stream.color import frame_bytes
@@ -229,14 +229,27 @@ class ClipStream(Dataset[ClipBatch]):
         """Return the number of batches an epoch on this rank."""
         return self.plan.num_steps * self.plan.accumulate
 
+    def most_batch_bytes(self) -> int:
+        """Return the bytes of the largest video tensor that a batch of this split can have."""
+        heights, widths = (sizes[self.rows] for sizes in self.index.sizes)
+        if self.options.layout == "yuv420":
+            frame = frame_bytes(1, int((heights * widths).max()))
+        else:
+            frame = int(heights.max()) * int(widths.max()) * 3
+        return self.plan.batch_size * self.options.frames * frame
+
     def __getitem__(self, address: BatchAddress) -> ClipBatch:
         """Read and decode one batch.
 
         Raises BadClipError when a clip is damaged and the policy is "raise", or too many of its
         substitutes are damaged too; StorageError when bytes cannot be had.
         """
+        return self.batch(address, fresh_room)
+
+    def batch(self, address: BatchAddress, room: Room) -> ClipBatch:
+        """Read and decode one batch into memory that `room` gives; see `__getitem__`."""
         try:
-            planar, kept, bad = self._decode(address.epoch, self._reads(address))
+            planar, kept, bad = self._decode(address.epoch, self._reads(address), room)
         except BaseException:  # the reads that are still under way must not wait for the storage
             self._ahead = None
             stop_waiting()
@@ -244,7 +257,7 @@ class ClipStream(Dataset[ClipBatch]):
         clips = [item.clip for item in kept]
         sizes = [(clip.height, clip.width) for clip in clips]
         return ClipBatch(
-            video=planar if self.options.layout == "yuv420" else rgb_of_planar(planar, sizes),
+            video=planar if self.options.layout == "yuv420" else rgb_of_planar(planar, sizes, room),
             size=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
             label=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
             key=[clip.key for clip in clips],
@@ -328,7 +341,9 @@ class ClipStream(Dataset[ClipBatch]):
             for group in groups
         ]
 
-    def _decode(self, epoch: int, begun: _Begun) -> tuple[torch.Tensor, list[_Item], list[BadClip]]:
+    def _decode(
+        self, epoch: int, begun: _Begun, room: Room
+    ) -> tuple[torch.Tensor, list[_Item], list[BadClip]]:
         """Decode each clip while those behind it are still being read.
 
         Returns:

@@ -99,6 +99,11 @@ class ClipIndex:
         return sizes
 
     @property
+    def sizes(self) -> tuple[Int64, Int64]:
+        """Height and width of each clip in pixels, int64."""
+        return self._columns["height"].astype(np.int64), self._columns["width"].astype(np.int64)
+
+    @property
     def labels(self) -> Int64:
         """Label index of each clip, int64; -1 where there is none."""
         labels: Int64 = self._columns["label"].astype(np.int64)

@@ -68,6 +68,12 @@ class JoinedIndex:
         return np.concatenate([part.index.video_bytes for part in self.parts])
 
     @property
+    def sizes(self) -> tuple[Int64, Int64]:
+        """Height and width of each clip in pixels, int64."""
+        heights, widths = zip(*(part.index.sizes for part in self.parts), strict=True)
+        return np.concatenate(heights), np.concatenate(widths)
+
+    @property
     def labels(self) -> Int64:
         """Label index of each clip in the joined class list, int64; -1 where there is none."""
         return np.concatenate([part.labels[part.index.labels] for part in self.parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from prep.errors import KprepError, UsageError
 from prep.storage import RetryPolicy, Storage
 from stream.bad_clips import BadClipSummary, Policy
 from stream.batch import ClipBatch
+from stream.batch_slots import BatchSlots, LentBatch
 from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
 from stream.opened_roots import RootSummary, WeightedStorage, summarise
 from stream.order import ORDER_VERSION, Grouping
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _OPENING_PATIENCE_SECONDS = 60.0
 _LONGEST_LIST = 120  # characters
+_BATCHES_HELD = 2  # of a worker: the one being made, and one that the caller has
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,53 @@ class _Failure:
     message: str
 
 
-class _Guarded(Dataset["ClipBatch | _Failure"]):
-    """A stream whose own errors arrive as values, since torch would wrap them in tracebacks."""
+class _Guarded(Dataset["ClipBatch | LentBatch | _Failure"]):
+    """A stream whose own errors arrive as values, since torch would wrap them in tracebacks.
 
-    def __init__(self, stream: ClipStream) -> None:
+    Workers make batches in `slots` where there are any; what they lend arrives as a ClipBatch.
+    """
+
+    def __init__(self, stream: ClipStream, slots: BatchSlots | None = None) -> None:
         self.stream = stream
+        self.slots = slots
 
-    def __getitem__(self, address: BatchAddress) -> ClipBatch | _Failure:
+    def __getitem__(self, address: BatchAddress) -> ClipBatch | LentBatch | _Failure:
         try:
-            return self.stream[address]
+            if self.slots is None:
+                return self.stream[address]
+            return self.slots.lend(self.stream.batch(address, self.slots.room))
         except KprepError as error:
             return _Failure(type(error).__name__, str(error))
 
 
 class _Addresses(Sampler[BatchAddress]):
-    """What the workers still have to make of a loader's current iteration."""
+    """What is still to be made of a loader's current iteration.
 
-    def __init__(self, loader: ClipLoader) -> None:
-        self.loader = loader
+    Refers to no loader: in a cycle of references, torch's workers are not told that they can end,
+    and whoever drops the loader waits 5 seconds for each.
+    """
+
+    def __init__(self, stream: ClipStream) -> None:
+        self._plan, self._rank = stream.plan, stream.rank
+        self.epoch = 0
+        self.begun_at = 0
+        self.made_here = 0
+        """Batches of the iteration that need no worker any more."""
 
     def __iter__(self) -> Iterator[BatchAddress]:
-        return self.loader.addresses_left()
+        return islice(self.since(self.begun_at), self.made_here, None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def since(self, first_step: int) -> Iterator[BatchAddress]:
+        """Yield this rank's addresses from a step of the epoch to its end."""
+        plan = self._plan
+        for step in range(first_step, plan.num_steps):
+            for micro in range(plan.accumulate):
+                # an evaluation's last step can leave a rank without clips
+                if len(plan.positions(step, micro, self._rank)):
+                    yield BatchAddress(self.epoch, step, micro)
 
 
 def _as_is(batch: Any) -> Any:
@@ -93,16 +119,20 @@ class ClipLoader:
     ) -> None:
         self.stream = stream
         self.num_workers = num_workers
-        self.epoch = 0
         self.next_step = 0
         """The step at which the next iteration begins: 0, or where a loaded state continues."""
-        self._begun_at = 0
+        self._addresses = _Addresses(stream)
         self._delivered = 0
-        self._made_here = 0
         self._bad_clips = BadClipSummary(bad_clip_limit)
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
         self._torch_loader: DataLoader[Any] | None = None
+        self._slots: BatchSlots | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is iterated over."""
+        return self._addresses.epoch
 
     @property
     def class_names(self) -> list[str]:
@@ -146,34 +176,23 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets from here to the end of the epoch."""
-        return sum(1 for _ in self._addresses(self.next_step))
-
-    def _addresses(self, first_step: int) -> Iterator[BatchAddress]:
-        """Yield this rank's addresses from a step of the epoch to its end."""
-        plan = self.stream.plan
-        for step in range(first_step, plan.num_steps):
-            for micro in range(plan.accumulate):
-                # an evaluation's last step can leave a rank without clips
-                if len(plan.positions(step, micro, self.stream.rank)):
-                    yield BatchAddress(self.epoch, step, micro)
-
-    def addresses_left(self) -> Iterator[BatchAddress]:
-        """Yield what torch's loader has to make of the current iteration."""
-        return islice(self._addresses(self._begun_at), self._made_here, None)
+        return sum(1 for _ in self._addresses.since(self.next_step))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to iterate over; the one of a loaded state continues in its middle."""
         if epoch < 0:
             raise UsageError(f"epoch ({epoch}) must be at least 0")
         if epoch != self.epoch:
-            self.epoch, self.next_step, self._begun_at, self._delivered = epoch, 0, 0, 0
+            self._addresses.epoch = epoch
+            self.next_step = self._addresses.begun_at = self._delivered = 0
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Yield the batches from the current place to the end of the epoch.
 
         Iterating again without `set_epoch` repeats the epoch from its beginning.
         """
-        self._begun_at, self._delivered, self._made_here = self.next_step, 0, 0
+        self._addresses.begun_at, self._addresses.made_here = self.next_step, 0
+        self._delivered = 0
         for batch in self._batches():
             self.next_step = 0
             if isinstance(batch, _Failure):
@@ -184,7 +203,8 @@ class ClipLoader:
                 yield batch
         self.next_step = 0
         # an evaluation's last steps can have no clips for this rank; they are over all the same
-        self._delivered = (self.steps_per_epoch - self._begun_at) * self.stream.plan.accumulate
+        steps = self.steps_per_epoch - self._addresses.begun_at
+        self._delivered = steps * self.stream.plan.accumulate
 
     def _batches(self) -> Iterator[ClipBatch | _Failure]:
         """Yield what workers make; the first batch of all is made in this process.
@@ -192,17 +212,17 @@ class ClipLoader:
         The fork server, which `clip_loader` started, imports torch meanwhile (seconds).
         """
         if self.num_workers and self._torch_loader is None:
-            for address in islice(self.addresses_left(), 1):
-                batch = _Guarded(self.stream)[address]
+            for address in islice(self._addresses, 1):
+                batch: Any = _Guarded(self.stream)[address]
                 if self._pin_memory and isinstance(batch, ClipBatch):
                     batch = batch.pin_memory()
-                self._made_here = 1
+                self._addresses.made_here = 1
                 yield batch
         yield from self._loader()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the sequence stands, counting whole optimiser steps; under 1 KiB of JSON."""
-        step = self._begun_at + self._delivered // self.stream.plan.accumulate
+        step = self._addresses.begun_at + self._delivered // self.stream.plan.accumulate
         return self._state(self.epoch, step).to_json()
 
     def load_state_dict(self, state: Any) -> None:
@@ -214,8 +234,8 @@ class ClipLoader:
         saved.check_continues(self._state(0, 0))
         if saved.step > self.steps_per_epoch:
             raise UsageError(f"cannot resume: step {saved.step} is behind the end of the epoch")
-        self.epoch, self._delivered = saved.epoch, 0
-        self.next_step = self._begun_at = saved.step
+        self._addresses.epoch, self._delivered = saved.epoch, 0
+        self.next_step = self._addresses.begun_at = saved.step
 
     def _state(self, epoch: int, step: int) -> StreamState:
         stream, options = self.stream, self.stream.options
@@ -243,10 +263,11 @@ class ClipLoader:
     def _loader(self) -> DataLoader[Any]:
         if self._torch_loader is None:
             workers = self.num_workers
+            self._slots = self._open_slots()
             self._torch_loader = DataLoader(
-                _Guarded(self.stream),
+                _Guarded(self.stream, self._slots),
                 batch_size=None,
-                sampler=_Addresses(self),
+                sampler=self._addresses,
                 num_workers=workers,
                 collate_fn=_as_is,
                 pin_memory=self._pin_memory,
@@ -256,6 +277,15 @@ class ClipLoader:
                 worker_init_fn=begin_worker,
             )
         return self._torch_loader
+
+    def _open_slots(self) -> BatchSlots | None:
+        """Return memory for what workers prepare, and for what the caller holds meanwhile."""
+        if not self.num_workers:
+            return None
+        each = self._prefetch_batches + _BATCHES_HELD
+        with contextlib.suppress(OSError):
+            return BatchSlots(self.stream.most_batch_bytes(), self.num_workers, each)
+        return None  # batches are made in fresh memory
 
 
 def _objects_digest(stream: ClipStream) -> str:

@@ -555,6 +555,17 @@ def test_a_plain_dataloader_with_spawned_workers_gives_the_same(root):
     assert sequence(plain) == expected
 
 
+def test_workers_end_by_themselves_when_the_loader_is_dropped(root):
+    """In a cycle of references torch cannot tell them to, waits 5 seconds for each and kills it."""
+    one = loader(root, num_workers=2)
+    batches = iter(one)
+    next(batches)
+    next(batches)
+    workers = one._torch_loader._iterator._workers
+    del one, batches
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 def as_it_is(batch):
     return batch
 

@@ -1,0 +1,153 @@
+"""Shared memory that a loader's batches are made in, again and again.
+
+A batch in fresh shared memory costs the worker a page fault for every 4 KiB, nearly half of what
+decoding costs. Here each worker has a few slots in one anonymous memory file: it fills a free one
+and lends it; the loader's process reads the same pages, and when nothing there refers to the
+batch any more, the slot is free again. With no free slot a batch is made in fresh memory, so
+nobody ever waits for one.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import uuid
+from dataclasses import dataclass, fields
+from multiprocessing.reduction import DupFd
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from stream.batch import ClipBatch
+from stream.batch_memory import fresh_room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FREE, _LENT, _KEPT = range(3)
+
+_here: WeakValueDictionary[str, BatchSlots] = WeakValueDictionary()
+
+
+class BatchSlots:
+    """Slots of one loader: made in its process, sent to its workers while they start.
+
+    A worker calls `room` and `lend`; what it sends arrives as an ordinary ClipBatch.
+    """
+
+    def __init__(self, slot_bytes: int, workers: int, per_worker: int) -> None:
+        """Lay out `workers * per_worker` slots; they take memory when they are first written.
+
+        Raises OSError where the system has no anonymous memory files or no room for these.
+        """
+        self.name = uuid.uuid4().hex
+        self.per_worker = per_worker
+        self.count = workers * per_worker
+        self.slot_bytes = _whole_pages(slot_bytes)
+        self._open(_memory_file(_whole_pages(self.count) + self.count * self.slot_bytes))
+        self._claimed: set[int] = set()
+        _here[self.name] = self
+
+    def _open(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        finalize(self, os.close, descriptor)
+        self._map = mmap.mmap(descriptor, 0)
+        self._states = np.ndarray((self.count,), np.uint8, self._map)
+        self._first = _whole_pages(self.count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let a process that is being started open the same memory."""
+        kept = {name: getattr(self, name) for name in ("name", "per_worker", "count", "slot_bytes")}
+        return {**kept, "_file": DupFd(self._descriptor)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        file = state.pop("_file")
+        self.__dict__.update(state)
+        self._open(file.detach())
+
+    def room(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return uint8 of any content in a free slot of this worker; fresh if there is none."""
+        worker = get_worker_info()
+        if worker is None or math.prod(shape) > self.slot_bytes:
+            return fresh_room(shape)
+        mine = range(worker.id * self.per_worker, (worker.id + 1) * self.per_worker)
+        free = next((slot for slot in mine if self._states[slot] == _FREE), None)
+        return fresh_room(shape) if free is None else torch.from_numpy(self._array(free, shape))
+
+    def lend(self, batch: ClipBatch) -> ClipBatch | LentBatch:
+        """Return what to send of a batch: itself, or its slot if its video stands in one."""
+        offset = batch.video.data_ptr() - self._states.ctypes.data - self._first
+        slot, inside = divmod(offset, self.slot_bytes)
+        if inside or not 0 <= slot < self.count or not batch.video.is_contiguous():
+            return batch
+        self._states[slot] = _LENT
+        rest = {one.name: getattr(batch, one.name) for one in fields(batch) if one.name != "video"}
+        return LentBatch(self.name, slot, tuple(batch.video.shape), rest)
+
+    def claim(self, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return the content of a lent slot, uint8, which is free again when no view is left."""
+        array = self._array(slot, shape)
+        self._claimed.add(slot)
+        finalize(array, self._release, slot).atexit = False
+        return torch.from_numpy(array)
+
+    def keep_claimed(self) -> None:
+        """Never reuse the slots that are in use: a process forked now may go on reading them."""
+        for slot in list(self._claimed):
+            self._states[slot] = _KEPT
+
+    def _release(self, slot: int) -> None:
+        self._claimed.discard(slot)
+        if self._states[slot] == _LENT:
+            self._states[slot] = _FREE
+
+    def _array(self, slot: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.ndarray(shape, np.uint8, self._map, self._first + slot * self.slot_bytes)
+
+
+@dataclass(frozen=True)
+class LentBatch:
+    """A batch on its way from a worker, its video in a slot; it arrives as a ClipBatch."""
+
+    slots: str
+    slot: int
+    shape: tuple[int, ...]
+    rest: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Callable[..., ClipBatch | None], tuple[Any, ...]]:
+        """Arrive as what `_arrived` makes of it."""
+        return _arrived, (self.slots, self.slot, self.shape, self.rest)
+
+
+def _arrived(name: str, slot: int, shape: tuple[int, ...], rest: dict[str, Any]) -> Any:
+    """Return the batch; None where the loader is gone, of which a queue is being emptied."""
+    slots = _here.get(name)
+    return None if slots is None else ClipBatch(video=slots.claim(slot, shape), **rest)
+
+
+def _keep_all() -> None:
+    for slots in list(_here.values()):
+        slots.keep_claimed()
+
+
+os.register_at_fork(before=_keep_all)
+
+
+def _memory_file(size: int) -> int:
+    if not hasattr(os, "memfd_create"):
+        raise OSError("no anonymous memory files")
+    descriptor = os.memfd_create("kprep-batches")
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,178 @@
+"""Batches in memory that is used again: never while anybody can still see the old one."""
+
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stream_datasets import make_dataset, sequence
+
+from stream import clip_loader
+from stream.batch_slots import BatchSlots
+
+SMALL = {"split": "train", "frames": 4, "batch_size": 3, "clips_per_video": 6, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("slots"), count=8)
+
+
+def loader(root, **more):
+    return clip_loader(str(root), **{**SMALL, "num_workers": 2, "layout": "yuv420", **more})
+
+
+@pytest.fixture(scope="module")
+def expected(root):
+    return {layout: sequence(loader(root, num_workers=0, layout=layout))
+            for layout in ("rgb", "yuv420")}  # fmt: skip
+
+
+def states(one) -> list[int]:
+    gc.collect()
+    return one._slots._states.tolist()
+
+
+@pytest.mark.parametrize("layout", ["rgb", "yuv420"])
+def test_reused_memory_gives_the_same_pixels(root, expected, layout):
+    one = loader(root, layout=layout)
+    places = set()
+    for _ in range(2):
+        found = []
+        for batch in one:
+            places.add(batch.video.data_ptr())
+            found += sequence([batch])
+        assert found == expected[layout]
+    del batch
+    assert len(places) <= one._slots.count + 1  # the first batch is made in this process
+    assert states(one) == [0] * one._slots.count
+
+
+def test_batches_that_are_kept_do_not_change(root, expected):
+    """More of them than there are slots: the others come in fresh memory."""
+    one = loader(root)
+    batches = list(one)
+    assert len(batches) > one._slots.count
+    assert set(states(one)) == {1}
+    list(one)
+    assert sequence(batches) == expected["yuv420"]
+    del batches
+    assert set(states(one)) == {0}
+
+
+@pytest.mark.parametrize("view", [
+    lambda video: video[1].untyped_storage(),
+    lambda video: video.numpy()[1],
+    lambda video: torch.from_dlpack(video)[1].numpy(),
+    lambda video: memoryview(video.numpy().reshape(-1))[9:],
+], ids=["storage", "numpy", "dlpack", "memoryview"])  # fmt: skip
+def test_any_view_of_a_batch_keeps_its_slot(root, view):
+    one = loader(root)
+    batches = iter(one)
+    next(batches)  # made in this process
+    batch = next(batches)
+    kept = view(batch.video)
+    before = bytes(kept)
+    del batch, batches
+    for _ in range(2):
+        list(one)
+    assert bytes(kept) == before
+    assert sum(states(one)) == 1
+    del kept
+    assert sum(states(one)) == 0
+
+
+def test_an_iteration_that_is_left_gives_its_slots_back(root, expected):
+    one = loader(root)
+    batches = iter(one)
+    for _ in range(4):
+        next(batches)
+    del batches
+    one.set_epoch(1)
+    one.set_epoch(0)
+    assert sequence(one) == expected["yuv420"]
+    assert sum(states(one)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_what_a_forked_child_may_read_is_never_used_again(root):
+    one = loader(root)
+    batches = iter(one)
+    next(batches)
+    batch = next(batches)
+    before = batch.video.numpy().tobytes()
+    go, say = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(go[0], 1)
+        os.write(say[1], b"1" if batch.video.numpy().tobytes() == before else b"0")
+        os._exit(0)
+    del batch
+    for _ in range(3):
+        list(one)
+    os.write(go[1], b"x")
+    assert os.read(say[0], 1) == b"1"
+    assert os.waitpid(child, 0)[1] == 0
+    assert sorted(set(states(one))) == [0, 2]
+    for end in (*go, *say):
+        os.close(end)
+
+
+def test_a_batch_sent_to_another_process_is_a_copy(root, expected):
+    one = loader(root)
+    batches = []
+    for batch in one:
+        batch.video.share_memory_()  # what sending through a queue of torch's does
+        batches.append(batch)
+    assert sum(states(one)) == 0
+    list(one)
+    assert sequence(batches) == expected["yuv420"]
+
+
+def test_without_memory_files_batches_are_made_as_torch_makes_them(root, expected, monkeypatch):
+    def refused(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(os, "ftruncate", refused)
+    one = loader(root)
+    assert sequence(one) == expected["yuv420"]
+    assert one._slots is None
+
+
+def test_memory_goes_with_the_last_batch(root):
+    def open_files():
+        found = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+        return sum("kprep-batches" in file for file in found)
+
+    def mapped():
+        return Path("/proc/self/maps").read_text().count("kprep-batches")
+
+    gc.collect()
+    files, maps = open_files(), mapped()
+    one = loader(root)
+    batches = iter(one)
+    next(batches)
+    batch = next(batches)
+    assert (open_files() > files, mapped() > maps) == (True, True)
+    before = batch.video.clone()
+    del one, batches
+    gc.collect()
+    assert torch.equal(batch.video, before)
+    del batch
+    gc.collect()
+    assert (open_files(), mapped()) == (files, maps)
+
+
+def test_a_slot_too_small_or_another_place_is_not_lent():
+    slots = BatchSlots(100, workers=2, per_worker=3)
+    assert slots.slot_bytes % 4096 == 0
+    outside = slots.room((10,))  # no worker here
+    assert isinstance(outside, torch.Tensor)
+    first = slots.claim(0, (2, 5))
+    first[:] = 7
+    last = slots.claim(5, (4,))
+    last[:] = 9
+    assert (slots.claim(0, (10,)) == 7).all()
+    assert np.all(last.numpy() == 9)
