@@ -56,11 +56,9 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
     lost = [clip["row"] for clip in job["clips"] if _payload(clip, storage, path) is None]
     if lost:
         return {"lost": lost}
-    folder = storage.local_root or Path(job["work"])
-    target = folder / path
-    temporary = temporary_name(target)
+    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tar_in_the_making(storage, Path(job["work"]), path)
         hashed = write_tar(temporary, _samples(job["clips"], storage, path))
         return finish_tar(temporary, hashed, storage, path)
     except OSError as error:
@@ -68,7 +66,8 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
     except StorageError as error:
         return {"fatal": str(error)}
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _samples(
@@ -94,6 +93,15 @@ def write_tar(target: Path, samples: Iterable[dict[str, str | bytes]]) -> Hashin
         file.flush()
         os.fsync(file.fileno())
     return hashed
+
+
+def tar_in_the_making(storage: Storage, work: Path, path: str) -> Path:
+    """Return where a shard is written: beside its place, or for a bucket in the work folder."""
+    if storage.local_root is not None:
+        return temporary_name(storage.local_target(path))
+    target = work / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return temporary_name(target)
 
 
 def finish_tar(temporary: Path, hashed: HashingFile, storage: Storage, path: str) -> dict[str, Any]:

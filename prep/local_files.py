@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 from prep.errors import StorageError
 
@@ -55,3 +56,41 @@ def ends_early(where: str, size: int, start: int, end: int) -> StorageError:
 def _check_plain(status: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(path)
+
+
+def refuse_links_to(root: Path, path: str) -> None:
+    """Raise StorageError when a folder on the way from a root to one of its files is a link.
+
+    The root itself may be one. A dataset of somebody else can hold a link to any folder of this
+    machine, and what is written or deleted through it is none of the dataset's.
+    """
+    for folder in [*Path(path).parents][-2::-1]:  # a/b/c.tar: a, a/b
+        if (root / folder).is_symlink():
+            raise StorageError(
+                f"{root / folder} is a link, and kprep writes nothing through links inside a root; "
+                "make it a folder, or make a link of the root itself"
+            )
+
+
+def refuse_links_in(folder: Path) -> None:
+    """Raise StorageError when a folder is a link, or when one is anywhere in it."""
+    links = [folder] if folder.is_symlink() else []
+    for place, folders, files in os.walk(folder):
+        links += [
+            Path(place, name) for name in (*folders, *files) if Path(place, name).is_symlink()
+        ]
+    if links:
+        raise StorageError(
+            f"{min(links)} is a link, and {folder} is kprep's own to write to; remove the link"
+        )
+
+
+def refuse_endless_links(root: Path) -> None:
+    """Raise StorageError when a link below a root leads to a folder that the root lies in."""
+    real = root.resolve()
+    for place, folders, _ in os.walk(root):
+        for link in (Path(place, name) for name in folders):
+            if link.is_symlink() and link.resolve() in (real, *real.parents):
+                raise StorageError(
+                    f"{link} is a link to a folder that holds the dataset itself; remove the link"
+                )

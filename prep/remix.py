@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prep.assemble import finish_tar, scan, write_tar
+from prep.assemble import finish_tar, scan, tar_in_the_making, write_tar
 from prep.errors import DatasetError, StorageError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
-from prep.storage import Storage, temporary_name
+from prep.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +38,9 @@ def remix(job: dict[str, Any]) -> dict[str, Any]:
     what prep.assemble returns, or `{"damaged": sentence}`, or `{"fatal": sentence}`.
     """
     storage, path = Storage(job["root"], job["options"]), job["path"]
-    target = (storage.local_root or Path(job["work"])) / path
-    temporary = temporary_name(target)
+    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tar_in_the_making(storage, Path(job["work"]), path)
         hashed = write_tar(temporary, _samples(job))
         _check_places(temporary, job)
         return finish_tar(temporary, hashed, storage, path)
@@ -52,7 +51,8 @@ def remix(job: dict[str, Any]) -> dict[str, Any]:
     except StorageError as error:
         return {"fatal": str(error)}
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _check_places(tar: Path, job: dict[str, Any]) -> None:

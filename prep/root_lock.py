@@ -12,6 +12,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
+from prep.local_files import refuse_links_in
+from prep.options import WORK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +50,7 @@ def root_lock(storage: Storage, work: Path, lock_folder: Path) -> Iterator[Calla
     killed, and takes over at once.
     """
     if storage.local_root is not None:
+        refuse_links_in(storage.local_root / WORK_NAME)
         with file_lock(lock_folder / "lock", f"another kprep is converting into {storage.root}"):
             yield lambda: None
         return

@@ -182,7 +182,8 @@ def remove_leftovers(options: ShardOptions) -> None:
     if root is None:
         return
     for folder in (root, *(root / name for name in ("index", "ledger", ".nv-meta", options.split))):
-        for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        ours = folder.is_dir() and (folder == root or not folder.is_symlink())
+        for path in folder.glob(".*.tmp") if ours else ():
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
 from prep.format import Manifest, check_split_name, index_path, read_index
 from prep.journal import Journal
+from prep.local_files import refuse_links_in
 from prep.options import WORK_NAME, ShardOptions
 from prep.outcome import Reason, Status
 from prep.publish import publish
@@ -64,6 +65,8 @@ def shard(options: ShardOptions) -> ShardResult:
     """
     check_split_name(options.split)
     check_places(options)
+    if options.storage.local_root is not None:
+        refuse_links_in(options.storage.local_root / WORK_NAME)
     ffmpeg = find_ffmpeg()
     work = options.work_root / options.split
     lock_folder = (options.storage.local_root or options.work_root) / WORK_NAME

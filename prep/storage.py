@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_waiting
 from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError, UsageError
-from prep.local_files import ends_early, local_info, read_local_range
+from prep.local_files import (
+    ends_early,
+    local_info,
+    read_local_range,
+    refuse_endless_links,
+    refuse_links_to,
+)
 from prep.s3_environment import s3_environment
 
 if TYPE_CHECKING:
@@ -272,10 +278,20 @@ class Storage:
             with self._errors(path):
                 obstore.put(self.store(), path, data)
             return
+        with self._errors(path):
+            write_atomic(self.local_target(path), data)
+
+    def local_target(self, path: str) -> Path:
+        """Return where an object of a local root is written, in a folder that is there.
+
+        Raises StorageError where a link would lead out of the root.
+        """
+        if self.local_root is None:
+            raise ValueError(f"{self.root} is not on this machine")
+        refuse_links_to(self.local_root, check_relative_path(path))
         target = self.local_root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self._errors(path):
-            write_atomic(target, data)
+        return target
 
     def read_with_etag(self, path: str) -> tuple[bytes, str | None]:
         """Return a whole object and its version."""
@@ -308,15 +324,18 @@ class Storage:
         """Remove an object."""
         import obstore
 
+        check_relative_path(path)
+        if self.local_root is not None:
+            refuse_links_to(self.local_root, path)
         with self._errors(path):
-            obstore.delete(self.store(), check_relative_path(path))
+            obstore.delete(self.store(), path)
 
     def move_in(self, file: Path, path: str) -> None:
         """Make a finished local file the object `path`: renamed, or uploaded and removed."""
         import obstore
 
         if self.local_root is not None:
-            target = self.local_root / check_relative_path(path)
+            target = self.local_target(path)
             file.replace(target)
             sync_directory(target.parent)
             return
@@ -355,9 +374,14 @@ class Storage:
             return result.attributes.get(_SHA256_ATTRIBUTE)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield every object below `prefix`, in the order of their paths."""
+        """Yield every object below `prefix`, in the order of their paths.
+
+        Links of a local root are followed; StorageError for one that leads to a folder above.
+        """
         import obstore
 
+        if self.local_root is not None:
+            refuse_endless_links(self.local_root)
         with self._errors(prefix or "."):
             found = [
                 ObjectInfo(str(meta["path"]), int(meta["size"]), meta["e_tag"])
@@ -404,8 +428,9 @@ def write_atomic(target: Path, data: bytes) -> None:
     What a killed writer leaves under its temporary name, `remove_leftovers` finds.
     """
     temporary = temporary_name(target)
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # never through a link of that name
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

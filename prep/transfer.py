@@ -119,11 +119,7 @@ class Transfer:
                 raise _damaged(self.source, path)
             file.flush()
             os.fsync(file.fileno())
-        root = self.destination.local_root
-        if root is None:
-            raise ValueError("a folder for parts, but no local destination")
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self.destination.local_target(path)
         unfinished.replace(target)
         sync_directory(target.parent)
 
