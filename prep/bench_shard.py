@@ -64,27 +64,35 @@ def bench_shard(
     again; files that cannot be read are left out of both. UsageError when none is left.
     """
     with tempfile.TemporaryDirectory(prefix="kprep-bench-") as folder:
-        profile, limits, binary = load_profile(profile_name), Limits(), find_ffmpeg().path
-        chosen = _choose(videos, Path(folder) / "videos", clips)
-
-        def bare(number: int) -> None:
-            path, facts = chosen[number]
-            target = Path(folder) / f"{number}.mp4"
-            run(command(binary, path, target, profile, facts, 0.0, None, limits), path, limits)
-            target.unlink()
+        chosen = choose(videos, Path(folder) / "videos", clips)
 
         def ffmpeg(_: int) -> None:
-            with ThreadPoolExecutor(workers) as threads:
-                list(threads.map(bare, range(len(chosen))))
+            convert_bare(chosen, Path(folder), profile_name, workers)
 
         def kprep(number: int) -> None:
             root = Path(folder) / f"root-{number}"
-            _convert(Path(folder) / "videos", root, profile_name, workers, len(chosen))
+            convert(Path(folder) / "videos", root, profile_name, workers, len(chosen))
 
         return _rounds(ffmpeg, kprep, len(chosen), workers, rounds)
 
 
-def _choose(videos: Path, target: Path, count: int) -> list[tuple[Path, SourceFacts]]:
+def convert_bare(
+    chosen: list[tuple[Path, SourceFacts]], folder: Path, profile_name: str, workers: int
+) -> None:
+    """Run the commands that `kprep shard` would run, and throw the clips away."""
+    profile, limits, binary = load_profile(profile_name), Limits(), find_ffmpeg().path
+
+    def bare(number: int) -> None:
+        path, facts = chosen[number]
+        target = folder / f"{number}.mp4"
+        run(command(binary, path, target, profile, facts, 0.0, None, limits), path, limits)
+        target.unlink()
+
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(bare, range(len(chosen))))
+
+
+def choose(videos: Path, target: Path, count: int) -> list[tuple[Path, SourceFacts]]:
     """Link readable videos into a class folder, from the first again where they are too few."""
     readable: list[tuple[Path, SourceFacts]] = []
     for path in walk(videos):
@@ -105,7 +113,7 @@ def _choose(videos: Path, target: Path, count: int) -> list[tuple[Path, SourceFa
     return chosen
 
 
-def _convert(videos: Path, root: Path, profile: str, workers: int, count: int) -> None:
+def convert(videos: Path, root: Path, profile: str, workers: int, count: int) -> None:
     """Run `kprep shard` as a user does; KprepError when it fails or loses a clip."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "prep", "shard", str(videos), str(root), "--split", "train",
@@ -132,14 +140,14 @@ def _rounds(
     results = {name: ShardResult([], []) for name in contenders}
     for number in range(rounds):
         for name in list(contenders) if number % 2 == 0 else reversed(contenders):
-            cpu, begun = _cpu_seconds(), time.perf_counter()
+            cpu, begun = cpu_seconds(), time.perf_counter()
             contenders[name](number)
             results[name].clips_per_second.append(count / (time.perf_counter() - begun))
-            results[name].cpu_seconds_per_clip.append((_cpu_seconds() - cpu) / count)
+            results[name].cpu_seconds_per_clip.append((cpu_seconds() - cpu) / count)
     return ShardBench(count, workers, results["ffmpeg"], results["kprep"])
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Return CPU time of this process and of all children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
