@@ -30,7 +30,7 @@ from prep.format import (
 )
 from prep.format.layout import MANIFEST_PATH
 from prep.open_index import open_index
-from prep.options import WORK_NAME
+from prep.options import COPY_MARKER_PATH, WORK_NAME
 from prep.publish import file_entry
 from prep.root_lock import LOCK_NAME
 from prep.transfer import DamagedError, StoppedCopyError, Transfer
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from prep.storage import Storage
 
-MARKER_PATH = f"{WORK_NAME}/copy.json"  # what an unfinished copy is of; removed when it is whole
 _PARTS = "copy-parts"
 _NAMED = 3  # damaged files that an error lists
 
@@ -204,9 +203,9 @@ def copy_dataset(
         except KprepError:
             remove_lock(destination)
             raise
-        if existing is None or plan.added:
+        if existing != plan.manifest:
             marker = json.dumps(identity(manifest, plan.splits)).encode()
-            destination.write(MARKER_PATH, marker)
+            destination.write(COPY_MARKER_PATH, marker)
         copied = _copy(source, destination, plan, data, existing, check_lock, jobs)
         if not copied.interrupted_by:
             _clean(destination)
@@ -322,14 +321,14 @@ def _keys(storage: Storage, manifest: Manifest, name: str) -> list[str]:
 
 def _marker(destination: Storage) -> dict[str, Any] | None:
     """Return what an unfinished copy at the destination is of; None where there is none."""
-    if not destination.exists(MARKER_PATH):
+    if not destination.exists(COPY_MARKER_PATH):
         return None
     try:
-        found = json.loads(destination.read(MARKER_PATH))
+        found = json.loads(destination.read(COPY_MARKER_PATH))
         return {"splits": {str(name): str(text) for name, text in found["splits"].items()}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{destination.where(MARKER_PATH)} is not kprep's; remove it, then run again"
+            f"{destination.where(COPY_MARKER_PATH)} is not kprep's; remove it, then run again"
         ) from error
 
 
@@ -347,8 +346,8 @@ def _parts_folder(destination: Storage) -> Path | None:
 
 def _clean(destination: Storage) -> None:
     """Remove what only an unfinished copy needs."""
-    if destination.exists(MARKER_PATH):
-        destination.delete(MARKER_PATH)
+    if destination.exists(COPY_MARKER_PATH):
+        destination.delete(COPY_MARKER_PATH)
     if destination.local_root is not None:
         shutil.rmtree(destination.local_root / WORK_NAME / _PARTS, ignore_errors=True)
         remove_lock(destination)

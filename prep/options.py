@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from prep.profile import EncodingProfile
 
 WORK_NAME = ".kprep-work"
+COPY_MARKER_PATH = f"{WORK_NAME}/copy.json"
+"""What an unfinished copy into a root is of; removed when the copy is whole."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from prep.verify_files import (
     read_listed,
     shard_paths,
     shared_files,
+    unfinished_copy,
     wanted_files,
 )
 from prep.verify_shard import verify_shard
@@ -147,6 +148,8 @@ def examine(
         findings.faults += map(fault_from_json, findings.shards[path]["faults"])
     findings.faults += _sample_counts(findings)
     findings.faults += _shard_companions(findings)
+    if findings.faults:
+        findings.faults[:0] = unfinished_copy(storage)
     return findings
 
 

@@ -17,6 +17,7 @@ from prep.format import (
 )
 from prep.format.layout import MANIFEST_PATH
 from prep.ledger import read_ledger
+from prep.options import COPY_MARKER_PATH
 from prep.shard_bytes import ShardBytes
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ def file_set(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
     for path in wanted_files(manifest):
         if path not in manifest.files:
             yield Fault(Kind.MANIFEST, path, "the manifest has no size and sha256")
+
+
+def unfinished_copy(storage: Storage) -> Iterator[Fault]:
+    """Name a copy into this root that was not completed: other faults may be of its making."""
+    if storage.root.startswith(("http://", "https://")) or not storage.exists(COPY_MARKER_PATH):
+        return
+    text = "a copy into this root is not finished; let it end, or repeat its `kprep push` or pull"
+    yield Fault(Kind.EXTRA, COPY_MARKER_PATH, text)
 
 
 def wanted_files(manifest: Manifest) -> list[str]:

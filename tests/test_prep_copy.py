@@ -26,6 +26,7 @@ from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.copy_plan import is_root_file, plan_copy
 from prep.errors import DatasetError, KprepError, StorageError, UsageError
+from prep.faults import Kind
 from prep.format import FileEntry, Manifest, Shard, Split, read_manifest
 from prep.open_index import open_index
 from prep.profile import PROFILES
@@ -288,10 +289,7 @@ def written_otherwise(root: Path, path: str) -> None:
     """Write a table's rows in other bytes, as another version of Arrow does; manifest too."""
     table = pq.read_table(root / path)
     pq.write_table(table, root / path, compression="gzip", row_group_size=2)
-    data = (root / path).read_bytes()
-    values = json.loads((root / "manifest.json").read_text())
-    values["files"][path] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (root / "manifest.json").write_text(json.dumps(values))
+    relist(root, path)
 
 
 class DyingStorage(Storage):
@@ -496,6 +494,86 @@ for name in ("write", "write_parts", "delete"):
 from prep.cli import main
 main()
 """
+
+
+class Killed(BaseException):
+    """Ends a copy where a kill would: nothing of it handles this."""
+
+
+class Mortal(Storage):
+    """A local destination whose process dies when it begins its write number `last`."""
+
+    last: int
+    writes = 0
+
+    def local_target(self, path):
+        self.writes += 1
+        if self.writes == self.last:
+            raise Killed(path)
+        return super().local_target(path)
+
+
+def clips_at(root: Path) -> dict[str, dict[str, str]]:
+    """What a reader of the manifest gets: each split's clips by key, every byte checked."""
+    storage = Storage(str(root))
+    manifest, found = read_manifest(storage), {}
+    for split in manifest.splits:
+        found[split] = {}
+        for row in open_index(storage, manifest, split).to_pylist():
+            start = row["video_offset"]
+            data = storage.read_range(row["shard"], start, start + row["video_bytes"])
+            assert hashlib.blake2b(data, digest_size=16).digest() == row["content_hash"]
+            found[split][row["key"]] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+@pytest.mark.parametrize("there", [[], ["val"], ["train", "val"]], ids=["new", "one split", "all"])
+def test_killed_before_any_of_its_writes_a_reader_sees_the_old_clips_or_the_new(
+    dataset, tmp_path, there
+):
+    source, before = tmp_path / "source", tmp_path / "before"
+    shutil.copytree(dataset, source)
+    if there:
+        copy_dataset(Storage(str(source)), Storage(str(before)), splits=there)
+    change_tools(source)
+    (source / "README.md").write_text("another card")
+    relist(source, "README.md")
+    old, new = clips_at(before) if there else None, clips_at(source)
+    for last in range(1, 100):
+        root = tmp_path / f"copy{last}"
+        shutil.copytree(before, root) if there else root.mkdir()
+        destination = Mortal(str(root))
+        destination.last = last
+        try:
+            copy_dataset(Storage(str(source)), destination, jobs=1)
+        except Killed as killed:
+            last_path = str(killed)
+        else:
+            break
+        if there:
+            assert clips_at(root) == old
+            faults = verify(Storage(str(root))).faults
+            assert {fault.path for fault in faults if fault.kind is not Kind.EXTRA} <= {
+                path for path in files_of(source) if is_root_file(path)
+            }
+            assert not faults or faults[0].path == ".kprep-work/copy.json"
+        else:
+            with pytest.raises(DatasetError, match="its conversion is not finished"):
+                read_manifest(Storage(str(root)))
+        copy_dataset(Storage(str(source)), Storage(str(root)))
+        assert verify(Storage(str(root))).faults == []
+        assert clips_at(root) == new
+        shutil.rmtree(root)
+    assert last_path == "manifest.json"
+    assert last > {0: 20, 1: 10, 2: 2}[len(there)]
+
+
+def relist(root: Path, path: str) -> None:
+    """Let the manifest list a file as it is now."""
+    data = (root / path).read_bytes()
+    values = json.loads((root / "manifest.json").read_text())
+    values["files"][path] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (root / "manifest.json").write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
