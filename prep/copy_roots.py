@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
 from prep.options import WORK_NAME
 from prep.root_lock import file_lock, root_lock
 from prep.storage import Storage
+from prep.user_cache import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +54,8 @@ def destination_lock(destination: Storage) -> Iterator[Callable[[], None]]:
         with root_lock(destination, folder, folder) as check:
             yield check
         return
-    folder = _identity_folder(destination.root)
+    # without a home, a run after a kill has to wait until the lock is void
+    folder = cache_folder("copies", destination.root)
     with (
         file_lock(folder / "lock", f"another kprep is copying into {destination.root}"),
         root_lock(destination, folder, folder) as check,
@@ -73,13 +71,3 @@ def remove_lock(destination: Storage) -> None:
     (folder / "lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # unfinished work of others may be there
         folder.rmdir()
-
-
-def _identity_folder(root: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "kprep" / "copies" / hashlib.sha256(root.encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home: a run after a kill has to wait until the lock is void
-        return Path(tempfile.mkdtemp(prefix="kprep-"))
-    return folder

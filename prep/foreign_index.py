@@ -45,6 +45,7 @@ from prep.format import (
 )
 from prep.format.layout import MANIFEST_PATH
 from prep.index_marker import Begun, read_marker, remove_marker, write_marker
+from prep.index_work import IndexWork
 from prep.ledger import write_ledger
 from prep.outcome import RowFailure
 from prep.profile import FOREIGN_PROFILE, EncodingProfile
@@ -170,7 +171,8 @@ def index_tars(
                 "the same command again"
             )
         card = CARD_PATH not in files or _is_our_card(storage)
-        described = _describe(storage, options, splits, files, progress)
+        kept = IndexWork(storage.root, _context(options))
+        described = _describe(storage, options, splits, files, kept, progress)
         rule, class_names = _labels(described, options)
         foreign: dict[str, Any] = {
             "keys": _keys(described, options, rule, class_names), "labels": rule,
@@ -180,6 +182,7 @@ def index_tars(
         work.index()
         work.refuse(strict=options.strict)
         manifest = work.publish(storage, files, check_lock)
+        kept.remove()
     result = IndexResult(manifest, dict(work.failures), work.examples, rule, foreign["keys"])
     left_out = sorted(set(find_tars(files)) - {path for tars in splits.values() for path in tars})
     if left_out:
@@ -215,24 +218,40 @@ class _Described:
                 yield path, sample
 
 
+def _context(options: IndexOptions) -> dict[str, Any]:
+    """Return what the workers share: what is looked for in every shard."""
+    rules = _AUTO_RULES if options.labels == "auto" else (options.labels,)
+    return {"foreign": {}, "as_stored": options.as_stored, "rules": [*rules, "none"]}
+
+
 def _describe(
     storage: Storage,
     options: IndexOptions,
     splits: dict[str, list[str]],
     files: dict[str, ObjectInfo],
+    kept: IndexWork,
     progress: ShardProgress,
 ) -> _Described:
+    """Describe the tars, but those that an interrupted run has described."""
     paths = {path: files[path].size_bytes for tars in splits.values() for path in tars}
-    rules = _AUTO_RULES if options.labels == "auto" else (options.labels,)
-    context = {"foreign": {}, "as_stored": options.as_stored, "rules": [*rules, "none"]}
     described, refused = _Described(), []
+    for path in list(paths):
+        if (found := kept.report(files[path])) is not None:
+            described.add(path, found)
+            progress.skip(paths.pop(path))
     with tempfile.TemporaryDirectory(prefix="kprep-index-") as folder:
         for path, report in describe_shards(
-            storage, paths, context, folder=Path(folder), workers=options.workers, progress=progress
+            storage,
+            paths,
+            _context(options),
+            folder=Path(folder),
+            workers=options.workers,
+            progress=progress,
         ):
             if "refused" in report:
                 refused.append(report["refused"])
             else:
+                kept.keep(files[path], report)
                 described.add(path, report)
     if refused:
         more = f" (and {len(refused) - 1} more tars)" if len(refused) > 1 else ""

@@ -1,5 +1,6 @@
 """`kprep index`: tars that somebody else wrote become a dataset, or are refused with the reason."""
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_kprep
+from copy_datasets import files_of
 from foreign_tars import CLASSES, encode, motion, video2dataset_folder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,14 +27,16 @@ from webdataset import TarWriter
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from prep.clip_check import off_rate
+from prep.described import describe_shards
 from prep.errors import UsageError
 from prep.ffmpeg_binary import find_ffmpeg
+from prep.foreign_index import IndexOptions, find_shards, index_tars
 from prep.foreign_labels import class_list, label_index, stated_label
 from prep.foreign_splits import assign_splits
 from prep.outcome import RowFailure
 from prep.storage import Storage
 from prep.tar_samples import split_name
-from prep.verify import verify
+from prep.verify import _Silent, verify
 
 _prefixes = itertools.count()
 X264 = {"bf": "2", "preset": "ultrafast"}
@@ -568,6 +572,61 @@ def test_killed_while_publishing_the_same_command_completes(request, tmp_path, m
     }
     assert b'"card": true' in storage.read("manifest.json")
     assert verify(storage).faults == []
+
+
+def indexed(root: Path, *, until: int | None = None, **options) -> list[str]:
+    """Index a root in this process; return the tars that were described, at most `until` of them."""
+    looked_at = []
+
+    def describe(storage, paths, *rest, **more):
+        for number, (path, report) in enumerate(describe_shards(storage, paths, *rest, **more)):
+            if number == until:
+                raise KeyboardInterrupt
+            looked_at.append(path)
+            yield path, report
+
+    storage, asked = Storage(str(root)), IndexOptions(str(root), workers=1, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prep.foreign_index.describe_shards", describe)
+        with contextlib.suppress(KeyboardInterrupt):
+            index_tars(storage, asked, *find_shards(storage, asked), _Silent())
+    return looked_at
+
+
+def test_an_interrupted_run_goes_on_with_the_tars_that_it_has_not_seen(strangers, tmp_path, monkeypatch):  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = Path(shutil.copytree(strangers, tmp_path / "whole"))
+    every = indexed(whole)
+    assert len(every) == 3
+    root = Path(shutil.copytree(strangers, tmp_path / "root"))
+    first = indexed(root, until=2)
+    assert len(first) == 2
+    assert not (root / "manifest.json").exists()
+    assert sorted([*indexed(root), *first]) == sorted(every)
+    assert files_of(root) == files_of(whole)
+    assert not list((tmp_path / "cache/kprep/index").iterdir())  # of no use any more
+    assert sorted(indexed(root, force=True)) == sorted(every)
+
+
+@pytest.mark.parametrize(
+    ("changed", "described_again"),
+    [("nothing", 1), ("a tar", 2), ("the options", 3), ("its notes", 3)],
+)
+def test_what_an_interrupted_run_found_counts_for_the_same_tar_and_options_only(
+    strangers, tmp_path, monkeypatch, changed, described_again
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = Path(shutil.copytree(strangers, tmp_path / "root"))
+    tar = root / indexed(root, until=2)[0]
+    if changed == "a tar":
+        shutil.copyfile(tar, tmp_path / "other.tar")
+        (tmp_path / "other.tar").rename(tar)
+    for note in (tmp_path / "cache/kprep/index").rglob("*") if changed == "its notes" else ():
+        if note.is_file():
+            note.write_bytes(note.read_bytes()[:-9])  # as a power failure leaves it
+    options = {"labels": "none"} if changed == "the options" else {}
+    assert len(indexed(root, **options)) == described_again
+    assert verify(Storage(str(root))).faults == []
 
 
 def test_what_a_killed_run_did_not_begin_is_still_the_users(tmp_path):
