@@ -12,29 +12,39 @@ import click
 from prep.demo_videos import draw_class_folders, write_broken_files
 from prep.errors import KprepError, UsageError
 
-_TRAIN_VIDEOS, _VAL_VIDEOS = 160, 40
 _MARKER = "made-by-kprep-demo"
 
 
 @click.command("demo")
 @click.argument("out", type=click.Path(path_type=Path))
-def demo_command(out: Path) -> None:
-    """Draw about 200 videos below OUT, then convert, verify and show them and train on them.
+@click.option(
+    "--videos",
+    "count",
+    type=click.IntRange(min=20),
+    default=200,
+    show_default=True,
+    help="How many to draw, a fifth of them for val. Of few, nothing is learnt.",
+)
+def demo_command(out: Path, count: int) -> None:
+    """Draw videos below OUT, then convert, verify and show them and train on them.
 
     Four classes by direction of motion; one frame alone cannot tell them apart. A truncated file,
     an empty one and a web page are among them. Takes about three minutes on two cores.
 
-    Example: kprep demo demo/
+    \b
+    Example:
+      kprep demo demo/
     """
+    num_val = count // 5
     videos, dataset, run = out / "videos", out / "dataset", out / "run"
     if out.exists() and any(out.iterdir()) and not (out / _MARKER).exists():
         raise UsageError(f"{out} is not empty and no earlier demo; give a new folder")
     _clear(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARKER).touch()
-    click.echo(f"drawing {_TRAIN_VIDEOS + _VAL_VIDEOS} videos of moving shapes below {videos}")
-    draw_class_folders(videos / "train", _TRAIN_VIDEOS, seed=1)
-    draw_class_folders(videos / "val", _VAL_VIDEOS, seed=2)
+    click.echo(f"drawing {count} videos of moving shapes below {videos}")
+    draw_class_folders(videos / "train", count - num_val, seed=1)
+    draw_class_folders(videos / "val", num_val, seed=2)
     write_broken_files(videos / "train", seed=3)
     shard = ["--profile", "small", "--clips-per-shard", "64"]
     _kprep("shard", str(videos), str(dataset), "--split", "train", *shard)

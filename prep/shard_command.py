@@ -141,8 +141,8 @@ def shard_command(
     \b
     Examples:
       kprep shard videos/ dataset/ --split train --profile small
-      kprep shard k400/val dataset/ --split val --annotations val.csv
-      kprep shard cvdf:k400 dataset/ --split val --source youtube: --dry-run
+      kprep shard k400/val kinetics/ --split val --annotations val.csv
+      kprep shard cvdf:k400 from-mirror/ --split val --source youtube: --dry-run
     """
     profile: EncodingProfile = load_profile(profile_name).changed(
         fps=fps, short_side_px=short_side, crf=crf, preset=preset, tune=tune,

@@ -152,18 +152,20 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.held.files[path]
         etag = f'"{hashlib.md5(data).hexdigest()}"'  # noqa: S324 - as S3 makes its ETags
         total = self.held.claimed_bytes.get(path, len(data))
-        first = self._first_byte(etag)
-        if first and self.held.most_range_bytes:
-            data = data[: first + self.held.most_range_bytes]
-        length = (len(data) if first and self.held.most_range_bytes else total) - first
+        first, end = self._range(etag)
+        is_part = bool(first or end)
+        if first and not end and self.held.most_range_bytes:
+            end = first + self.held.most_range_bytes
+        data = data[: end or None]
+        length = (len(data) if end else total) - first
         if first and first >= len(data):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_response(206 if first else 200)
-        if first:
+        self.send_response(206 if is_part else 200)
+        if is_part:
             self.send_header("Content-Range", f"bytes {first}-{first + length - 1}/{total}")
         if self.held.etags:
             self.send_header("ETag", etag)
@@ -180,12 +182,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.ends or len(body) != length:
             self._end(fault.ends)
 
-    def _first_byte(self, etag: str) -> int:
+    def _range(self, etag: str) -> tuple[int, int]:
+        """The half-open interval of bytes that is asked for; an end of 0 is the file's."""
         wanted = self.headers.get("Range", "")
         same = not self.held.if_range or self.headers.get("If-Range", etag) == etag
         if not (self.held.ranges and same and wanted.startswith("bytes=")):
-            return 0
-        return int(wanted.removeprefix("bytes=").rstrip("-"))
+            return 0, 0
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        return int(first), int(last) + 1 if last else 0
 
     def _end(self, how: str) -> None:
         self.close_connection = True

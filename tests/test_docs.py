@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import ast
-import io
-import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
-import tarfile
 import tomllib
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 import pytest
 from conftest import REPOSITORY, run_kprep
-from docs_examples import Example, Page, read_page, replaced
+from docs_examples import Example, has_placeholder, read_page
+from docs_world import Typist, World, world
 
 from prep.cli import COMMANDS, kprep
-from prep.demo_videos import draw_class_folders, random_motion, write_video
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 DOCS = REPOSITORY / "docs"
-GENERATED = ("commands.md", "conformance.md")
-FILES = sorted(path for path in DOCS.rglob("*.md") if path.name not in GENERATED)
+FILES = sorted(DOCS.rglob("*.md"))
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path for path in (REPOSITORY / "README.md", *FILES)}  # fmt: skip
 READ = {name: read_page(path, name) for name, path in PAGES.items()}
-WITH_EXAMPLES = {
-    name: page
-    for name, page in READ.items()
-    if any(not (example.reason or example.is_synopsis) for example in page.examples)
-}
 
 
 # -- the command line ----------------------------------------------------------------------------
@@ -109,22 +100,63 @@ def test_every_option_is_found_in_the_docs():
 
 
 ALL = [example for page in READ.values() for example in page.examples]
-ALL += read_page(DOCS / "commands.md", "docs/commands.md").examples  # those of --help
+INSTALLS = "installs from the package index; tests/test_project.py installs the wheel"
+TESTS = "is what runs the tests"
+READERS = "is a part of tests/other_readers.py, which tests/test_readers.py runs"
+SLURM = "needs a SLURM cluster"
+WEIGHTS = "downloads weights; tests/test_train_check_weights.py has a stand-in for them"
+CHECK_WEIGHTS = "kprep train --data k400 --check-weights R2Plus1D_18_Weights.KINETICS400_V1"
+SLURM_SHARD = (
+    "kprep shard /videos/k400 /data/k400 --split train --annotations train.csv "
+    "--engine dask --scheduler tcp://login1:8786"
+)
+# Examples that are only parsed: a command as it stands, or a line of a longer block, and why.
+ONLY_PARSED = {
+    ("README.md", "make demo"): f"{INSTALLS}, docs/commands.md runs `kprep demo`",
+    ("README.md", "make test"): TESTS,
+    ("README.md", "pip install kprep"): INSTALLS,
+    ("README.md", "pip install 'kprep[train]'"): INSTALLS,
+    ("docs/index.md", "pip install kprep"): INSTALLS,
+    ("docs/index.md", "pip install 'kprep[train]'"): INSTALLS,
+    ("docs/tutorial.md", "pip install 'kprep[train]'"): INSTALLS,
+    **{("docs/conformance.md", f"def read_{name}(root: str, split: str) -> Iterator[Clip]:"): READERS
+       for name in ("kprep", "webdataset", "wids", "energon", "datasets")},
+    ("docs/format.md", "def read_dataset(root):"): "tests/test_format_reader.py runs it, without site-packages",
+    ("docs/howto/slurm.md", "from dask_jobqueue import SLURMCluster"): SLURM,
+    ("docs/howto/slurm.md", SLURM_SHARD): f"{SLURM}; the same is run on a cluster on one machine",
+    ("docs/howto/slurm.md", "#SBATCH --signal=USR1@120 --requeue --open-mode=append"): SLURM,
+    ("docs/training.md", "#SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --requeue"): SLURM,
+    ("docs/training.md", CHECK_WEIGHTS): WEIGHTS,
+    ("docs/training.md", f"{CHECK_WEIGHTS} --nproc 8"): WEIGHTS,
+    ("docs/commands.md", CHECK_WEIGHTS): WEIGHTS,
+}  # fmt: skip
+
+
+def reasons(example: Example, part: str) -> list[tuple[str, str]]:
+    """The rows of ONLY_PARSED that hold for a part of an example."""
+    lines = part.splitlines()
+    return [(page, line) for page, line in ONLY_PARSED if page == example.page and line in lines]
 
 
 @pytest.mark.parametrize("example", ALL, ids=lambda example: example.where)
-def test_examples_are_well_formed(example):
-    """Also those that are not run: options exist, Python compiles, TOML parses, make has the target."""
+def test_examples_are_well_formed(example, tmp_path):
+    """Also those that are not run: options exist, code compiles, make has the target."""
     if example.language == "python":
         ast.parse(example.text)
     elif example.language == "toml":
         tomllib.loads(example.text)
     elif example.is_synopsis:
-        for line in example.text.splitlines():
+        for line in example.parts():
             check_synopsis(line, example.where)
+    elif example.is_script:
+        script = tmp_path / "script"
+        script.write_text(example.text)
+        subprocess.run(["/bin/bash", "-n", script], check=True, timeout=60)
+        for command in re.findall(r"\bkprep .*", example.text):
+            check_kprep(command.split(), example.where)
     else:
-        for words in example.commands():
-            check_command(words, example)
+        for part in example.parts():
+            check_command(shlex.split(part), example)
 
 
 def check_command(words: list[str], example: Example) -> None:
@@ -133,7 +165,7 @@ def check_command(words: list[str], example: Example) -> None:
         assert words[1] in targets, f"{example.where}: make has no {words[1]}"
     elif words[:2] == ["pip", "install"]:
         check_extras(words[2:], example)
-    elif "kprep" in words:  # also behind torchrun, srun or variables
+    elif "kprep" in words:  # also behind variables
         check_kprep(words[words.index("kprep") :], example.where)
 
 
@@ -141,119 +173,55 @@ def check_extras(names: list[str], example: Example) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for name in names:
         found = re.fullmatch(r"kprep(\[(.+)\])?", name)
-        assert found or example.reason, f"{example.where}: {name} is not ours; say why it is needed"
-        for extra in (found[2] or "").split(",") if found else ():
+        assert found, f"{example.where}: {name} is not ours; say in a sentence why it is needed"
+        for extra in (found[2] or "").split(","):
             assert not extra or extra in project["optional-dependencies"], f"{example.where}: {extra}"  # fmt: skip
 
 
-def test_every_reason_is_a_reason():
-    for page in READ.values():
-        for example in page.examples:
-            assert example.reason is None or len(example.reason.split()) >= 3, example.where
+@pytest.mark.parametrize("example", ALL, ids=lambda example: example.where)
+def test_a_synopsis_is_none_that_could_be_typed(example):
+    """Each of its lines has a placeholder; otherwise it is an example, and belongs into a block that is run."""
+    if example.is_synopsis:
+        for line in example.parts():
+            assert has_placeholder(line), f"{example.where}: {line}"
 
 
-class World:
-    """What the pages' examples find in their working directory; made once, copied for each page."""
+def test_every_command_in_the_text_exists():
+    """`kprep NAME --option …` between words, where nobody would run it."""
+    for name, page in PAGES.items():
+        prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for command in re.findall(r"`(kprep [a-z][^`\n\\]*)`", prose):
+            check_synopsis(re.sub(r"\[-\[]", " ", command), name)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        draw_class_folders(folder / "videos" / "train", 24, seed=1)
-        draw_class_folders(folder / "videos" / "val", 8, seed=2)
-        self._draw_kinetics()
-        self._write_tars()
-        for split in ("train", "val"):
-            run_kprep("shard", folder / "videos", folder / "dataset", "--split", split,
-                      "--profile", "small", "--clips-per-shard", 10)  # fmt: skip
 
-    def _draw_kinetics(self) -> None:
-        """Clips named as Kinetics' are, with an official-looking list: k400/val and val.csv."""
-        rows = ["label,youtube_id,time_start,time_end,split,is_cc"]
-        draw_class_folders(self.folder / "drawn", 8, seed=3)
-        for number, path in enumerate(sorted((self.folder / "drawn").rglob("*.*"))):
-            name = f"clip{number:07d}"
-            rows.append(f"{path.parent.name},{name},{number},{number + 1},val,0")
-            target = self.folder / "k400" / "val" / f"{name}_{number:06d}_{number + 1:06d}.mp4"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-        (self.folder / "val.csv").write_text("\n".join(rows) + "\n")
-
-    def _write_tars(self) -> None:
-        """Tars as video2dataset writes them: tars/00000.tar with .mp4, .txt and .json members."""
-        random = np.random.default_rng(4)
-        drawn = self.folder / "drawn.mp4"
-        for shard in range(2):
-            target = self.folder / "tars" / f"{shard:05d}.tar"
-            target.parent.mkdir(exist_ok=True)
-            with tarfile.open(target, "w") as tar:
-                for number in range(4):
-                    direction = ("left", "up")[number % 2]
-                    write_video(drawn, random_motion(direction, random), "libx264")
-                    key = f"{shard:05d}{number:04d}"
-                    texts = {"txt": direction.encode(), "json": json.dumps({"key": key}).encode()}
-                    for extension, data in {"mp4": drawn.read_bytes(), **texts}.items():
-                        member = tarfile.TarInfo(f"{key}.{extension}")
-                        member.size = len(data)
-                        tar.addfile(member, io.BytesIO(data))
-
-    def give(self, name: str, target: Path) -> None:
-        """Copy a folder or a file into a page's working directory."""
-        source = self.folder / name
-        if source.is_dir():
-            shutil.copytree(source, target / name)
-        else:
-            shutil.copy(source, target / name)
+def test_what_is_only_parsed_is_what_the_table_says():
+    """So a row that holds for nothing is found here; all that is not in it is run by the next test."""
+    found = [row for example in ALL for part in example.parts() for row in reasons(example, part)]
+    assert sorted(found) == sorted(ONLY_PARSED)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
-
-
-def run(words: list[str], folder: Path, where: str, environment: dict[str, str]) -> None:
-    programs = {
-        "kprep": [sys.executable, "-P", "-m", "prep"], "python": [sys.executable], "tar": ["tar"],
-    }  # fmt: skip
-    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        name, _, value = words[0].partition("=")
-        environment, words = {**environment, name: value}, words[1:]
-    assert words[0] in programs, f"{where}: {words[0]} cannot be run here; mark the block `not run`"
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [*programs[words[0]], *words[1:]], cwd=folder, capture_output=True, text=True, timeout=300,
-        check=False, stdin=subprocess.DEVNULL, env={**os.environ, **environment, "PYTHONPATH": path},
-    )  # fmt: skip
-    assert not done.returncode, (
-        f"{where}: {words} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    )
-
-
-def run_example(example: Example, page: Page, folder: Path, environment: dict[str, str]) -> None:
-    text = replaced(example.text, page)
-    if example.language == "python":
-        script = folder / f"example_{example.line}.py"
-        script.write_text(text)
-        run(["python", script.name], folder, example.where, environment)
-    elif example.language == "sh":
-        shell = Example(example.page, example.line, "sh", text, None)
-        for words in shell.commands():
-            if words[0] not in ("make", "pip"):  # checked above
-                run(words, folder, example.where, environment)
+def given_world(tmp_path_factory, s3) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("world"), s3) as made:
+        yield made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_run(name, world, tmp_path, request):
-    page, environment = WITH_EXAMPLES[name], {}
-    for given in page.given:
-        if given == "bucket":
-            s3 = request.getfixturevalue("s3")
-            s3.upload(world.folder / "dataset", "k400")
-            environment = s3.environment
-        else:
-            world.give(given, tmp_path)
-    for example in page.examples:
-        if example.reason is None and not example.is_synopsis:
-            run_example(example, page, tmp_path, environment)
+@pytest.mark.parametrize(
+    "name", [name for name, page in READ.items() if any(not one.is_synopsis for one in page.examples)]
+)  # fmt: skip
+def test_examples_run(name, given_world, tmp_path):
+    page = READ[name]
+    for wanted in page.given:
+        given_world.give(wanted, tmp_path)
+    typist = Typist(page, tmp_path, given_world)
+    try:
+        for example in page.examples:
+            for part in () if example.is_synopsis else example.parts():
+                if not reasons(example, part):
+                    typist.take(example, part)
+    finally:
+        typist.leave()
 
 
 # -- error messages ------------------------------------------------------------------------------

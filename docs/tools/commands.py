@@ -23,11 +23,50 @@ _INTRODUCTION = """\
 
 <!-- Written by docs/tools/commands.py (make docs-pages); do not edit. -->
 
+<!-- examples
+given = [
+    "videos", "k400", "val.csv", "dataset", "tars", "kinetics", "late-videos", "classes.txt as ten.txt",
+    "dataset as s3://kprep/k400", "dataset as s3://kprep/words", "tars as s3://kprep/videos",
+    "dataset as {web}/k400",
+]
+[replace]
+"s3://bucket/k400" = "s3://kprep/k400"
+"s3://bucket/dataset" = "s3://kprep/k400"
+"s3://bucket/" = "s3://kprep/"
+"https://data.example.org" = "{web}"
+"shard videos/ dataset/" = "shard videos/ converted/"
+"k400/val kinetics/" = "k400/val cut/"
+"--source youtube:" = "--source youtube: --mirror {web}"
+"s3://bucket/videos --split 'train=train-*.tar' --split 'val=val-*.tar'" = "s3://kprep/videos --split train=00000.tar --split val=00001.tar"
+"push dataset/ s3://bucket/k400" = "push dataset/ s3://kprep/commands"
+"pull s3://bucket/k400 dataset/" = "pull s3://kprep/k400 pulled/"
+"https://data.example.org/k400 dataset/" = "{web}/k400 fetched/"
+"all/ k400/ late-clips/" = "all/ dataset/ kinetics/"
+"s3://bucket/k400 extra/ --work /tmp/work" = "s3://kprep/k400 kinetics/ --work work"
+"subset k400/" = "subset dataset/"
+"k400/val.csv k700_2020/train.csv" = "val.csv val.csv"
+"--data k400" = "--data dataset"
+"--recipe resnet --nproc 8" = "--recipe tiny --nproc 2 --epochs 1 --output runs/resnet"
+"--recipe resnet --set model.name=r3d_18" = "--recipe tiny --epochs 1"
+"--recipe resnet" = "--recipe tiny --epochs 1"
+"--recipe resnet --resume" = "--recipe tiny --epochs 1 --output runs/resnet --resume"
+"bench shard videos/" = "bench shard videos/ --rounds 1 --clips 4"
+"--clips 400" = "--clips 4"
+"bench stream dataset/" = "bench stream dataset/ --seconds 1 --rounds 1 --batch 4 --workers 1"
+"bench stream s3://bucket/dataset" = "bench stream s3://kprep/k400 --seconds 1 --rounds 1 --batch 4 --workers 1"
+"bench decode dataset/" = "bench decode dataset/ --clips 4 --rounds 1"
+"bench train dataset/ --recipe resnet" = "bench train dataset/ --recipe tiny --steps 2 --rounds 1 --set data.batch_size=4"
+"bench train dataset/ --recipe resnet --set model.name=r3d_18" = "bench train dataset/ --recipe tiny --steps 2 --rounds 1 --set data.batch_size=4"
+"bench train dataset/ --recipe tiny --steps 5" = "bench train dataset/ --recipe tiny --steps 2 --rounds 1 --set data.batch_size=4"
+"--nodes 8 --gpus 8 --workers 10 --batch 24" = "--nodes 1 --gpus 1 --workers 1 --batch 4"
+"demo demo/" = "demo demo/ --videos 20"
+-->
+
 Every command with every option, as `--help` has them. [The guide](guide.md) says what they are
-for, with examples that the tests run; the examples here are checked against the options only.
+for, with more examples.
 
 `kprep --debug COMMAND …` shows tracebacks and what the workers say; `kprep --version` the version.
-"""
+"""  # noqa: E501 - lines of TOML
 
 
 def page() -> str:
@@ -79,7 +118,7 @@ def _prose(text: str) -> str:
         if first.endswith(":") and rest:  # "Examples:"
             parts.append(first)
             block = textwrap.dedent(rest)
-        parts.append(f"```text\n{block}\n```")
+        parts.append(f"```\n{block}\n```")
     return "\n\n".join(parts) + "\n"
 
 
