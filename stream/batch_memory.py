@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from stream.color import yuv420_to_rgb
+from stream.color import write_rgb
 
 # gives uint8 memory of a shape for a batch, of any content
 Room = Callable[[tuple[int, ...]], torch.Tensor]
@@ -49,5 +49,5 @@ def rgb_of_planar(planar: torch.Tensor, sizes: list[tuple[int, int]], room: Room
     if len(set(sizes)) > 1:
         video.zero_()
     for number, (rows, columns) in enumerate(sizes):
-        video[number, :, :rows, :columns] = yuv420_to_rgb(planar[number], rows, columns)
+        write_rgb(planar[number].numpy(), video[number, :, :rows, :columns].numpy())
     return video

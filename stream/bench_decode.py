@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
-import torch
 
 from prep.errors import UsageError
 from stream.bench_measure import Spread
-from stream.color import frame_bytes, yuv420_to_rgb
+from stream.color import frame_bytes, write_rgb
 from stream.decode import ClipDecoder
 from stream.order import EpochOrder
 from stream.plan_reads import view_request
@@ -79,12 +78,7 @@ def bench_decode(
     }
     if others is not None:
         contenders |= others(samples)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = _rounds(contenders, rounds)
-    finally:
-        torch.set_num_threads(threads)
+    times = _rounds(contenders, rounds)
     return {
         name: DecodeResult(
             Spread.of([value * 1000 / len(samples) for value in times[name]]),
@@ -192,7 +186,8 @@ def decoding(
                 clip = replace(clip, codec_config=None)
             decoder.decode(clip, sample.whole if whole else sample.gops, frames, sample.out)
             if rgb:
-                yuv420_to_rgb(torch.from_numpy(sample.out), clip.height, clip.width)
+                shape = (len(frames), clip.height, clip.width, 3)
+                write_rgb(sample.out, np.empty(shape, dtype=np.uint8))
 
     return run
 

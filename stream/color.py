@@ -1,12 +1,17 @@
 """Planar YUV 4:2:0 to RGB, exactly: ITU-R BT.601, limited range, chroma replicated, rounded.
 
-This is the reference conversion of the format. swscale's default differs from it by up to 3 levels
-(it works in fixed point); the functions here are the same arithmetic on a CPU and on a device.
+`yuv420_to_rgb` is the reference conversion of the format, the same on a CPU and on a device.
+swscale's default differs from it by up to 3 levels, `write_rgb` by 1 level in 1.5 % of the values:
+both work in fixed point.
 """
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+UInt8 = npt.NDArray[np.uint8]
 
 # ITU-R BT.601-7, section 2.5.1: Y in 16..235 and Cb, Cr in 16..240 around 128.
 # R = 255/219 (Y - 16) + 2 (1 - Kr) 255/224 (Cr - 128), with Kr = 0.299, Kb = 0.114.
@@ -15,6 +20,14 @@ _CR_TO_R = 2 * (1 - 0.299) * 255 / 224
 _CB_TO_B = 2 * (1 - 0.114) * 255 / 224
 _CB_TO_G = -_CB_TO_B * 0.114 / 0.587
 _CR_TO_G = -_CR_TO_R * 0.299 / 0.587
+
+# write_rgb sums in int16 with 5 bits behind the point; chroma is multiplied with 16 more
+_LEVEL = 32
+_FINE = 16
+_FINE_CR_TO_R, _FINE_CB_TO_G, _FINE_CR_TO_G, _FINE_CB_TO_B = (
+    round(factor * _LEVEL * 2**_FINE) for factor in (_CR_TO_R, _CB_TO_G, _CR_TO_G, _CB_TO_B)
+)
+_PIXELS_AT_ONCE = 90_000  # with more, malloc returns what was computed to the system each time
 
 
 def frame_bytes(height: int, width: int) -> int:
@@ -59,3 +72,41 @@ def _channels(frames: torch.Tensor, height: int, width: int) -> list[torch.Tenso
         channel.round().clamp(0, 255).to(torch.uint8).reshape(*lead, height, width)
         for channel in mixed
     ]
+
+
+def write_rgb(frames: UInt8, out: UInt8) -> None:
+    """Convert planar frames to RGB on a CPU, within 1 level of `yuv420_to_rgb`, much faster.
+
+    Args:
+        frames: uint8 (T, F) with F >= `frame_bytes(height, width)`; bytes beyond are padding.
+        out: uint8 (T, height, width, 3), written with full range; both sizes are even.
+    """
+    step = max(1, _PIXELS_AT_ONCE // (out.shape[1] * out.shape[2]))
+    for first in range(0, len(frames), step):
+        _write_rgb(frames[first : first + step], out[first : first + step])
+
+
+def _write_rgb(frames: UInt8, out: UInt8) -> None:
+    count, height, width, _ = out.shape
+    rows, columns = height // 2, width // 2
+    luma_size, chroma_size = height * width, rows * columns
+    fine = frames[:, :luma_size].astype(np.uint16)
+    fine *= round(_LUMA * _LEVEL * 4)  # 255 times this is below 2 ** 16
+    fine += 2
+    fine >>= 2
+    bright = fine.view(np.int16).reshape(count, rows, 2, width)
+    bright -= round(16 * _LUMA * _LEVEL) - _LEVEL // 2  # and half a level, to round at the end
+    chroma = frames[:, luma_size : luma_size + 2 * chroma_size].astype(np.int32) - 128
+    blue, red = chroma[:, :chroma_size], chroma[:, chroma_size:]
+    wide = np.empty((count, rows, 1, width), np.int16)  # a chroma sample serves 2 x 2 pixels
+    target = out.reshape(count, rows, 2, width, 3)
+    for channel, mixed in enumerate(
+        (red * _FINE_CR_TO_R, blue * _FINE_CB_TO_G + red * _FINE_CR_TO_G, blue * _FINE_CB_TO_B)
+    ):
+        samples = ((mixed + (1 << (_FINE - 1))) >> _FINE).reshape(count, rows, 1, columns)
+        wide[..., ::2] = samples
+        wide[..., 1::2] = samples
+        value = bright + wide
+        value >>= _LEVEL.bit_length() - 1
+        np.clip(value, 0, 255, out=value)
+        target[..., channel] = value

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stream.color import frame_bytes, yuv420_to_rgb, yuv420_to_rgb_planes
+from stream.batch_memory import private_room, rgb_of_planar
+from stream.color import frame_bytes, write_rgb, yuv420_to_rgb, yuv420_to_rgb_planes
 
 
 def reference(y, cb, cr):
@@ -66,3 +67,31 @@ def test_close_to_libswscale(size):
     theirs = frame.reformat(format="rgb24", src_colorspace="itu601", src_color_range="MPEG",
                             interpolation="POINT").to_ndarray()  # fmt: skip
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 4
+
+
+def test_the_fast_conversion_is_within_one_level_everywhere():
+    """Every pair of Cb and Cr with 18 values of Y each, ends included: R and B see every pair with Y too."""
+    cb, cr = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    lumas = sorted({*range(0, 256, 16), 255, 235})
+    frames = np.empty((len(lumas), frame_bytes(512, 512)), np.uint8)
+    for number, luma in enumerate(lumas):
+        frames[number] = np.concatenate([np.full(512 * 512, luma), cb.ravel(), cr.ravel()])
+    out = np.empty((len(lumas), 512, 512, 3), np.uint8)
+    write_rgb(frames, out)
+    exact = yuv420_to_rgb(torch.from_numpy(frames), 512, 512).numpy()
+    differs = np.abs(out.astype(np.int16) - exact)
+    assert differs.max() == 1
+    assert (differs > 0).mean() < 0.02
+    assert out[0, 0, 0].tolist() == exact[0, 0, 0].tolist()
+
+
+def test_clips_of_several_sizes_are_converted_into_the_corner_of_the_largest():
+    planar = torch.randint(0, 256, (2, 11, frame_bytes(6, 8)), dtype=torch.uint8)
+    video = rgb_of_planar(planar, [(6, 8), (4, 6)], private_room)
+    assert video.shape == (2, 11, 6, 8, 3)
+    for number, (height, width) in enumerate([(6, 8), (4, 6)]):
+        exact = yuv420_to_rgb(planar[number], height, width)
+        inside = video[number, :, :height, :width].short() - exact
+        assert inside.abs().max() <= 1
+    assert not video[1, :, 4:].any()
+    assert not video[1, :, :, 6:].any()
