@@ -1,5 +1,6 @@
 """`kprep push` and `kprep pull`: verified copies, continued after kills and faults, never half a dataset."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -443,20 +444,22 @@ def test_a_dry_run_writes_nothing(dataset, noise, s3, tmp_path):
 # -- kills ---------------------------------------------------------------------------------------
 
 
-def killed_copies(words, env, rng, most):
-    """Start, kill at random moments, start again … until one ends by itself; return the kills."""
+def killed_copies(words, env, log, arrived, moments):
+    """Kill the copy each time that so many bytes have arrived, then let it end; return the kills."""
     kills = 0
-    while True:
-        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            _, errors = process.communicate(timeout=rng.uniform(0.35, 1.6) if kills < most else 120)
-        except subprocess.TimeoutExpired:
+    for moment in [*moments, None]:
+        with log.open("wb") as file:
+            process = subprocess.Popen(words, env=env, stdout=file, stderr=file)
+        while moment is not None and process.poll() is None and arrived() < moment:
+            time.sleep(0.005)
+        if moment is not None and process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            process.communicate()
             kills += 1
-            continue
-        assert process.returncode == 0, errors.decode()
-        return kills
+        code = process.wait()
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        if code == 0:
+            return kills
+    raise AssertionError("the copy did not end by itself")
 
 
 @pytest.mark.slow
@@ -466,13 +469,29 @@ def test_killed_at_any_moment_a_repeat_completes(s3, tmp_path, way):
     env = {**os.environ, **s3.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     if way == "pull":
         s3.upload(source, "copy/kill-source")
+    whole = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     total = 0
     for number in range(4):
-        here, there = str(tmp_path / f"copy{number}"), f"s3://kprep/copy/kill{number}"
-        ends = (str(source), there) if way == "push" else ("s3://kprep/copy/kill-source", here)
-        words = [sys.executable, "-P", "-m", "prep", way, *ends, "--jobs", "2"]
-        total += killed_copies(words, env, random.Random(f"{way} {number}"), 3)
-        found = objects_of(s3, f"copy/kill{number}") if way == "push" else files_of(Path(here))
+        here, there = tmp_path / f"copy{number}", f"copy/kill{number}"
+
+        def arrived(here=here, there=there):
+            if way == "push":
+                pages = obstore.list(s3.store(there))
+                return sum(meta["size"] for page in pages for meta in page)
+            with contextlib.suppress(FileNotFoundError):  # renamed under our eyes
+                return sum(path.stat().st_size for path in here.rglob("*") if path.is_file())
+            return 0
+
+        ends = (
+            (source, f"s3://kprep/{there}")
+            if way == "push"
+            else ("s3://kprep/copy/kill-source", here)
+        )
+        words = [sys.executable, "-P", "-m", "prep", way, *map(str, ends), "--jobs", "2"]
+        random_moments = random.Random(f"{way} {number}")
+        moments = sorted(random_moments.uniform(0, 0.7) * whole for _ in range(3))
+        total += killed_copies(words, env, tmp_path / "log", arrived, moments)
+        found = objects_of(s3, there) if way == "push" else files_of(here)
         assert found == files_of(source)
     assert total >= 4
 
@@ -615,7 +634,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
     while not list((tmp_path / "copy").glob("train/*.tar")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert b"run the same command again" in errors
     assert b"Traceback" not in errors
