@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import itertools
 import json
 import os
 import platform
@@ -31,13 +29,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "benchmarks")]
 
-import pyarrow as pa  # noqa: E402
+from enlarged import INDEX, enlarge  # noqa: E402
 from s3_server import s3_server  # noqa: E402 - the tests' helpers
 from stream_latency import delayed  # noqa: E402
 
-from prep.format import read_index, read_manifest, split_fingerprint, write_index  # noqa: E402
-from prep.storage import Storage  # noqa: E402
-
+_SHARDS = 60
 CHILD = """
 import time
 begun = time.time()
@@ -65,44 +61,6 @@ def main():
 if __name__ == "__main__":
     main()
 """
-
-
-def enlarge(source: Path, target: Path, clips: int) -> None:
-    """Make a root whose index lists the clips of `source` over and over, to at least `clips`."""
-    storage = Storage(str(source))
-    manifest = read_manifest(storage)
-    split = manifest.splits["train"]
-    table = read_index(storage.read("index/train.parquet"), "index")
-    keys, paths = table["key"].to_pylist(), table["shard"].to_pylist()
-    shards, tables, files = [], [], {}
-    rows = {shard.path: [n for n, path in enumerate(paths) if path == shard.path]
-            for shard in split.shards}  # fmt: skip
-    target.joinpath("train").mkdir(parents=True)
-    target.joinpath("index").mkdir()
-    a_shard = -(-clips // 60)
-    for number, shard in zip(range(60), itertools.cycle(split.shards)):
-        path = f"train/train-{number:06d}.tar"
-        os.link(source / shard.path, target / path)
-        files[path] = vars(manifest.files[shard.path])
-        taken = list(itertools.islice(itertools.cycle(rows[shard.path]), a_shard))
-        part = table.take(taken)
-        names = [f"{keys[row]}_{number:02d}_{place:05d}" for place, row in enumerate(taken)]
-        part = part.set_column(0, part.schema.field("key"), pa.array(names))
-        shard_column = pa.array([path] * len(taken)).dictionary_encode()
-        part = part.set_column(1, part.schema.field("shard"), shard_column)
-        tables.append(part)
-        shards.append({"path": path, "num_clips": len(taken)})
-    data = write_index(tables)
-    (target / "index/train.parquet").write_bytes(data)
-    files["index/train.parquet"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    values: dict[str, Any] = json.loads((source / "manifest.json").read_text())
-    whole = pa.concat_tables(tables)
-    values["splits"] = {"train": {**values["splits"]["train"], "shards": shards,
-                                  "num_clips": whole.num_rows, "num_rows": whole.num_rows,
-                                  "outcomes": {"ok": whole.num_rows},
-                                  "fingerprint": split_fingerprint(whole)}}  # fmt: skip
-    values["files"] = files
-    (target / "manifest.json").write_text(json.dumps(values))
 
 
 def measure(root: str, options: dict[str, Any], temp: Path, workers: int, *, cold: bool) -> Any:
@@ -133,7 +91,7 @@ def main() -> None:
         # beside the root: hard links do not cross file systems
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=asked.root.parent)))
         large = folder / "large"
-        enlarge(asked.root, large, asked.clips)
+        enlarge(asked.root, large, _SHARDS, -(-asked.clips // _SHARDS))
         server = stack.enter_context(s3_server(folder))
         address = server.upload(large, "large")
         slow = stack.enter_context(delayed(server.endpoint, asked.milliseconds))
@@ -149,7 +107,7 @@ def main() -> None:
                     one = measure(root, options, folder / "temp", asked.workers,
                                   cold=state == "cold")  # fmt: skip
                     found.setdefault(f"{name}, {state}", []).append(one)
-        size = (large / "index/train.parquet").stat().st_size
+        size = (large / INDEX).stat().st_size
     print(f"{asked.clips} clips, index {size / 1e6:.1f} MB; {asked.workers} workers; "
           f"{os.cpu_count()} cores, {platform.machine()}; medians of {asked.rounds}\n")  # fmt: skip
     print(

@@ -16,12 +16,9 @@ import contextlib
 import json
 import os
 import platform
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
@@ -30,8 +27,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "benchmarks")]
 
+from nginx_bucket import BUCKET, nginx_buckets  # noqa: E402
 from s3_server import s3_server  # noqa: E402 - the tests' helpers
 
 from prep.format import read_manifest  # noqa: E402
@@ -62,49 +60,13 @@ def delayed(endpoint: str, milliseconds: float) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def nginx(root: Path, folder: Path, milliseconds: float) -> Iterator[str]:
-    """Serve a folder as bucket `bench` below /fast and, with slow first bytes, below /slow."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"""load_module /usr/lib/nginx/modules/ngx_http_echo_module.so;
-        daemon off; worker_processes 1; user root; pid {folder}/nginx.pid;
-        error_log {folder}/error.log;
-        events {{ worker_connections 1024; }}
-        http {{
-          access_log off; keepalive_requests 1000000; sendfile on;
-          client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-          uwsgi_temp_path {folder}; scgi_temp_path {folder};
-          server {{
-            listen 127.0.0.1:{port};
-            location /fast/bench/ {{ alias {root.absolute()}/; }}
-            location ~ ^/slow/(.*)$ {{ echo_sleep {milliseconds / 1000}; echo_exec /fast/$1; }}
-          }}
-        }}"""
-    )
-    program = shutil.which("nginx") or sys.exit("nginx is missing: see --help")
-    process = subprocess.Popen([program, "-c", str(config), "-e", f"{folder}/error.log"])
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextlib.contextmanager
 def served(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[Storage, Storage]]:
     """Yield the dataset as a bucket, near and far."""
     if asked.server == "nginx":
-        with nginx(asked.root, folder, asked.milliseconds) as address:
+        with nginx_buckets(asked.root, folder, asked.milliseconds) as buckets:
             options = {"skip_signature": True, "virtual_hosted_style_request": False}
-            yield (Storage("s3://bench", {**options, "endpoint": f"{address}/fast"}),
-                   Storage("s3://bench", {**options, "endpoint": f"{address}/slow"}))  # fmt: skip
+            yield (Storage(f"s3://{BUCKET}", {**options, "endpoint": buckets.near}),
+                   Storage(f"s3://{BUCKET}", {**options, "endpoint": buckets.far}))  # fmt: skip
         return
     with s3_server(folder) as server, delayed(server.endpoint, asked.milliseconds) as slow:
         address = server.upload(asked.root, "bench")

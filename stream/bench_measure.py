@@ -46,12 +46,15 @@ def own_processes() -> set[int]:
     return found
 
 
-def cpu_seconds(processes: set[int]) -> float:
-    """Return user and system time of live processes, in steps of a clock tick (10 ms)."""
+def cpu_seconds(processes: set[int], *, ended: bool = False) -> float:
+    """Return user and system time of live processes, in steps of a clock tick (10 ms).
+
+    With `ended`, also that of their children that have ended and were waited for.
+    """
     ticks = 0
     for pid in processes:
         with contextlib.suppress(OSError, ValueError):
-            ticks += sum(int(value) for value in _stat(pid)[11:13])
+            ticks += sum(int(value) for value in _stat(pid)[11 : 15 if ended else 13])
     return ticks / _TICKS_PER_SECOND
 
 
