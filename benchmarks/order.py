@@ -77,7 +77,7 @@ def planned(asked: argparse.Namespace) -> Callable[[int], dict[str, float]]:
 
     def round_of(_: int) -> dict[str, float]:
         one = child("plan", asked, 0)
-        return {"seconds": one["seconds"], "peak_bytes": one["peak_bytes"]}
+        return {name: one[name] for name in ("seconds", "cpu_seconds", "peak_bytes")}
 
     return round_of
 
@@ -138,7 +138,8 @@ def main() -> None:
         f"medians of {asked.rounds} rounds"
     )
     planning = (
-        f"Planning the whole run on 1,024 ranks: {text(plan['seconds'])} s, peak "
+        f"Planning the whole run on 1,024 ranks: {text(plan['seconds'])} s "
+        f"({text(plan['cpu_seconds'])} s of CPU time), peak "
         f"{Spread.of(plan['peak_bytes']).median / 1e6:.0f} MB."
     )
     write(asked, [caption, "", *table(found).lines(), "", planning],

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prep.ffmpeg_binary import find_ffmpeg
+from prep.ffmpeg_binary import ffmpeg_path
 from prep.mp4 import ClipForm, FormError, check_form
 from prep.outcome import Reason, RowFailure
 from prep.probe import SourceFacts, probe
@@ -82,7 +82,7 @@ def _encode_one(
     target = work / "temporary" / f"{worker}.mp4"
     try:
         arguments = command(
-            find_ffmpeg().path, candidate.path, target, profile, facts,
+            ffmpeg_path(), candidate.path, target, profile, facts,
             candidate.start_seconds, candidate.end_seconds, limits,
         )  # fmt: skip
         run(arguments, candidate.path, limits)

@@ -22,15 +22,24 @@ class FFmpeg:
     sha256: str
 
 
+def ffmpeg_path() -> str:
+    """Return where that program is, without the third of a second that running and hashing it take.
+
+    For workers: the process that starts them has looked at theirs. Raises UsageError without one.
+    """
+    path = os.environ.get("KPREP_FFMPEG") or _bundled() or shutil.which("ffmpeg")
+    if not path:
+        raise UsageError("no ffmpeg found; pip install imageio-ffmpeg, or set KPREP_FFMPEG to one")
+    return path
+
+
 @lru_cache(maxsize=1)
 def find_ffmpeg() -> FFmpeg:
     """Return the program named by KPREP_FFMPEG, else imageio-ffmpeg's, else the one on PATH.
 
     Raises UsageError when there is none or it does not run.
     """
-    path = os.environ.get("KPREP_FFMPEG") or _bundled() or shutil.which("ffmpeg")
-    if not path:
-        raise UsageError("no ffmpeg found; pip install imageio-ffmpeg, or set KPREP_FFMPEG to one")
+    path = ffmpeg_path()
     try:
         answer = subprocess.run(
             [path, "-version"], capture_output=True, text=True, timeout=30, check=True
