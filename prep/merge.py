@@ -17,6 +17,7 @@ from prep.copy_roots import check_roots, destination_lock, patient, remove_lock
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.format import Manifest, read_manifest, shard_path
 from prep.format.layout import MANIFEST_PATH
+from prep.job_bytes import JobBytes
 from prep.merge_plan import ClassList, OnConflict, Selection
 from prep.merge_publish import publish_merged
 from prep.merge_work import MergeWork
@@ -158,15 +159,17 @@ def _build(
     for task in built:
         progress.skip(plan.shard_bytes(*task))
     count = options.workers or len(os.sched_getaffinity(0))
+    job_bytes = JobBytes(progress)
     try:
         with WorkerPool("remix", count, _WALL_SECONDS, ahead=1) as pool:
             for task in tasks:
                 if task not in built:
-                    pool.submit(Job(task, _job(options, plan, work.folder, *task)))
+                    job_bytes.begin(work.mark(*task), plan.shard_bytes(*task))
+                    pool.submit(Job(task, _job(options, plan, work, *task)))
                 while not pool.wants_jobs:
-                    _book(pool, plan, work, built, progress)
+                    _book(pool, work, built, job_bytes)
             while pool.unfinished:
-                _book(pool, plan, work, built, progress)
+                _book(pool, work, built, job_bytes)
     finally:
         progress.close()
     return built
@@ -174,10 +177,9 @@ def _build(
 
 def _book(
     pool: WorkerPool,
-    plan: Plan,
     work: MergeWork,
     built: dict[tuple[str, int], dict[str, Any]],
-    progress: ByteProgress,
+    job_bytes: JobBytes,
 ) -> None:
     """Store what has been answered by now."""
     for job, result in pool.results(0.2):
@@ -193,11 +195,12 @@ def _book(
             )
         work.record(split, number, result)
         built[split, number] = result
-        progress.add(plan.shard_bytes(split, number))
+        job_bytes.end(work.mark(split, number))
+    job_bytes.book()
 
 
 def _job(
-    options: MergeOptions, plan: Plan, folder: Path, split: str, number: int
+    options: MergeOptions, plan: Plan, work: MergeWork, split: str, number: int
 ) -> dict[str, Any]:
     """Return the JSON of one shard; see prep.remix.remix."""
     destination = patient(options.destination)
@@ -205,7 +208,8 @@ def _job(
         "root": destination.root,
         "options": destination.options,
         "path": shard_path(split, number),
-        "work": str(folder),
+        "work": str(work.folder),
+        "mark": str(work.mark(split, number)),
         "split": split,
         "as_they_are": plan.is_foreign,
         "sources": [

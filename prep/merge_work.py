@@ -63,6 +63,10 @@ class MergeWork:
             raise
         return facts if sizes == [facts["bytes"], facts["index_bytes"]] else None
 
+    def mark(self, split: str, number: int) -> Path:
+        """Return where the process that writes a shard says how far it is."""
+        return self.folder / f"{split}-{number:06d}.mark"
+
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             values: dict[str, Any] = json.loads((self.folder / name).read_text())

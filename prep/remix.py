@@ -20,6 +20,7 @@ from prep.assemble import finish_tar, scan, tar_in_the_making, write_tar
 from prep.errors import DatasetError, StorageError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
+from prep.shard_worker import Mark
 from prep.storage import Storage
 
 if TYPE_CHECKING:
@@ -33,15 +34,16 @@ _FETCHES = 2  # what arrives damaged is read once more
 def remix(job: dict[str, Any]) -> dict[str, Any]:
     """Write one shard and its `.tar.idx`; both appear complete or not at all.
 
-    The job: root, options, path, work, split, sources (root and options of each), as_they_are, and
-    clips (source, shard, key, label, label_index, the byte ranges, content_hash and crc32). Returns
-    what prep.assemble returns, or `{"damaged": sentence}`, or `{"fatal": sentence}`.
+    The job: root, options, path, work, mark, split, sources (root and options of each),
+    as_they_are, and clips (source, shard, key, label, label_index, the byte ranges, content_hash
+    and crc32). Returns what prep.assemble returns, or `{"damaged": sentence}`, or
+    `{"fatal": sentence}`.
     """
     storage, path = Storage(job["root"], job["options"]), job["path"]
-    temporary: Path | None = None
+    mark, temporary = Mark(job["mark"]), None
     try:
         temporary = tar_in_the_making(storage, Path(job["work"]), path)
-        hashed = write_tar(temporary, _samples(job))
+        hashed = write_tar(temporary, _samples(job, mark))
         _check_places(temporary, job)
         return finish_tar(temporary, hashed, storage, path)
     except DatasetError as error:
@@ -51,6 +53,7 @@ def remix(job: dict[str, Any]) -> dict[str, Any]:
     except StorageError as error:
         return {"fatal": str(error)}
     finally:
+        mark.close()
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
@@ -69,8 +72,8 @@ def _check_places(tar: Path, job: dict[str, Any]) -> None:
                 )
 
 
-def _samples(job: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:
-    """Yield the samples of the shard in order, reading a few ahead."""
+def _samples(job: dict[str, Any], mark: Mark) -> Iterator[dict[str, str | bytes]]:
+    """Yield the samples of the shard in order, reading a few ahead; their bytes go to the mark."""
     sources = [Storage(source["root"], source["options"]) for source in job["sources"]]
     waiting: deque[Any] = deque()
     held = 0
@@ -80,10 +83,12 @@ def _samples(job: dict[str, Any]) -> Iterator[dict[str, str | bytes]]:
                 first, future = waiting.popleft()
                 held -= first["entry_bytes"]
                 yield future.result()
+                mark.add_bytes(first["entry_bytes"])
             waiting.append((clip, pool.submit(read_sample, sources[clip["source"]], clip, job)))
             held += clip["entry_bytes"]
-        while waiting:
-            yield waiting.popleft()[1].result()
+        for first, future in waiting:
+            yield future.result()
+            mark.add_bytes(first["entry_bytes"])
 
 
 def read_sample(source: Storage, clip: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:

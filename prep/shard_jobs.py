@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import KprepError
+from prep.job_bytes import ByteCount, JobBytes
 from prep.shard_worker import CPU_SECONDS, how_it_ended, new_mark, read_mark
 from prep.worker_pool import Job, WorkerPool
 
@@ -29,12 +30,8 @@ def run_here(
         yield values, function({**values, "mark": str(mark), "skip": {}})
 
 
-class ShardProgress(Protocol):
+class ShardProgress(ByteCount, Protocol):
     """Where the jobs report to."""
-
-    def add(self, count: int) -> None:
-        """Book bytes that were read."""
-        ...
 
     def skip(self, count: int) -> None:
         """Take bytes off the total that need not be read."""
@@ -45,7 +42,6 @@ class ShardProgress(Protocol):
 class _Running:
     values: dict[str, Any]
     mark: Path
-    bytes_total: int
     skip: dict[str, str] = field(default_factory=dict)
 
 
@@ -63,35 +59,32 @@ def run_shard_jobs(
     names it. Raises KprepError when a worker dies of something that is no clip.
     """
     waiting = deque(
-        _Running(values, folder / f"{number}.mark", values["bytes"])
-        for number, values in enumerate(jobs)
+        _Running(values, folder / f"{number}.mark") for number, values in enumerate(jobs)
     )
     running: dict[str, _Running] = {}
-    done = shown = 0
+    job_bytes = JobBytes(progress)
     with WorkerPool(task, workers or len(os.sched_getaffinity(0)), _NEVER, ahead=1) as pool:
         while waiting or pool.unfinished:
             while waiting and len(running) < pool.count:
                 state = waiting.popleft()
                 running[str(state.mark)] = state
-                _submit(pool, state)
+                _submit(pool, state, job_bytes)
             for job, result in pool.results(_POLL_SECONDS):
                 state = running[job.tag]
                 if "crashed" in result:
                     _name_the_clip(state, result["crashed"])
-                    _submit(pool, state)
+                    _submit(pool, state, job_bytes)
                     continue
                 if "error" in result:
                     raise KprepError(_failed(state, result["error"].strip().splitlines()[-1]))
                 del running[job.tag]
-                done += state.bytes_total
+                job_bytes.end(state.mark)
                 yield state.values, result
-            now = done + sum(_bytes(state) for state in running.values())
-            progress.add(now - shown)
-            shown = now
+            job_bytes.book()
 
 
-def _submit(pool: WorkerPool, state: _Running) -> None:
-    new_mark(state.mark)
+def _submit(pool: WorkerPool, state: _Running, job_bytes: JobBytes) -> None:
+    job_bytes.begin(state.mark, state.values["bytes"])
     values = {**state.values, "mark": str(state.mark), "skip": state.skip}
     # one attempt: the mark says what to leave out of the next
     pool.submit(Job(str(state.mark), values, attempts=1))
@@ -102,10 +95,6 @@ def _name_the_clip(state: _Running, how: str) -> None:
     if offset is None or str(offset) in state.skip:
         raise KprepError(_failed(state, f"the worker process ended ({how})"))
     state.skip[str(offset)] = how_it_ended(how, CPU_SECONDS)
-
-
-def _bytes(state: _Running) -> int:
-    return min(read_mark(state.mark)[1], state.bytes_total)
 
 
 def _failed(state: _Running, what: str) -> str:

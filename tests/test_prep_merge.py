@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +27,11 @@ from stream_datasets import without_gop_index
 from webdataset import TarWriter
 
 from prep.assemble import write_tar
+from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.errors import DatasetError, UsageError
 from prep.format import Sidecar
+from prep.job_bytes import JobBytes
 from prep.ledger import SCHEMA
 from prep.merge import MergeOptions, merge
 from prep.merge_ledger import counts, merge_ledgers
@@ -42,6 +45,7 @@ from prep.merge_plan import (
     merge_classes,
 )
 from prep.remix import _check_places
+from prep.shard_worker import Mark, read_mark
 from prep.shuffle import place
 from prep.storage import RetryPolicy, Storage
 from prep.verify import verify
@@ -415,6 +419,47 @@ def test_the_command_says_what_it_made(one, tmp_path):
         assert (done.returncode, text in done.stderr, done.stderr.count("\n")) == (2, True, 1), (
             done.stderr
         )
+
+
+def test_progress_moves_within_a_shard(tmp_path):
+    """By the marks of those that write; a job that is begun again gives its bytes back."""
+    booked: list[int] = []
+    job_bytes = JobBytes(SimpleNamespace(add=booked.append))
+    job_bytes.begin(tmp_path / "one", 100)
+    job_bytes.begin(tmp_path / "two", 50)
+    mark = Mark(str(tmp_path / "one"))
+    for moved in (30, 0, 40):
+        mark.add_bytes(moved)
+        job_bytes.book()
+    assert booked == [30, 0, 40]
+    job_bytes.begin(tmp_path / "one", 100)
+    job_bytes.book()
+    mark.add_bytes(50)  # 120 in its mark, but no job has more than it has
+    job_bytes.book()
+    job_bytes.end(tmp_path / "one")
+    job_bytes.end(tmp_path / "two")
+    job_bytes.book()
+    assert booked[3:] == [-70, 100, 50]
+    mark.close()
+
+
+def test_those_that_write_shards_say_how_far_they_are(one, tmp_path, monkeypatch):
+    moved, booked = [], []
+    end = JobBytes.end
+
+    def ended(self, mark):
+        moved.append(read_mark(mark)[1])
+        end(self, mark)
+
+    monkeypatch.setattr(JobBytes, "end", ended)
+    monkeypatch.setattr(ByteProgress, "add", lambda _, count: booked.append(count))
+    plan = merged(tmp_path / "out", one).plan
+    sizes = [
+        plan.shard_bytes(name, n) for name in plan.shards for n in range(len(plan.shards[name]))
+    ]
+    assert sorted(moved) == sorted(sizes)
+    assert sum(booked) == sum(sizes)
+    assert not list((tmp_path / "out").rglob("*.mark"))
 
 
 def test_a_destination_with_something_else_is_refused(one, tmp_path):
