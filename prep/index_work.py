@@ -6,6 +6,7 @@ findings of his own there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -49,8 +50,10 @@ class IndexWork:
 
     def keep(self, info: ObjectInfo, report: dict[str, Any]) -> None:
         """Keep what was found in a tar, where the store tells one version of it from another."""
-        if info.etag is not None:
-            packed = zlib.compress(json.dumps(report).encode(), 1)
+        if info.etag is None:
+            return
+        packed = zlib.compress(json.dumps(report).encode(), 1)
+        with contextlib.suppress(OSError):  # a full disk costs no more than the repetition
             write_atomic(self._path(info), packed)
 
     def remove(self) -> None:
@@ -64,5 +67,6 @@ class IndexWork:
 
 def _forget_old(folder: Path) -> None:
     for other in folder.iterdir():
-        if time.time() - other.stat().st_mtime > _KEEP_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # a run that ends removes its own
+            if time.time() - other.stat().st_mtime > _KEEP_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)

@@ -18,5 +18,6 @@ def cache_folder(kind: str, root: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="kprep-")) / kind
+        folder = Path(tempfile.mkdtemp(prefix="kprep-")) / kind
+        folder.mkdir()
     return folder

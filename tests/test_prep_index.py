@@ -33,8 +33,9 @@ from prep.ffmpeg_binary import find_ffmpeg
 from prep.foreign_index import IndexOptions, find_shards, index_tars
 from prep.foreign_labels import class_list, label_index, stated_label
 from prep.foreign_splits import assign_splits
+from prep.index_work import IndexWork
 from prep.outcome import RowFailure
-from prep.storage import Storage
+from prep.storage import ObjectInfo, Storage
 from prep.tar_samples import split_name
 from prep.verify import _Silent, verify
 
@@ -606,6 +607,26 @@ def test_an_interrupted_run_goes_on_with_the_tars_that_it_has_not_seen(strangers
     assert files_of(root) == files_of(whole)
     assert not list((tmp_path / "cache/kprep/index").iterdir())  # of no use any more
     assert sorted(indexed(root, force=True)) == sorted(every)
+
+
+def test_without_a_place_for_its_notes_an_index_is_made_all_the_same(strangers, tmp_path, monkeypatch):  # fmt: skip
+    (tmp_path / "cache").write_bytes(b"no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = Path(shutil.copytree(strangers, tmp_path / "root"))
+    assert len(indexed(root)) == 3
+    assert verify(Storage(str(root))).faults == []
+
+
+def test_what_nobody_came_back_to_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for root in ("old", "young"):
+        IndexWork(root, {}).keep(ObjectInfo("a.tar", 1, "v"), {"samples": [root]})
+    (old,) = [path for path in (tmp_path / "kprep/index").iterdir()
+              if IndexWork("old", {})._folder == path]  # fmt: skip
+    os.utime(old, (0, 0))
+    assert IndexWork("young", {}).report(ObjectInfo("a.tar", 1, "v")) == {"samples": ["young"]}
+    assert not old.exists()
 
 
 @pytest.mark.parametrize(
