@@ -189,6 +189,7 @@ def count_all(bench: Bench, measured: list[Measured]) -> list[dict[str, Any]]:
         key = (cell.contender, *ways)
         try:
             if key not in counted:
+                print(f"an epoch of {cell.loader}, not decoded", file=sys.stderr, flush=True)
                 counted[key] = {"way": key, **bench.count(cell, fill=fills)}
         except ChildFailedError as error:
             counted[key] = {"way": key, "failed": str(error)}
@@ -264,6 +265,17 @@ def main() -> None:
     report(bench, found, counted)
 
 
+def incomplete(counted: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each way of reading whose epoch failed or lacks clips."""
+    lines = []
+    for one in counted:
+        if "failed" in one:
+            lines.append(f"- {one['way'][0]}: an epoch without decoding failed ({one['failed']})")
+        elif one["left_out"] and len(one["way"]) == 1:  # kprep says what fills no batch
+            lines.append(f"- {one['way'][0]}: an epoch lacks {one['left_out']} clips")
+    return lines
+
+
 def report(bench: Bench, found: list[Measured], counted: list[dict[str, Any]]) -> None:
     """Print and write what was found."""
     asked = bench.asked
@@ -277,7 +289,8 @@ def report(bench: Bench, found: list[Measured], counted: list[dict[str, Any]]) -
         f"{asked.seconds:g} s; {results.machine()}"
     )
     values = {"head": head, "results": [one.to_json() for one in found], "counted": counted}
-    results.write(asked, [head, "", *markdown(found, titles)], values)
+    lines = [head, "", *markdown(found, titles), *incomplete(counted)]
+    results.write(asked, lines, values)
     if asked.chart:
         chart(found, titles, asked.chart)
 

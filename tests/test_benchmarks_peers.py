@@ -18,6 +18,7 @@ import nginx_bucket  # noqa: E402
 from peers import processes  # noqa: E402
 from peers.report import Cell, Measured, chart, markdown  # noqa: E402
 from peers.truth import Truth  # noqa: E402
+from stream_peers import incomplete  # noqa: E402
 
 COPIES = 40
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -126,3 +127,12 @@ def test_a_failed_round_stands_below_the_table_and_not_in_it(tmp_path):
     if HAS_MATPLOTLIB:
         chart([fine, bad], TITLES, tmp_path / "chart.png")
         assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+def test_epochs_that_fail_or_lack_clips_are_said():
+    counted = [{"way": ("kprep", 1, False, False), "left_out": 5}, {"way": ("webdataset",), "left_out": 0},
+               {"way": ("litdata",), "left_out": 14}, {"way": ("megatron-energon",), "failed": "hung: 9 s"}]  # fmt: skip
+    assert incomplete(counted) == [
+        "- litdata: an epoch lacks 14 clips",
+        "- megatron-energon: an epoch without decoding failed (hung: 9 s)",
+    ]
