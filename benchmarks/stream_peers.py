@@ -225,7 +225,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("root", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is made")
-    parser.add_argument("--copies", type=int, default=8, help="names each clip gets")
+    parser.add_argument("--copies", type=int, default=4, help="names each clip gets")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--storages", nargs="+", choices=_STORAGES, default=list(_STORAGES))
     parser.add_argument("--python", nargs="+", default=[], metavar="NAME=PROGRAM",
