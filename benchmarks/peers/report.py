@@ -114,7 +114,11 @@ def chart(found: list[Measured], titles: dict[str, str], path: Path) -> None:
         panel = rates.setdefault(one.cell.place, {})
         panel[one.cell.loader] = [round_["clips_per_second"] for round_ in one.rounds]
     baseline = rates.pop("memory", {})
-    sizes = {one.cell.loader: [one.bytes_per_clip / 1000] for one in some if one.bytes_per_clip}
+    sizes = {
+        one.cell.loader: [one.bytes_per_clip / 1000]
+        for one in some
+        if one.bytes_per_clip and one.cell.place != "cache"
+    }
     with results.chart(path, len(rates) + bool(sizes), width=4.5, height=3) as axes:
         for axis, (place, panel) in zip(axes, rates.items(), strict=False):
             results.bars(axis, panel, "clips/s", 0)
