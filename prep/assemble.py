@@ -1,6 +1,6 @@
 """The work of the tar writer: staged clips in, one complete shard and its `.tar.idx` out.
 
-This is the only process that imports webdataset, which imports torch where it is installed.
+Besides that of `kprep merge` and `kprep subset`, this is the only process that imports webdataset.
 """
 
 from __future__ import annotations

@@ -26,11 +26,15 @@ TASKS = {
 
 
 def main(task: str) -> None:
-    """Serve jobs of one task until the input ends."""
+    """Serve jobs of one task until the input ends.
+
+    No task needs torch, whose import takes seconds: webdataset, which tries, is told it is missing.
+    """
     # Results have a descriptor of their own, so that no library's print can break the protocol.
     results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     _die_with_parent()
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     import av
 
     av.logging.set_level(av.logging.PANIC)

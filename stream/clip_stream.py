@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -326,13 +327,11 @@ class ClipStream(Dataset[ClipBatch]):
         return ClipRequest(clip, self._frames(clip, item.start))
 
     def _requests(self, items: list[_Item]) -> list[ClipRequest]:
-        """Return a request for each item; in evaluation, where a clip's views are neighbours, one.
+        """Return one request for all neighbours that are views of one clip.
 
-        So no picture is decoded twice for the views of a clip that share a batch.
+        So no picture is decoded twice for them.
         """
         requests = [self._request(item) for item in items]
-        if self.options.mode == "train":  # a damaged view has a substitute of its own
-            return requests
         groups = [list(group) for _, group in groupby(requests, lambda request: request.clip.row)]
         return [
             ClipRequest(
@@ -357,17 +356,24 @@ class ClipStream(Dataset[ClipBatch]):
         kept: list[_Item | None] = list(items)
         bad: list[BadClip] = []
         first = 0
-        for pending in reads:
+        waiting = deque(reads)
+        while waiting:
+            pending = waiting.popleft()
             numbers = range(first, first + pending.request.views)
-            first = numbers.stop
             try:
                 self._decode_clip(pending, planar[numbers.start : numbers.stop].flatten(0, 1))
             except BadClipError as error:
                 if self.options.bad_clips == "raise":
                     raise
+                if self.options.mode == "train" and len(numbers) > 1:
+                    # each by itself: which views need a substitute must not depend on neighbours
+                    alone = self._reader.begin([self._request(items[number]) for number in numbers])
+                    waiting.extendleft(reversed(alone))
+                    continue
                 bad.append(_bad_clip(pending, error))
                 for number in numbers:
                     planar, kept[number] = self._replace(epoch, items[number], planar, number, bad)
+            first = numbers.stop
         found = [item for item in kept if item is not None]
         if len(found) < len(kept):
             planar = planar[[number for number, item in enumerate(kept) if item is not None]]

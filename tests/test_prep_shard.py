@@ -155,6 +155,15 @@ def test_one_worker_and_three_give_the_same_bytes(videos, dataset, tmp_path):
         assert files_of(root) == files_of(dataset)
 
 
+def test_no_process_of_a_conversion_imports_torch(videos, dataset, tmp_path):
+    """webdataset does where it can: two seconds at the end of every run."""
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    run_kprep("shard", videos, tmp_path / "root", "--split", "train", "--profile", "small",
+              "--clips-per-shard", 6, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
+    assert files_of(tmp_path / "root") == files_of(dataset)
+    assert not (tmp_path / "imported").exists()
+
+
 def test_another_seed_gives_another_order(videos, dataset, tmp_path):
     run_kprep("shard", videos, tmp_path / "r", "--split", "train", "--profile", "small",
               "--clips-per-shard", 6, "--seed", 1)  # fmt: skip

@@ -457,6 +457,16 @@ def damage(root: Path, *numbers: int) -> list:
     return [records[number] for number in numbers]
 
 
+def spoil_last_gop(root: Path, number: int):
+    """Change a byte of the last group of pictures of a clip; return its record."""
+    data = (root / "index/train.parquet").read_bytes()
+    record = list(iter_records(read_index(data, "i")))[number]
+    with (root / record.shard).open("r+b") as file:
+        file.seek(record.video_offset + record.gop_offsets[-1] - 20)
+        file.write(b"\xa5\x5a")
+    return record
+
+
 @pytest.fixture
 def copy(root, tmp_path) -> Path:
     return Path(shutil.copytree(root, tmp_path / "root"))
@@ -504,6 +514,26 @@ def test_ranks_and_workers_get_the_same_substitutes(copy):
     ]
     steps = [part[i : i + 2] for i in range(0, len(parts[0]), 2) for part in parts]
     assert [clip for step in steps for clip in step] == whole
+
+
+def test_a_damaged_view_costs_its_neighbours_of_the_clip_nothing(root, copy):
+    """Views that are decoded in one pass are tried one by one when it fails: only those that need
+    the damaged group of pictures have substitutes, in batches of any size."""
+    record = spoil_last_gop(copy, 3)
+    options = {"frames": 4, "clips_per_video": 6, "grouping": "together"}
+    clean = sequence(loader(root, **options))
+    hurt = {
+        number for number, (key, _, start, _) in enumerate(clean)
+        if key == record.key and start + 3 >= (record.num_frames - 1) // 16 * 16
+    }  # fmt: skip
+    assert 0 < len(hurt) < sum(key == record.key for key, *_ in clean)
+    found = sequence(loader(copy, **options, bad_clips="substitute"))
+    assert {n for n, (a, b) in enumerate(zip(clean, found, strict=True)) if a != b} == hurt
+    for batch_size in (1, 4):
+        one = loader(copy, **options, batch_size=batch_size, bad_clips="substitute")
+        both = list(zip(sequence(one), found, strict=False))
+        assert len(both) > max(hurt)
+        assert all(mine == other for mine, other in both)
 
 
 def test_the_default_is_to_raise_with_shard_key_and_place(copy):

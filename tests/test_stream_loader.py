@@ -359,6 +359,21 @@ def test_evaluation_decodes_a_video_once_for_all_its_clips(
     assert sum(frames for _, frames in decoded) == len(keys) * 8
 
 
+def test_views_that_stay_together_are_decoded_in_one_pass(root, monkeypatch):
+    options = {"frames": 8, "clips_per_video": 3, "grouping": "together"}
+    alone = sequence(loader(root, batch_size=1, **options))
+    decoded = []
+    real = ClipDecoder.decode
+
+    def count(self, clip, data, frames, out):
+        decoded.append((clip.key, len(frames)))
+        return real(self, clip, data, frames, out)
+
+    monkeypatch.setattr(ClipDecoder, "decode", count)
+    assert sequence(loader(root, batch_size=6, **options)) == alone
+    assert decoded == [(key, 3 * 8) for key in dict.fromkeys(key for key, *_ in alone)]
+
+
 def test_gops_of_several_views_are_read_once_and_in_order(root):
     clip = loader(root).stream.index.clip(0)
     views = [np.array([0, 20, 40]), np.array([8, 30, 50])]
