@@ -7,11 +7,14 @@ else). Without the pools there is no such thread, and the CPU time is the same.
 
 A thousand million equal rows fit into a few kilobytes of Parquet. So what a file takes in memory is
 summed from its footer before a row is read; texts, whose repetition no footer tells, are read as
-dictionaries and measured before they are written out.
+dictionaries and measured before they are written out. A footer can lie: so one column of one row
+group is read at a time, and what it took is counted before the next, which leaves at most one of
+them too many.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -33,10 +36,11 @@ _CODE_BYTES = 4  # of a text in a dictionary
 def read_parquet(
     data: bytes, columns: Sequence[str], where: str, num_rows: int | None = None
 ) -> pa.Table:
-    """Return those of the columns that a Parquet file has.
+    """Return those of the columns that a Parquet file has, once each.
 
     Raises pyarrow's errors, OSError included, where it is none; DatasetError, before a row is read,
-    where it has other than `num_rows` rows, and where it would take too much memory.
+    where it has other than `num_rows` rows or would take too much memory by its footer, and as soon
+    as it does take too much.
     """
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
         footer, schema = file.metadata, file.schema_arrow
@@ -44,25 +48,35 @@ def read_parquet(
         raise DatasetError(
             f"{where} has {footer.num_rows} rows, the manifest says {num_rows}; run `kprep verify`"
         )
-    wanted = [name for name in columns if name in schema.names]
+    once = [name for name in columns if schema.get_field_index(name) >= 0]  # -1 also where twice
+    schema = pa.schema([schema.field(name) for name in once])
     leaves = [
         number
         for number in range(footer.num_columns)
-        if footer.schema.column(number).path.partition(".")[0] in wanted
+        if footer.schema.column(number).path.partition(".")[0] in schema.names
     ]
     limit = max(ALWAYS_BYTES, MOST_EXPANSION * len(data))
     _check_size(_claimed_bytes(footer, leaves), limit, len(data), where)
     texts = [footer.schema.column(number).path for number in leaves
              if footer.schema.column(number).physical_type == "BYTE_ARRAY"]  # fmt: skip
+    chunks: dict[str, list[pa.Array]] = {name: [] for name in schema.names}
+    num_bytes = 0
     with pq.ParquetFile(
         pa.BufferReader(data), metadata=footer, read_dictionary=texts, pre_buffer=False
     ) as file:
-        table = file.read(columns=wanted, use_threads=False)
-    _check_size(sum(map(_text_bytes, table.columns)), limit, len(data), where)
-    for number, name in enumerate(table.column_names):
-        if not pa.types.is_dictionary(schema.field(name).type):
-            table = table.set_column(number, name, _plain(table.column(number)))
-    return table
+        for group, field in itertools.product(range(footer.num_row_groups), schema):
+            column = _read_column(file, group, field.name)
+            num_bytes += column.nbytes + _text_bytes(column)
+            _check_size(num_bytes, limit, len(data), where)
+            plain = column if pa.types.is_dictionary(field.type) else _plain(column)
+            chunks[field.name] += plain.chunks
+    found = [pa.chunked_array(some) if (some := chunks[field.name]) else
+             pa.chunked_array([], field.type) for field in schema]  # fmt: skip
+    return pa.Table.from_arrays(found, names=schema.names)
+
+
+def _read_column(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
+    return file.read_row_group(group, columns=[name], use_threads=False).column(name)
 
 
 def _claimed_bytes(footer: Any, leaves: Sequence[int]) -> int:

@@ -15,11 +15,12 @@ from conftest import run_kprep
 from copy_datasets import convert, draw, plain
 from report_datasets import large_index
 
+from prep import parquet
 from prep.errors import DatasetError
 from prep.format import index_schema, read_index, read_manifest, write_index
 from prep.ledger import SCHEMA, read_ledger
 from prep.open_index import open_index, open_ledger
-from prep.parquet import ALWAYS_BYTES
+from prep.parquet import ALWAYS_BYTES, MOST_EXPANSION
 from prep.publish import file_entry
 from prep.storage import Storage
 from stream.index import load_index
@@ -102,6 +103,48 @@ def test_a_file_that_unpacks_to_much_more_is_refused_before_it_is(tmp_path, bomb
     assert int(peak) < 32 * LONG_BYTES
     assert said.startswith("val.parquet would take ")
     assert "it was made to exhaust memory" in said
+
+
+def padded_varint(number: int, length: int) -> bytes:
+    """Return a number of Parquet's footer in so many bytes; longer than need be is allowed."""
+    zigzag = 2 * number
+    low = bytes(zigzag >> 7 * place & 127 | 128 for place in range(length - 1))
+    return low + bytes([zigzag >> 7 * (length - 1)])
+
+
+def test_a_footer_that_lies_lets_one_column_chunk_too_many_be_read(monkeypatch):
+    """Each group is small enough, and all of them are too much, of which the footer says nothing."""
+    groups, text_bytes, limit = 64, 1 << 16, 1 << 20
+    data = packed(pa.table({"key": ["x" * text_bytes]}), groups=groups)
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    size = pq.read_metadata(io.BytesIO(data)).row_group(0).column(0).total_uncompressed_size
+    assert size > text_bytes
+    true, false = padded_varint(size, 3), padded_varint(0, 3)
+    assert data.count(true, start) >= groups
+    data = data[:start] + data[start:].replace(true, false)
+    footer = pq.read_metadata(io.BytesIO(data))
+    assert {footer.row_group(n).column(0).total_uncompressed_size for n in range(groups)} == {0}
+    assert len(data) * MOST_EXPANSION < limit * 2
+    read = []
+    real = parquet._read_column
+    monkeypatch.setattr(parquet, "ALWAYS_BYTES", limit)
+    monkeypatch.setattr(parquet, "_read_column", lambda *call: read.append(call) or real(*call))
+    with pytest.raises(DatasetError, match="it was made to exhaust memory"):
+        read_index(data, "index")
+    most = max(limit, len(data) * MOST_EXPANSION)
+    assert len(read) <= most // text_bytes + 1 < groups
+
+
+def test_a_column_that_stands_twice_or_holds_something_else_is_refused():
+    table = large_index(3, 1, 3)
+    lists = pa.array([["a"]] * 3)
+    for other, why in (
+        (table.append_column("key", table["key"]), "lacks the columns key"),
+        (table.set_column(table.column_names.index("gop_offsets"), "gop_offsets", lists),
+         "has a column of another type"),
+    ):  # fmt: skip
+        with pytest.raises(DatasetError, match=why):
+            read_index(packed(other, groups=2), "index")
 
 
 def test_texts_and_dictionaries_come_back_as_they_were():
