@@ -28,9 +28,8 @@ from prep.format import (
     ledger_path,
     read_manifest,
 )
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import COPY_MARKER_PATH, MANIFEST_PATH, WORK_NAME
 from prep.open_index import open_index
-from prep.options import COPY_MARKER_PATH, WORK_NAME
 from prep.publish import file_entry
 from prep.root_lock import LOCK_NAME
 from prep.transfer import DamagedError, StoppedCopyError, Transfer

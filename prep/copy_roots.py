@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
-from prep.options import WORK_NAME
+from prep.format.layout import WORK_NAME
 from prep.root_lock import file_lock, root_lock
 from prep.storage import Storage
 from prep.user_cache import cache_folder

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prep.options import WORK_NAME
+from prep.format.layout import WORK_NAME
 from prep.root_lock import root_lock
 
 if TYPE_CHECKING:

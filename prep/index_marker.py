@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
-from prep.options import WORK_NAME
+from prep.format.layout import WORK_NAME
 
 if TYPE_CHECKING:
     from prep.storage import Storage

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
+from prep.outcome import Reason
 from prep.storage import write_atomic
 from prep.user_cache import cache_folder
 
@@ -37,6 +39,7 @@ class IndexWork:
 
         self._asked = [context, __version__, av.__version__]
         self._folder = cache_folder("index", root)
+        os.utime(self._folder)  # somebody came back to this one
         _forget_old(self._folder.parent)
 
     def report(self, info: ObjectInfo) -> dict[str, Any] | None:
@@ -49,8 +52,12 @@ class IndexWork:
         return report
 
     def keep(self, info: ObjectInfo, report: dict[str, Any]) -> None:
-        """Keep what was found in a tar, where the store tells one version of it from another."""
-        if info.etag is None:
+        """Keep what was found in a tar, unless it may be found otherwise next time.
+
+        So it is where the store does not tell one version from another, and where a sample failed
+        for a reason that can pass, such as a decoder that was killed for want of memory.
+        """
+        if info.etag is None or any(map(_may_pass, report["samples"])):
             return
         packed = zlib.compress(json.dumps(report).encode(), 1)
         with contextlib.suppress(OSError):  # a full disk costs no more than the repetition
@@ -63,6 +70,10 @@ class IndexWork:
     def _path(self, info: ObjectInfo) -> Path:
         values = json.dumps([info.path, info.size_bytes, info.etag, *self._asked])
         return self._folder / hashlib.sha256(values.encode()).hexdigest()
+
+
+def _may_pass(sample: dict[str, Any]) -> bool:
+    return "failed" in sample and Reason(sample["failed"][0]).retryable
 
 
 def _forget_old(folder: Path) -> None:

@@ -16,13 +16,12 @@ from prep.conversion import check_fatal
 from prep.copy_roots import check_roots, destination_lock, patient, remove_lock
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.format import Manifest, read_manifest, shard_path
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import MANIFEST_PATH, WORK_NAME
 from prep.job_bytes import JobBytes
 from prep.merge_plan import ClassList, OnConflict, Selection
 from prep.merge_publish import publish_merged
 from prep.merge_work import MergeWork
 from prep.new_root import Plan, plan_root
-from prep.options import WORK_NAME
 from prep.root_lock import LOCK_NAME
 from prep.storage import remove_leftovers
 from prep.worker_pool import Job, WorkerPool

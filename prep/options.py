@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prep.cvdf_layout import DEFAULT_BASE
 from prep.errors import UsageError
+from prep.format.layout import WORK_NAME
 from prep.storage import Storage
 
 if TYPE_CHECKING:
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
 
     from prep.outcome import Reason
     from prep.profile import EncodingProfile
-
-WORK_NAME = ".kprep-work"
-COPY_MARKER_PATH = f"{WORK_NAME}/copy.json"
-"""What an unfinished copy into a root is of; removed when the copy is whole."""
 
 
 @dataclass(frozen=True)

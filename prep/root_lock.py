@@ -12,8 +12,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
+from prep.format.layout import WORK_NAME
 from prep.local_files import refuse_links_in
-from prep.options import WORK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

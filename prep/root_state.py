@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
 from prep.format import Manifest, read_manifest
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import MANIFEST_PATH, WORK_NAME
 from prep.journal import Journal
-from prep.options import WORK_NAME
 from prep.root_lock import LOCK_NAME
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
 from prep.format import Manifest, check_split_name, index_path, read_index
+from prep.format.layout import WORK_NAME
 from prep.journal import Journal
 from prep.local_files import refuse_links_in
-from prep.options import WORK_NAME, ShardOptions
 from prep.outcome import Reason, Status
 from prep.publish import publish
 from prep.root_lock import file_lock, root_lock
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prep.annotations import Listing
+    from prep.options import ShardOptions
 
 
 @dataclass

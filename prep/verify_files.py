@@ -15,9 +15,8 @@ from prep.format import (
     read_index,
     split_fingerprint,
 )
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import COPY_MARKER_PATH, MANIFEST_PATH
 from prep.ledger import read_ledger
-from prep.options import COPY_MARKER_PATH
 from prep.shard_bytes import ShardBytes
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -34,7 +35,7 @@ from prep.foreign_index import IndexOptions, find_shards, index_tars
 from prep.foreign_labels import class_list, label_index, stated_label
 from prep.foreign_splits import assign_splits
 from prep.index_work import IndexWork
-from prep.outcome import RowFailure
+from prep.outcome import Reason, RowFailure
 from prep.storage import ObjectInfo, Storage
 from prep.tar_samples import split_name
 from prep.verify import _Silent, verify
@@ -618,15 +619,64 @@ def test_without_a_place_for_its_notes_an_index_is_made_all_the_same(strangers, 
     assert verify(Storage(str(root))).faults == []
 
 
+def found(key: str) -> dict[str, Any]:
+    """What `describe_shard` says of a tar with one sample."""
+    return {"samples": [{"key": key}]}
+
+
 def test_what_nobody_came_back_to_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for root in ("old", "young"):
-        IndexWork(root, {}).keep(ObjectInfo("a.tar", 1, "v"), {"samples": [root]})
+        IndexWork(root, {}).keep(ObjectInfo("a.tar", 1, "v"), found(root))
     (old,) = [path for path in (tmp_path / "kprep/index").iterdir()
               if IndexWork("old", {})._folder == path]  # fmt: skip
     os.utime(old, (0, 0))
-    assert IndexWork("young", {}).report(ObjectInfo("a.tar", 1, "v")) == {"samples": ["young"]}
+    assert IndexWork("young", {}).report(ObjectInfo("a.tar", 1, "v")) == found("young")
     assert not old.exists()
+
+
+def test_whoever_comes_back_late_finds_what_nobody_else_has_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    work, info = IndexWork("root", {}), ObjectInfo("a.tar", 1, "v")
+    work.keep(info, found("a"))
+    os.utime(work._folder, (0, 0))
+    assert IndexWork("root", {}).report(info) == found("a")
+    IndexWork("another", {})
+    assert work.report(info) == found("a")
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [(Reason.CRASHED, False), (Reason.STORAGE, False), (Reason.EMPTY_FILE, True)],
+)
+def test_a_failure_that_can_pass_is_not_remembered(tmp_path, monkeypatch, reason, kept):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    work, info = IndexWork("root", {}), ObjectInfo("a.tar", 1, "v")
+    report = {"samples": [{"key": "a"}, {"key": "b", "failed": [str(reason), "why"]}]}
+    work.keep(info, report)
+    assert work.report(info) == (report if kept else None)
+
+
+HOMELESS = """
+import pwd, sys
+from prep.user_cache import cache_folder
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
+folder = cache_folder("index", "root")
+assert folder.is_dir()
+print(folder)
+"""
+
+
+def test_a_user_without_a_home_gets_a_folder_that_is_removed_in_the_end(tmp_path):
+    homes = ("HOME", "XDG_CACHE_HOME")
+    env = {name: value for name, value in os.environ.items() if name not in homes}
+    done = subprocess.run([sys.executable, "-P", "-c", HOMELESS], env={**env, "TMPDIR": str(tmp_path)},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

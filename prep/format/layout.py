@@ -8,6 +8,9 @@ from prep.errors import UsageError
 
 FORMAT_VERSION = 1
 MANIFEST_PATH = "manifest.json"
+WORK_NAME = ".kprep-work"
+COPY_MARKER_PATH = f"{WORK_NAME}/copy.json"
+"""What an unfinished copy into a root is of; removed when the copy is whole."""
 _SHARD_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 

@@ -10,7 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError, KprepError
-from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH, check_split_name, is_shard_path
+from prep.format.layout import (
+    COPY_MARKER_PATH,
+    FORMAT_VERSION,
+    MANIFEST_PATH,
+    check_split_name,
+    is_shard_path,
+)
 from prep.profile import FOREIGN_PROFILE, EncodingProfile, profile_from_json
 from prep.storage import Storage, check_relative_path
 
@@ -187,6 +193,11 @@ def read_manifest(storage: Storage) -> Manifest:
     if root is not None and not root.is_dir():
         raise DatasetError(f"{root} does not exist; make a dataset there with `kprep shard`")
     if not storage.exists(MANIFEST_PATH):
+        if storage.exists(COPY_MARKER_PATH):
+            raise DatasetError(
+                f"{storage.root} holds no {MANIFEST_PATH} yet: a copy into this root is not "
+                "finished; repeat its push or pull"
+            )
         raise DatasetError(
             f"{storage.root} holds no {MANIFEST_PATH}, so it is no kprep dataset "
             "(or its conversion is not finished: run the same `kprep shard` again)"
