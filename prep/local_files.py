@@ -6,6 +6,8 @@ itself (measured on 20 kB: 0.35 ms of CPU against 0.015).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -86,11 +88,48 @@ def refuse_links_in(folder: Path) -> None:
 
 
 def refuse_endless_links(root: Path) -> None:
-    """Raise StorageError when a link below a root leads to a folder that the root lies in."""
-    real = root.resolve()
-    for place, folders, _ in os.walk(root):
-        for link in (Path(place, name) for name in folders):
-            if link.is_symlink() and link.resolve() in (real, *real.parents):
-                raise StorageError(
-                    f"{link} is a link to a folder that holds the dataset itself; remove the link"
-                )
+    """Raise StorageError when a link at or behind a root leads to itself or to a folder above it.
+
+    What cannot be looked at is left to whoever lists the root.
+    """
+    holders = frozenset(_identity(folder) for folder in (root.resolve(), *root.resolve().parents))
+    waiting = [(root, holders)] if root.is_dir() else []
+    while waiting:
+        place, above = waiting.pop()
+        for entry in _entries(place):
+            if entry.is_symlink():
+                _refuse_endless(entry, above, holders)
+            with contextlib.suppress(OSError):
+                if entry.is_dir():
+                    folder = Path(entry.path)
+                    waiting.append((folder, above | {_identity(folder)}))
+
+
+def _refuse_endless(
+    link: os.DirEntry[str], above: frozenset[tuple[int, int]], holders: frozenset[tuple[int, int]]
+) -> None:
+    try:
+        identity = _identity(Path(link.path))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            return
+        identity = None
+    if identity in holders:
+        raise StorageError(
+            f"{link.path} is a link to a folder that holds the dataset itself; remove the link"
+        )
+    if identity is None or identity in above:
+        raise StorageError(f"{link.path} is a link that leads back to itself; remove the link")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []

@@ -376,7 +376,7 @@ class Storage:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below `prefix`, in the order of their paths.
 
-        Links of a local root are followed; StorageError for one that leads to a folder above.
+        Links of a local root are followed; StorageError for one that leads in circles.
         """
         import obstore
 

@@ -146,3 +146,38 @@ def test_a_link_to_a_folder_above_ends_in_one_sentence(made, tmp_path):
         done = run_kprep("verify", root, check=False)
         assert done.returncode == 1
         assert "is a link to a folder that holds the dataset itself" in plain(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("links", "why"),
+    [
+        ({"root/train/loop": "root/train"}, "leads back to itself"),
+        ({"root/link": "other", "other/deep/back": "other"}, "leads back to itself"),
+        ({"root/link": "other", "other/deep/back": "root"}, "holds the dataset itself"),
+        ({"root/link": "other", "other/deep/back": "."}, "holds the dataset itself"),
+        ({"root/train/self": "root/train/self"}, "leads back to itself"),
+    ],
+)
+def test_a_link_that_leads_in_circles_is_named_wherever_it_lies(tmp_path, links, why):
+    for folder in ("root/train", "other/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    last = Path([*links][-1])
+    last = Path("root/link", *last.parts[1:]) if last.parts[0] == "other" else last
+    with pytest.raises(StorageError) as refused:
+        list(Storage(str(tmp_path / "root")).list())
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / last} is a link ")
+    assert said.endswith(f"{why}; remove the link")
+
+
+def test_links_that_end_somewhere_are_followed_and_those_to_nothing_are_none(tmp_path):
+    for folder in ("root/train", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "other/a.tar").write_bytes(b"a")
+    for name in ("one", "train/two"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "other")
+    (tmp_path / "root/nothing").symlink_to(tmp_path / "nowhere")
+    found = [info.path for info in Storage(str(tmp_path / "root")).list()]
+    assert found == ["one/a.tar", "train/two/a.tar"]
