@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prep.storage import Storage
 
 FRAMES_A_CLIP = 12
-_MOST_BYTES = 1 << 28  # of one clip that is only looked at
+_MOST_BYTES = 1 << 26  # of one clip that is only looked at; some twenty lie on the disk at a time
 _CPU_SECONDS = 60  # of drawing one clip: few bytes can decode for hours
 _WALL_SECONDS = 20.0 * _CPU_SECONDS  # of a clip that waits for something; a loaded machine is slow
 _THREADS = 8
@@ -49,7 +49,7 @@ def look_at_clips(
 ) -> list[SampledClip]:
     """Read and draw clips, given as split and row of its index; return them in that order.
 
-    Raises StorageError where a store cannot be reached.
+    Raises StorageError where a store cannot be reached, or the temporary directory is full.
     """
     count = len(os.sched_getaffinity(0))
     with (
@@ -95,8 +95,17 @@ class _Looks:
             return number, f"cannot be read from {row['shard']}"
         if zlib.crc32(data) != row["crc32"]:
             return number, "is damaged: its crc32 differs from the index"
-        self._file(number).write_bytes(data)
+        self._stage(number, data)
         return number, ""
+
+    def _stage(self, number: int, data: memoryview) -> None:
+        try:
+            self._file(number).write_bytes(data)
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder.parent} cannot hold the clips that are to be drawn "
+                f"({error.strerror}); set TMPDIR to a folder with more room"
+            ) from error
 
     def draw(self, fetched: tuple[int, str]) -> None:
         """Have a clip drawn that was fetched."""

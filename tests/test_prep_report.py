@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -341,6 +342,13 @@ def test_a_decoder_that_waits_for_ever_is_given_up(odd_dataset, tmp_path, monkey
     drawing_otherwise(tmp_path, monkeypatch, "time.sleep(3600)")
     (clip,) = make_report(Storage(str(odd_dataset)), samples=1, seed=0).clips
     assert clip.problem == "could not be decoded (no result in 1 s)"
+
+
+def test_a_full_temporary_directory_is_named_with_the_way_out(odd_dataset, monkeypatch):
+    monkeypatch.setattr("prep.sampled_clips._Looks._file", lambda *_: Path("/dev/full"))
+    full = re.escape(f"{tempfile.gettempdir()} cannot hold the clips that are to be drawn")
+    with pytest.raises(StorageError, match=rf"^{full} \(No space left on device\); set TMPDIR"):
+        make_report(Storage(str(odd_dataset)), samples=1, seed=0)
 
 
 def test_clips_are_decoded_in_other_processes_only(odd_dataset, monkeypatch):
