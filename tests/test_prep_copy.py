@@ -106,7 +106,6 @@ def test_a_plain_web_server_can_be_pulled_from(dataset, tmp_path, http_folder):
 @pytest.fixture
 def http_folder():
     """Serve a folder on 127.0.0.1, with ranges, as web servers do."""
-    import contextlib
     import http.server
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -444,22 +443,23 @@ def test_a_dry_run_writes_nothing(dataset, noise, s3, tmp_path):
 # -- kills ---------------------------------------------------------------------------------------
 
 
-def killed_copies(words, env, log, arrived, moments):
-    """Kill the copy each time that so many bytes have arrived, then let it end; return the kills."""
-    kills = 0
-    for moment in [*moments, None]:
-        with log.open("wb") as file:
-            process = subprocess.Popen(words, env=env, stdout=file, stderr=file)
-        while moment is not None and process.poll() is None and arrived() < moment:
-            time.sleep(0.005)
-        if moment is not None and process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        code = process.wait()
-        assert code in (0, -signal.SIGKILL), log.read_text()
-        if code == 0:
-            return kills
-    raise AssertionError("the copy did not end by itself")
+DIES_WITH_BYTES = """
+import os, signal, sys
+from prep.byte_progress import ByteProgress
+mark, moved = int(sys.argv.pop(1)), 0
+def counting(real):
+    def call(self, count):
+        global moved
+        real(self, count)
+        moved += count
+        if moved >= mark:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return call
+for name in ("add", "skip"):
+    setattr(ByteProgress, name, counting(getattr(ByteProgress, name)))
+from prep.cli import main
+main()
+"""
 
 
 @pytest.mark.slow
@@ -470,30 +470,26 @@ def test_killed_at_any_moment_a_repeat_completes(s3, tmp_path, way):
     if way == "pull":
         s3.upload(source, "copy/kill-source")
     whole = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-    total = 0
     for number in range(4):
         here, there = tmp_path / f"copy{number}", f"copy/kill{number}"
-
-        def arrived(here=here, there=there):
-            if way == "push":
-                pages = obstore.list(s3.store(there))
-                return sum(meta["size"] for page in pages for meta in page)
-            with contextlib.suppress(FileNotFoundError):  # renamed under our eyes
-                return sum(path.stat().st_size for path in here.rglob("*") if path.is_file())
-            return 0
-
         ends = (
             (source, f"s3://kprep/{there}")
             if way == "push"
             else ("s3://kprep/copy/kill-source", here)
         )
-        words = [sys.executable, "-P", "-m", "prep", way, *map(str, ends), "--jobs", "2"]
+        words = [way, *map(str, ends), "--jobs", "2"]
         random_moments = random.Random(f"{way} {number}")
-        moments = sorted(random_moments.uniform(0, 0.7) * whole for _ in range(3))
-        total += killed_copies(words, env, tmp_path / "log", arrived, moments)
+        for moment in sorted(random_moments.uniform(0, 0.7) * whole for _ in range(3)):
+            died = subprocess.run(
+                [sys.executable, "-P", "-c", DIES_WITH_BYTES, str(int(moment)), *words],
+                env=env, capture_output=True, timeout=600, check=False,
+            )  # fmt: skip
+            assert died.returncode == -signal.SIGKILL, died.stderr
+        done = subprocess.run([sys.executable, "-P", "-m", "prep", *words], env=env,
+                              capture_output=True, timeout=600, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
         found = objects_of(s3, there) if way == "push" else files_of(here)
         assert found == files_of(source)
-    assert total >= 4
 
 
 DIES_AT = """
