@@ -137,6 +137,18 @@ def world(folder: Path, s3: S3Server) -> Iterator[World]:
         yield World(folder, s3, web)
 
 
+def end_servers(servers: list[subprocess.Popen[bytes]], patience_seconds: float = 60) -> None:
+    """End servers, the last one first; kill those that do not end by themselves."""
+    for server in reversed(servers):
+        server.terminate()
+    for server in servers:
+        try:
+            server.wait(patience_seconds)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
 class Typist:
     """Types the examples of one page, one after the other, in a directory of their own."""
 
@@ -201,7 +213,4 @@ class Typist:
 
     def leave(self) -> None:
         """End what still runs."""
-        for server in reversed(self.servers):
-            server.terminate()
-        for server in self.servers:
-            server.wait()
+        end_servers(self.servers)

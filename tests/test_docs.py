@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,7 @@ import click
 import pytest
 from conftest import REPOSITORY, run_kprep
 from docs_examples import Example, has_placeholder, read_page
-from docs_world import Typist, World, world
+from docs_world import Typist, World, end_servers, world
 
 from prep.cli import COMMANDS, kprep
 
@@ -222,6 +223,24 @@ def test_examples_run(name, given_world, tmp_path):
                     typist.take(example, part)
     finally:
         typist.leave()
+
+
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_server_that_does_not_end_by_itself_is_killed():
+    command = [sys.executable, "-c", STUBBORN]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    with server.stdout:
+        assert server.stdout.readline() == b"ready\n"
+    end_servers([server], patience_seconds=0.1)
+    assert server.returncode == -signal.SIGKILL
 
 
 # -- error messages ------------------------------------------------------------------------------

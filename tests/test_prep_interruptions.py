@@ -170,9 +170,8 @@ def paused(videos, root, *more) -> subprocess.Popen[bytes]:
     """A conversion that has begun and is then stopped in its tracks."""
     words = [sys.executable, "-P", "-m", "prep", *map(str, arguments(videos, root, *more))]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(Path(root).glob("**/*.pack")) and not list(
-        Path(root).parent.glob("elsewhere/**/*.pack")
-    ):
+    places = (Path(root).glob, "**/*.pack"), (Path(root).parent.glob, "elsewhere/**/*.pack")
+    while not any(any(glob(form)) for glob, form in places) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)
     return process

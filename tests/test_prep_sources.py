@@ -282,7 +282,7 @@ def test_force_throws_unfinished_work_away_and_nothing_else(clips, reference, tm
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "prep", "shard", str(clips / "videos"), str(root), "--split", "val", "--profile", "small",
          "--annotations", str(clips / "val.csv"), "--seed", "5"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    while not list(root.glob(".kprep-work/val/staged/*.pack")):
+    while not list(root.glob(".kprep-work/val/staged/*.pack")) and process.poll() is None:
         time.sleep(0.005)
     process.kill()
     process.wait()
