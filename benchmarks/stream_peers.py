@@ -89,8 +89,12 @@ class Bench:
                 print(f"{name} is not installed and is left out: {_INSTALL[name]}")
         return found
 
-    def prepare(self, contenders: list[str]) -> None:
-        """Make what is not there yet of each contender's own form of the dataset."""
+    def prepare(self, contenders: list[str]) -> list[str]:
+        """Make what is not there yet of each contender's own form of the dataset.
+
+        Return the contenders that have theirs; say in a sentence which has not.
+        """
+        ready = list(contenders)
         split = read_manifest(Storage(str(self.asked.root))).splits[SPLIT]
         made = {"fingerprint": split.fingerprint, "copies": self.copies}
         for name in ["kprep", *(one for one in contenders if one in _OWN_FORMAT)]:
@@ -102,8 +106,14 @@ class Bench:
             if name == "kprep":
                 enlarge(self.asked.root, folder, self.copies * len(split.shards))
             else:
-                self.children.prepare(name, self.asked.root, folder, self.copies)
+                try:
+                    self.children.prepare(name, self.asked.root, folder, self.copies)
+                except ChildFailedError as error:
+                    print(f"{name} cannot write its form of the dataset and is left out: {error}")
+                    ready.remove(name)
+                    continue
             mark.write_text(json.dumps(made))
+        return ready
 
     def task(self, cell: Cell, seed: int, cache: Path) -> Task:
         """Return what a process is told."""
@@ -257,8 +267,7 @@ def main() -> None:
             served = nginx_bucket.nginx_buckets(work / "data", folder, asked.milliseconds)
             buckets = stack.enter_context(served)
         bench = Bench(asked, work, buckets)
-        contenders = bench.installed()
-        bench.prepare(contenders)
+        contenders = bench.prepare(bench.installed())
         found = [Measured(cell) for cell in cells(contenders, asked.storages)]
         counted = count_all(bench, found) if buckets else []
         all_rounds(bench, found)

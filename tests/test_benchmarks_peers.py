@@ -1,11 +1,13 @@
 """The comparison of loaders, tiny: the same clips and pixels from all, and every form of report."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
@@ -18,7 +20,7 @@ import nginx_bucket  # noqa: E402
 from peers import processes  # noqa: E402
 from peers.report import Cell, Measured, chart, markdown  # noqa: E402
 from peers.truth import Truth  # noqa: E402
-from stream_peers import incomplete  # noqa: E402
+from stream_peers import Bench, incomplete  # noqa: E402
 
 COPIES = 40
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -104,13 +106,36 @@ def test_a_loader_that_hangs_is_ended_and_one_that_fails_is_quoted(tmp_path, mon
     children = processes.Children(tmp_path, timeout_seconds=0.5)
     script.write_text("import time; time.sleep(600)")
     with pytest.raises(processes.ChildFailedError, match=r"hung: 0\.5 s"):
-        children.prepare("litdata", tmp_path, tmp_path, 1)
+        children.run(SimpleNamespace(contender="litdata", to_json=lambda: "{}"))
     children = processes.Children(tmp_path, timeout_seconds=60)
     script.write_text("raise ValueError('no such bucket')")
     with pytest.raises(
         processes.ChildFailedError, match="exit status 1: ValueError: no such bucket"
     ):
         children.prepare("litdata", tmp_path, tmp_path, 1)
+
+
+def test_a_dataset_may_take_longer_to_write_than_a_loader_to_be_measured(tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import pathlib, sys, time\ntime.sleep(0.2)\npathlib.Path(sys.argv[2]).write_text('{}')"
+    )
+    monkeypatch.setattr(processes, "CHILD", script)
+    processes.Children(tmp_path, timeout_seconds=0.01).prepare("litdata", tmp_path, tmp_path, 1)
+
+
+def test_a_contender_that_cannot_write_its_form_is_left_out(root, tmp_path, monkeypatch, capsys):
+    script = tmp_path / "child.py"
+    script.write_text("raise ValueError('no room')")
+    monkeypatch.setattr(processes, "CHILD", script)
+    asked = argparse.Namespace(root=root, frames=16, timeout=60, python=[], copies=1)
+    bench = Bench(asked, tmp_path, None)
+    assert bench.prepare(["kprep", "litdata", "webdataset"]) == ["kprep", "webdataset"]
+    assert capsys.readouterr().out == (
+        "litdata cannot write its form of the dataset and is left out: "
+        "exit status 1: ValueError: no room\n"
+    )
+    assert not (tmp_path / "litdata.json").exists()
 
 
 def test_a_failed_round_stands_below_the_table_and_not_in_it(tmp_path):

@@ -52,14 +52,16 @@ class Children:
         return subprocess.run(command, check=False).returncode == 0
 
     def prepare(self, contender: str, source: Path, folder: Path, copies: int) -> None:
-        """Write a contender's own form of a dataset."""
-        self._run(contender, "prepare", [contender, str(source), str(folder), str(copies)])
+        """Write a contender's own form of a dataset, however long it takes."""
+        self._run(contender, "prepare", [contender, str(source), str(folder), str(copies)], None)
 
     def run(self, task: Task) -> dict[str, Any]:
         """Do a task; return what was found."""
-        return self._run(task.contender, "run", [task.to_json()])
+        return self._run(task.contender, "run", [task.to_json()], self.timeout_seconds)
 
-    def _run(self, contender: str, verb: str, arguments: list[str]) -> dict[str, Any]:
+    def _run(
+        self, contender: str, verb: str, arguments: list[str], timeout_seconds: float | None
+    ) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             result, log = Path(folder, "result.json"), Path(folder, "log")
             with log.open("w") as sink:
@@ -69,9 +71,9 @@ class Children:
                     stdout=sink, stderr=sink, start_new_session=True, env=_environment(folder),
                 )  # fmt: skip
                 try:
-                    code = process.wait(self.timeout_seconds)
+                    code = process.wait(timeout_seconds)
                 except subprocess.TimeoutExpired as error:
-                    raise ChildFailedError(f"hung: {self.timeout_seconds:g} s") from error
+                    raise ChildFailedError(f"hung: {timeout_seconds:g} s") from error
                 finally:
                     _end_session(process)
             if code or not result.exists():
