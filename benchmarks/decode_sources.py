@@ -96,8 +96,9 @@ def contenders(
     def source() -> None:
         for path, start, _ in views:
             decoder: Any = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
+            first = decoder.metadata.begin_stream_seconds or 0.0
             last = decoder.metadata.end_stream_seconds - 1e-3
-            times = [min(start + number / _FPS, last) for number in range(count)]
+            times = [max(first, min(start + number / _FPS, last)) for number in range(count)]
             resized(decoder.get_frames_played_at(times).data)
 
     def shard() -> None:
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--profile", default="small")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    torch.set_num_threads(1)  # CPU time is that of all threads
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", "-m", "prep", "shard", asked.videos, f"{folder}/made",
                    "--split", "train", "--profile", asked.profile]  # fmt: skip

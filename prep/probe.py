@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -171,23 +172,26 @@ def _covered(
     """Return first, end and usual frame length in seconds of the packets until the segment ends."""
     rate = stream.average_rate or stream.guessed_rate
     typical = float(1 / rate) if rate else 0.04
-    first, end = float("inf"), float("-inf")
+    tick = stream.time_base
+    usual = Fraction(typical) / tick
+    # B-frames come later than they are shown, never by more than a second
+    last = None if end_seconds is None else floor((Fraction(end_seconds) + 1 + origin) / tick)
+    first: int | None = None
+    end: int | Fraction = 0
     try:
         for packet in file.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is None or not packet.size or packet.is_corrupt:
                 continue
-            begin = float(stamp * packet.time_base - origin)
-            length = float(packet.duration * packet.time_base) if packet.duration else typical
-            first, end = min(first, begin), max(end, begin + length)
-            # B-frames come later than they are shown, never by more than a second
-            if end_seconds is not None and begin > end_seconds + 1:
+            behind = stamp + (packet.duration or usual)
+            first, end = (stamp, behind) if first is None else (min(first, stamp), max(end, behind))
+            if last is not None and stamp > last:
                 break
     except (av.FFmpegError, OSError, ValueError):
         pass  # the file ends or breaks here: what came before is what it holds
-    if end == float("-inf"):
+    if first is None:
         raise RowFailure(Reason.NO_FRAMES)
-    return max(first, 0.0), end, typical
+    return max(float(first * tick - origin), 0.0), float(end * tick - origin), typical
 
 
 def _first_picture(file: Any, stream: Any) -> Any:

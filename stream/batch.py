@@ -19,7 +19,8 @@ Layout = Literal["rgb", "yuv420"]
 class ClipBatch:
     """One batch of N clips of T frames each.
 
-    video        uint8. Layout "rgb": (N, T, H, W, 3), full range. Layout "yuv420": (N, T, F),
+    video        uint8. Layout "rgb": (N, T, H, W, 3), full range, within one level of what
+                 `yuv420_to_rgb` gives. Layout "yuv420": (N, T, F),
                  BT.601 limited range, each frame's Y plane (h * w), then U and V (h/2 * w/2).
                  Clips of other sizes than the largest are zero-padded at the end of each axis.
     size         int64 (N, 2): the height h and width w of each clip, in pixels

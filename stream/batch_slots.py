@@ -9,9 +9,13 @@ nobody ever waits for one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
+import select
+import sys
+import threading
 import uuid
 from dataclasses import dataclass, fields
 from multiprocessing.reduction import DupFd
@@ -50,6 +54,8 @@ class BatchSlots:
         self.slot_bytes = _whole_pages(slot_bytes)
         self._open(_memory_file(_whole_pages(self.count) + self.count * self.slot_bytes))
         self._claimed: set[int] = set()
+        self._kept: dict[int, set[int]] = {}
+        finalize(self, _close_all, self._kept)
         _here[self.name] = self
 
     def _open(self, descriptor: int) -> None:
@@ -88,6 +94,11 @@ class BatchSlots:
         rest = {one.name: getattr(batch, one.name) for one in fields(batch) if one.name != "video"}
         return LentBatch(self.name, slot, tuple(batch.video.shape), rest)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anything in this process refers to a slot."""
+        return bool(self._claimed)
+
     def claim(self, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the content of a lent slot, uint8, which is free again when no view is left."""
         array = self._array(slot, shape)
@@ -95,10 +106,23 @@ class BatchSlots:
         finalize(array, self._release, slot).atexit = False
         return torch.from_numpy(array)
 
-    def keep_claimed(self) -> None:
-        """Never reuse the slots that are in use: a process forked now may go on reading them."""
-        for slot in list(self._claimed):
+    def keep_claimed(self, end: int | None) -> None:
+        """Leave alone the slots that are in use now: a process about to be forked may read them.
+
+        `end` is a pipe that reads as ended when that process is no more; None: for ever.
+        """
+        slots = set(self._claimed)
+        for slot in slots:
             self._states[slot] = _KEPT
+        if end is not None:
+            self._kept[os.dup(end)] = slots
+
+    def free_kept(self) -> None:
+        """Use the slots again that only processes knew that have ended since."""
+        for end in [end for end in self._kept if _has_ended(end)]:
+            os.close(end)
+            for slot in self._kept.pop(end).difference(*self._kept.values()):
+                self._states[slot] = _LENT if slot in self._claimed else _FREE
 
     def _release(self, slot: int) -> None:
         self._claimed.discard(slot)
@@ -129,17 +153,55 @@ def _arrived(name: str, slot: int, shape: tuple[int, ...], rest: dict[str, Any])
     return None if slots is None else ClipBatch(video=slots.claim(slot, shape), **rest)
 
 
-def _keep_all() -> None:
-    for slots in list(_here.values()):
-        slots.keep_claimed()
+class _Fork:
+    """What is known of a fork between its beginning and its end: a pipe that the child holds."""
+
+    def __init__(self) -> None:
+        self.pipe: tuple[int, int] | None = None
+        self.lock = threading.Lock()  # threads fork one after the other
+
+    def before(self) -> None:
+        self.lock.acquire()
+        self.pipe = None
+        used = [slots for slots in list(_here.values()) if slots.in_use]
+        if used:
+            with contextlib.suppress(OSError):  # too many open files
+                self.pipe = os.pipe()
+        for slots in used:
+            slots.keep_claimed(self.pipe and self.pipe[0])
+
+    def in_parent(self) -> None:
+        if self.pipe is not None:
+            os.close(self.pipe[0])
+            os.close(self.pipe[1])
+        self.lock.release()
+
+    def in_child(self) -> None:
+        if self.pipe is not None:
+            os.close(self.pipe[0])  # the other end closes with this process, or when it executes
+        self.lock.release()
 
 
-os.register_at_fork(before=_keep_all)
+_fork = _Fork()
+os.register_at_fork(
+    before=_fork.before, after_in_parent=_fork.in_parent, after_in_child=_fork.in_child
+)
+
+
+def _has_ended(end: int) -> bool:
+    poll = select.poll()
+    poll.register(end, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _close_all(kept: dict[int, set[int]]) -> None:
+    for end in kept:
+        os.close(end)
 
 
 def _memory_file(size: int) -> int:
-    if not hasattr(os, "memfd_create"):
-        raise OSError("no anonymous memory files")
+    if not hasattr(os, "memfd_create") or size > sys.maxsize:
+        raise OSError("no anonymous memory files, or not of this size")
     descriptor = os.memfd_create("kprep-batches")
     try:
         os.ftruncate(descriptor, size)

@@ -1,4 +1,4 @@
-"""Planar YUV 4:2:0 to RGB, exactly: ITU-R BT.601, limited range, chroma replicated, rounded.
+"""Planar YUV 4:2:0 to RGB: ITU-R BT.601, limited range, chroma replicated, rounded.
 
 `yuv420_to_rgb` is the reference conversion of the format, the same on a CPU and on a device.
 swscale's default differs from it by up to 3 levels, `write_rgb` by 1 level in 1.5 % of the values:

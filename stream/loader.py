@@ -195,6 +195,8 @@ class ClipLoader:
         self._delivered = 0
         for batch in self._batches():
             self.next_step = 0
+            if self._slots is not None:
+                self._slots.free_kept()
             if isinstance(batch, _Failure):
                 raise getattr(errors, batch.kind, KprepError)(batch.message)
             self._delivered += 1

@@ -97,7 +97,7 @@ def test_an_iteration_that_is_left_gives_its_slots_back(root, expected):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_what_a_forked_child_may_read_is_never_used_again(root):
+def test_what_a_forked_child_may_read_is_not_used_again_while_it_lives(root):
     one = loader(root)
     batches = iter(one)
     next(batches)
@@ -108,16 +108,53 @@ def test_what_a_forked_child_may_read_is_never_used_again(root):
     if child == 0:
         os.read(go[0], 1)
         os.write(say[1], b"1" if batch.video.numpy().tobytes() == before else b"0")
+        os.read(go[0], 1)
         os._exit(0)
     del batch
     for _ in range(3):
         list(one)
     os.write(go[1], b"x")
     assert os.read(say[0], 1) == b"1"
+    assert states(one).count(2) == 1
+    os.write(go[1], b"x")
     assert os.waitpid(child, 0)[1] == 0
-    assert sorted(set(states(one))) == [0, 2]
+    del batches
+    list(one)
+    assert set(states(one)) == {0}  # nobody is left who could read it
     for end in (*go, *say):
         os.close(end)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_slot_is_kept_while_one_of_several_children_lives():
+    slots = BatchSlots(100, workers=1, per_worker=2)
+    slots._states[:] = 1  # lent
+    video = slots.claim(0, (4,))
+    go = os.pipe()
+    children = []
+    for reads in (True, False):
+        child = os.fork()
+        if child == 0:
+            if reads:
+                os.read(go[0], 1)
+            os._exit(0)
+        children.append(child)
+    os.waitpid(children[1], 0)
+    slots.free_kept()
+    assert slots._states.tolist() == [2, 1]
+    os.write(go[1], b"x")
+    os.waitpid(children[0], 0)
+    slots.free_kept()
+    assert slots._states.tolist() == [1, 1]  # this process still has it
+    del video
+    assert slots._states.tolist() == [0, 1]
+    for end in go:
+        os.close(end)
+
+
+def test_sizes_that_no_memory_has_are_refused_as_missing_memory():
+    with pytest.raises(OSError, match="not of this size"):
+        BatchSlots(2**56, workers=80, per_worker=4)
 
 
 def test_a_batch_sent_to_another_process_is_a_copy(root, expected):
