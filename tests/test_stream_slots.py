@@ -106,23 +106,25 @@ def test_what_a_forked_child_may_read_is_not_used_again_while_it_lives(root):
     go, say = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(go[1])
         os.read(go[0], 1)
         os.write(say[1], b"1" if batch.video.numpy().tobytes() == before else b"0")
         os.read(go[0], 1)
         os._exit(0)
-    del batch
-    for _ in range(3):
-        list(one)
-    os.write(go[1], b"x")
-    assert os.read(say[0], 1) == b"1"
-    assert states(one).count(2) == 1
-    os.write(go[1], b"x")
-    assert os.waitpid(child, 0)[1] == 0
+    try:
+        del batch
+        for _ in range(3):
+            list(one)
+        os.write(go[1], b"x")
+        assert os.read(say[0], 1) == b"1"
+        assert 2 in states(one)
+    finally:
+        for end in (*go, *say):
+            os.close(end)
+        assert os.waitpid(child, 0)[1] == 0
     del batches
     list(one)
     assert set(states(one)) == {0}  # nobody is left who could read it
-    for end in (*go, *say):
-        os.close(end)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -135,6 +137,7 @@ def test_a_slot_is_kept_while_one_of_several_children_lives():
     for reads in (True, False):
         child = os.fork()
         if child == 0:
+            os.close(go[1])
             if reads:
                 os.read(go[0], 1)
             os._exit(0)
