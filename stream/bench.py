@@ -188,7 +188,8 @@ def _count(storage: Storage, stream: ClipStream, options: LoaderOptions) -> tupl
     )
     alone = ClipStream(counting, stream.options, batch_size=options.batch)
     counting.requests = counting.bytes_read = clips = 0
-    for step in range(min(alone.plan.num_steps, -(-_COUNTED_CLIPS // options.batch))):
+    steps = min(alone.plan.num_steps, -(-_COUNTED_CLIPS // options.batch))
+    for step in reversed(range(steps)):  # out of turn, so that nothing is read ahead and not used
         clips += len(alone[BatchAddress(0, step, 0)])
     return counting.requests / clips, counting.bytes_read / clips
 

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from prep.storage import Storage
     from stream.index import IndexedClip
 
+_CLIPS_AHEAD = 48  # whose reads a process has begun, of a store that is not a local directory
+
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
 
@@ -175,7 +177,7 @@ class ClipStream(Dataset[ClipBatch]):
         )
         self._decoder: ClipDecoder | None = None
         self._expected: BatchAddress | None = None
-        self._ahead: tuple[BatchAddress, _Begun] | None = None
+        self._ahead: deque[tuple[BatchAddress, _Begun]] = deque()
 
     @property
     def storage(self) -> Storage:
@@ -194,7 +196,7 @@ class ClipStream(Dataset[ClipBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process: its decoder and its reads."""
-        return {**self.__dict__, "_decoder": None, "_expected": None, "_ahead": None}
+        return {**self.__dict__, "_decoder": None, "_expected": None, "_ahead": deque()}
 
     def _cache(self, directory: str | Path | None, limit: int | str | None) -> ClipCache | None:
         if (directory is None) != (limit is None):
@@ -252,7 +254,7 @@ class ClipStream(Dataset[ClipBatch]):
         try:
             planar, kept, bad = self._decode(address.epoch, self._reads(address), room)
         except BaseException:  # the reads that are still under way must not wait for the storage
-            self._ahead = None
+            self._ahead.clear()
             stop_waiting()
             raise
         clips = [item.clip for item in kept]
@@ -273,12 +275,29 @@ class ClipStream(Dataset[ClipBatch]):
 
         Not from a local directory, where nothing is gained by being early.
         """
-        ahead, self._ahead = self._ahead, None
-        begun = ahead[1] if ahead is not None and ahead[0] == address else self._begin(address)
+        if self._ahead and self._ahead[0][0] == address:
+            begun = self._ahead.popleft()[1]
+        else:
+            self._ahead.clear()
+            begun = self._begin(address)
         in_turn, self._expected = self._expected == address, self._following(address)
-        if in_turn and self._expected is not None and self._is_remote:
-            self._ahead = (self._expected, self._begin(self._expected))
+        if in_turn and self._is_remote:
+            self._begin_next(address)
         return begun
+
+    def _begin_next(self, address: BatchAddress) -> None:
+        """Begin the batches behind `address`: one at least, small ones until they make up for it.
+
+        While they are read, what is in front of them is decoded; a batch of a few clips alone would
+        be decoded long before a far store has answered.
+        """
+        last = self._ahead[-1][0] if self._ahead else address
+        while not self._ahead or sum(len(begun[0]) for _, begun in self._ahead) < _CLIPS_AHEAD:
+            following = self._following(last)
+            if following is None:
+                return
+            self._ahead.append((following, self._begin(following)))
+            last = following
 
     def _begin(self, address: BatchAddress) -> _Begun:
         positions = self.plan.positions(address.step, address.micro, self.rank)

@@ -374,6 +374,32 @@ def test_views_that_stay_together_are_decoded_in_one_pass(root, monkeypatch):
     assert decoded == [(key, 3 * 8) for key in dict.fromkeys(key for key, *_ in alone)]
 
 
+@pytest.mark.parametrize(("batch_size", "ahead"), [(2, 24), (20, 3), (60, 1)])
+def test_reads_of_a_far_store_are_begun_48_clips_ahead_each_once(
+    root, monkeypatch, batch_size, ahead
+):
+    options = {"frames": 4, "clips_per_video": 20, "batch_size": batch_size}
+    expected = sequence(loader(root, **options))
+    stream = loader(root, **options).stream
+    stream._is_remote = True
+    begun, real = [], stream._begin
+
+    def begin(address):
+        begun.append(address.step)
+        return real(address)
+
+    monkeypatch.setattr(stream, "_begin", begin)
+    batches, most = [], 0
+    for step in range(stream.plan.num_steps):
+        batches.append(stream[BatchAddress(0, step, 0)])
+        most = max(most, len(begun) - len(batches))
+    assert sequence(batches) == expected
+    assert begun == list(range(stream.plan.num_steps))
+    assert most == min(ahead, stream.plan.num_steps - 2)
+    again = stream[BatchAddress(0, 1, 0)]  # out of turn
+    assert sequence([again]) == sequence([batches[1]])
+
+
 def test_gops_of_several_views_are_read_once_and_in_order(root):
     clip = loader(root).stream.index.clip(0)
     views = [np.array([0, 20, 40]), np.array([8, 30, 50])]
