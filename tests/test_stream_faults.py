@@ -426,7 +426,7 @@ def test_the_first_clip_is_decoded_while_the_last_is_on_its_way(bucket, s3, prox
 
 
 def test_the_next_batch_is_read_while_this_one_is_decoded(root, bucket, s3, proxy, monkeypatch):
-    """Where batches come in turn, the clips of the next are asked for before this one's decoding."""
+    """Where batches come in turn, the clips of the next ones are asked for before this one's decoding."""
     one = loader(bucket, batch_size=2, storage_options=through(s3, proxy))
     expected = sequence(loader(root, batch_size=2))
     begun = []
@@ -435,7 +435,7 @@ def test_the_next_batch_is_read_while_this_one_is_decoded(root, bucket, s3, prox
         type(one.stream), "_begin", lambda self, at: begun.append(at.step) or real(self, at)
     )
     seen = [list(begun) for _ in one]
-    assert seen == [[0], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert seen == [[0], *[[0, 1, 2, 3, 4]] * 4]  # all of them are fewer than 48 clips
     assert sequence(one) == expected
     options = {"num_workers": 2, "storage_options": through(s3, proxy)}
     assert sequence(loader(bucket, batch_size=2, **options)) == expected
