@@ -113,7 +113,6 @@ class FaultProxy:
         """One client connection, with one connection of its own to the server."""
         far = urlsplit(self.upstream)
         upstream: asyncio.StreamWriter | None = None
-        self.open.append(writer)
         # cancelled when the proxy ends; asyncio's own callback would print that
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while not self.down:
@@ -239,20 +238,32 @@ def fault_proxy(upstream: str, choose=None, **options) -> Iterator[FaultProxy]:
     loop = asyncio.new_event_loop()
     ready = threading.Event()
 
+    serving: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        proxy.open.append(writer)  # here, since a task that is cancelled early never begins
+        task = loop.create_task(proxy.serve(reader, writer))
+        serving.add(task)
+        task.add_done_callback(serving.discard)
+
     async def main() -> None:
-        server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
         proxy.port = server.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()
+        # asyncio forgets a socket that was accepted and is made a transport of after `close`
+        loop.remove_reader(server.sockets[0].fileno())
+        await asyncio.sleep(0.01)
         server.close()
-        for _ in range(5):  # a connection that was accepted just now begins its task only later
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for _ in range(5):  # a connection that was accepted just now begins to be served only later
+            await asyncio.sleep(0.01)
+            tasks = list(serving)  # not asyncio's own: those that accept leave sockets open then
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             for writer in proxy.open:
                 writer.transport.abort()
-            await asyncio.sleep(0.01)  # so that the transports close their sockets
+        await asyncio.sleep(0.01)  # so that the transports close their sockets
 
     stop = asyncio.Event()
 
