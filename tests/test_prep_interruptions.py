@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import sqlite3
@@ -382,29 +381,3 @@ def test_a_manifest_of_brackets_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("[" * 200_000)
     done = run_kprep("info", tmp_path, check=False)
     assert (done.returncode, "is not JSON" in done.stderr) == (1, True)
-
-
-def test_the_readme_examples_work(videos, reference, tmp_path):
-    """The README's first conversion, word for word, on a small folder of that name."""
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    section = text.partition("## The first real conversion")[2].partition("## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("kprep ")]
-    assert len(lines) >= 4
-    shutil.copytree(videos, tmp_path / "videos" / "train")
-    shutil.copytree(videos, tmp_path / "videos" / "val")
-    (tmp_path / "k400/val").mkdir(parents=True)
-    for number, name in enumerate(("aaaaaaaaaaa", "bbbbbbbbbbb")):
-        shutil.copy(
-            videos / "left" / f"{2 * number}.mp4",
-            tmp_path / "k400/val" / f"{name}_000000_000001.mp4",
-        )
-    kinetics_csv(
-        tmp_path / "val.csv",
-        [("left", "aaaaaaaaaaa", 0, 1, "val", 0), ("up", "bbbbbbbbbbb", 0, 1, "val", 0)],
-    )
-    for line in lines:
-        words = [sys.executable, "-P", "-m", "prep", *shlex.split(line, comments=True)[1:]]
-        done = subprocess.run(
-            words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
