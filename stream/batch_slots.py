@@ -55,6 +55,7 @@ class BatchSlots:
         self._open(_memory_file(_whole_pages(self.count) + self.count * self.slot_bytes))
         self._claimed: set[int] = set()
         self._kept: dict[int, set[int]] = {}
+        self._kept_for_ever: set[int] = set()
         finalize(self, _close_all, self._kept)
         _here[self.name] = self
 
@@ -109,19 +110,29 @@ class BatchSlots:
     def keep_claimed(self, end: int | None) -> None:
         """Leave alone the slots that are in use now: a process about to be forked may read them.
 
-        `end` is a pipe that reads as ended when that process is no more; None: for ever.
+        `end` is a pipe that reads as ended when that process is no more; None: for ever, as where
+        there are too many open files.
         """
         slots = set(self._claimed)
         for slot in slots:
             self._states[slot] = _KEPT
-        if end is not None:
-            self._kept[os.dup(end)] = slots
+        try:
+            own = None if end is None else os.dup(end)
+        except OSError:
+            own = None
+        if own is None:
+            self._kept_for_ever |= slots
+        else:
+            self._kept[own] = slots
 
     def free_kept(self) -> None:
         """Use the slots again that only processes knew that have ended since."""
         for end in [end for end in self._kept if _has_ended(end)]:
             os.close(end)
-            for slot in self._kept.pop(end).difference(*self._kept.values()):
+            known = self._kept_for_ever.union(
+                *(self._kept[other] for other in self._kept if other != end)
+            )
+            for slot in self._kept.pop(end) - known:
                 self._states[slot] = _LENT if slot in self._claimed else _FREE
 
     def _release(self, slot: int) -> None:

@@ -331,6 +331,18 @@ def test_only_the_gops_that_hold_the_frames_are_read(root, monkeypatch):
     assert sum(reads) < 0.8 * whole * 18 / 23
 
 
+def decoded_requests(monkeypatch) -> list[tuple[str, int]]:
+    """Return a list that grows by the key and the number of frames of each clip decoded from now on."""
+    decoded, real = [], ClipDecoder.decode
+
+    def count(self, clip, data, frames, out):
+        decoded.append((clip.key, len(frames)))
+        return real(self, clip, data, frames, out)
+
+    monkeypatch.setattr(ClipDecoder, "decode", count)
+    return decoded
+
+
 @pytest.mark.parametrize("layout", ["yuv420", "rgb"])
 @pytest.mark.parametrize("indexed", [True, False])
 def test_evaluation_decodes_a_video_once_for_all_its_clips(
@@ -342,14 +354,7 @@ def test_evaluation_decodes_a_video_once_for_all_its_clips(
         without_gop_index(root)
     options = {"mode": "eval", "frames": 8, "fps": 5, "clips_per_video": 5, "layout": layout}
     alone = sequence(loader(root, batch_size=1, **options))
-    decoded = []
-    real = ClipDecoder.decode
-
-    def count(self, clip, data, frames, out):
-        decoded.append((clip.key, len(frames)))
-        return real(self, clip, data, frames, out)
-
-    monkeypatch.setattr(ClipDecoder, "decode", count)
+    decoded = decoded_requests(monkeypatch)
     together = loader(root, batch_size=10, **options)
     assert sequence(together) == alone
     keys = [key for key, *_ in alone]
@@ -362,14 +367,7 @@ def test_evaluation_decodes_a_video_once_for_all_its_clips(
 def test_views_that_stay_together_are_decoded_in_one_pass(root, monkeypatch):
     options = {"frames": 8, "clips_per_video": 3, "grouping": "together"}
     alone = sequence(loader(root, batch_size=1, **options))
-    decoded = []
-    real = ClipDecoder.decode
-
-    def count(self, clip, data, frames, out):
-        decoded.append((clip.key, len(frames)))
-        return real(self, clip, data, frames, out)
-
-    monkeypatch.setattr(ClipDecoder, "decode", count)
+    decoded = decoded_requests(monkeypatch)
     assert sequence(loader(root, batch_size=6, **options)) == alone
     assert decoded == [(key, 3 * 8) for key in dict.fromkeys(key for key, *_ in alone)]
 

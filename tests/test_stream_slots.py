@@ -155,6 +155,30 @@ def test_a_slot_is_kept_while_one_of_several_children_lives():
         os.close(end)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("missing", ["pipe", "dup"])
+def test_without_a_pipe_slots_are_kept_for_ever(monkeypatch, missing):
+    """As where there are too many open files; a later fork that ends changes nothing of that."""
+
+    def refused(*_):
+        raise OSError(24, "Too many open files")
+
+    slots = BatchSlots(100, workers=1, per_worker=2)
+    slots._states[:] = 1  # lent
+    video = slots.claim(0, (4,))
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, missing, refused)
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+        missing = "getlogin"  # the second time there is a pipe
+        os.waitpid(child, 0)
+    slots.free_kept()
+    del video
+    assert slots._states.tolist() == [2, 1]
+
+
 def test_sizes_that_no_memory_has_are_refused_as_missing_memory():
     with pytest.raises(OSError, match="not of this size"):
         BatchSlots(2**56, workers=80, per_worker=4)
