@@ -162,6 +162,7 @@ def table(found: Rounds) -> Table:
 
 
 def main() -> None:
+    os.environ["PYTHONPATH"] = str(REPOSITORY)  # processes, too, are of this checkout
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -104,6 +104,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    os.environ["PYTHONPATH"] = str(REPOSITORY)  # processes, too, are of this checkout
     asked = arguments()
     options = LoaderOptions(
         StreamOptions(asked.split, frames=asked.frames, fps=Fraction(15), layout="yuv420"),

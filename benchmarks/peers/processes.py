@@ -84,7 +84,12 @@ class Children:
 
 def _environment(folder: str) -> dict[str, str]:
     """Return an environment in which nothing is kept from one run to the next."""
-    own = {"TMPDIR": folder, "HOME": folder, "XDG_CACHE_HOME": folder, "PYTHONPATH": ""}
+    own = {
+        "TMPDIR": folder,
+        "HOME": folder,
+        "XDG_CACHE_HOME": folder,
+        "PYTHONPATH": str(REPOSITORY),
+    }  # workers are of this checkout, whatever is installed
     quiet = {"WDS_VERBOSE_CACHE": "0", "GOPEN_VERBOSE": "0", "PYTHONWARNINGS": "ignore"}
     return {**os.environ, **own, **quiet}
 
