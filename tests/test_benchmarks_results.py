@@ -49,7 +49,6 @@ def test_what_is_printed_and_measured_is_written(tmp_path, capsys):
 
 
 def test_a_chart_is_a_png(tmp_path):
-    pytest.importorskip("matplotlib")
     with results.chart(tmp_path / "a.png", 2) as axes:
         for axis in axes:
             results.bars(axis, {"ours": [1.0, 2.0, 4.0], "floor": [1.0]}, "ms")

@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import without
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mirror_server import FakeTime, Fault, Mirror, mirror
@@ -403,7 +404,7 @@ def test_a_proxy_from_the_environment_is_used(
 
 def test_a_certificate_that_nobody_signed_is_refused(clock: FakeTime, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not on this machine")
+        without("openssl, which makes the certificate, is not on this machine")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
          "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost",

@@ -21,7 +21,7 @@ import numpy as np
 import obstore
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_kprep
+from conftest import run_kprep, without
 from mirror_server import Fault, mirror
 from test_prep_shard import files_of, kinetics_csv, ledger
 
@@ -333,9 +333,8 @@ def small_disk(folder: Path, megabytes: int):
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=False
     )
-    if mounted.returncode and not os.environ.get("CI"):
-        pytest.skip("a small file system can only be mounted by root")
-    assert not mounted.returncode, "CI must be able to mount a small file system"
+    if mounted.returncode:
+        without("a small file system can only be mounted by root")
     try:
         yield
     finally:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 import pytest
+import yt_dlp
+from conftest import without
 from mirror_server import FakeTime, Fault, Mirror, mirror
 
 from prep.encode import Candidate, encode
@@ -45,8 +47,6 @@ from prep.youtube_source import YoutubeError, YoutubeOptions, YoutubeSource, ffm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-yt_dlp = pytest.importorskip("yt_dlp", reason="yt-dlp (the youtube extra) is not installed")
 
 VIDEO_ID = "-B6iLlFGm_k"
 SEGMENT = Segment(VIDEO_ID, 8.0, 10.0, "a", "train")
@@ -417,7 +417,7 @@ def test_what_is_no_youtube_id_is_never_asked_for(
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not on this machine")
+        without("openssl, which makes the certificate, is not on this machine")
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
