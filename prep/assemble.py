@@ -44,6 +44,11 @@ class HashingFile:
         self._file.flush()
 
 
+def get_ready() -> None:
+    """Import what writes the tars, before there is one to write."""
+    import webdataset  # noqa: F401
+
+
 def assemble(job: dict[str, Any]) -> dict[str, Any]:
     """Write the tar of one shard and its `.tar.idx`; both appear complete or not at all.
 

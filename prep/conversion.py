@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from prep.errors import KprepError
-from prep.http_client import StoppedError
+from prep.fetch_errors import StoppedError
 from prep.journal import Answer
 from prep.outcome import Outcome, Reason, Status
 from prep.pending_rows import JournalRows
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prep.source import Offer, Source
 
 _COMMIT_ROWS = 256
+_WAIT_SECONDS = 0.2  # for a result, before a signal is looked for
 
 
 class Pool(Protocol):
@@ -128,6 +129,7 @@ class Conversion:
         except StoppedError:
             if not self._signal:
                 raise
+        self.builder.get_ready()
         self._drain()
         if self._signal:
             return
@@ -168,7 +170,8 @@ class Conversion:
 
     def _book(self) -> None:
         """Store what has been answered by now."""
-        for job, result in self._encoders.results(0.05):
+        encoding = bool(self._encoders.unfinished)
+        for job, result in self._encoders.results(_WAIT_SECONDS if encoding else 0.0):
             source, offer = job.tag
             outcome, facts = _outcome(result)
             self._in_flight.discard(offer.row.row)
@@ -178,7 +181,7 @@ class Conversion:
                 self._answer(source, offer.row, outcome.reason, outcome.detail)
             self.journal.commit()
             offer.release()
-        for lost in self.builder.book():
+        for lost in self.builder.book(0.0 if encoding else _WAIT_SECONDS):
             for row, shard in lost:
                 self.progress.retreat()
                 self._pending[shard] += 1

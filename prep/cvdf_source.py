@@ -21,18 +21,15 @@ from prep.cvdf_layout import (
     parse_archive_list,
     split_layout,
 )
-from prep.encode import Candidate
 from prep.errors import StorageError
-from prep.http_client import (
+from prep.fetch_errors import (
     MISSING_UPSTREAM,
     NETWORK,
     CircuitOpenError,
     FetchError,
-    HttpClient,
-    ResumableBody,
     StoppedError,
 )
-from prep.source import Offer
+from prep.source import Candidate, Offer
 from prep.storage import write_atomic
 from prep.tar_stream import (
     EMPTY,
@@ -48,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
+    from prep.http_client import HttpClient, ResumableBody
     from prep.journal import Row
 
 SOURCE_NAME = "cvdf"

@@ -21,17 +21,8 @@ from prep.mp4 import ClipForm, FormError, check_form
 from prep.outcome import Reason, RowFailure
 from prep.probe import SourceFacts, probe
 from prep.profile import EncodingProfile, profile_from_json
+from prep.source import Candidate
 from prep.transcode import Limits, command, run
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A file that may hold a row's clip, and where in it. `end_seconds` None: to its end."""
-
-    path: Path
-    source: str
-    start_seconds: float
-    end_seconds: float | None
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from prep.errors import UsageError
+
+_LOOKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,34 @@ def ffmpeg_path() -> str:
     return path
 
 
-@lru_cache(maxsize=1)
+def look_ahead() -> None:
+    """Begin to run and hash the program in a thread, so that `find_ffmpeg` soon knows it."""
+
+    def look() -> None:
+        with contextlib.suppress(UsageError):  # find_ffmpeg raises it where it is waited for
+            find_ffmpeg()
+
+    threading.Thread(target=look, name="kprep-ffmpeg").start()
+
+
 def find_ffmpeg() -> FFmpeg:
     """Return the program named by KPREP_FFMPEG, else imageio-ffmpeg's, else the one on PATH.
 
     Raises UsageError when there is none or it does not run.
     """
+    with _LOOKING:
+        return _find_ffmpeg()
+
+
+@lru_cache(maxsize=1)
+def _find_ffmpeg() -> FFmpeg:
     path = ffmpeg_path()
     try:
         answer = subprocess.run(
             [path, "-version"], capture_output=True, text=True, timeout=30, check=True
         )
-        digest = hashlib.sha256(Path(path).resolve().read_bytes()).hexdigest()
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(f"ffmpeg {path!r} does not run: {error}") from error
     first_line = answer.stdout.partition("\n")[0]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prep.annotations import walk
-from prep.encode import Candidate
 from prep.errors import UsageError
 from prep.outcome import Reason
-from prep.source import Offer
+from prep.source import Candidate, Offer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

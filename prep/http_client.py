@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, Any, Self
 import urllib3
 from urllib3.exceptions import HTTPError, LocationValueError
 
-from prep.errors import KprepError, UsageError
+from prep.errors import UsageError
+from prep.fetch_errors import (
+    MISSING_UPSTREAM,
+    NETWORK,
+    RATE_LIMITED,
+    CircuitOpenError,
+    FetchError,
+    ObjectChangedError,
+    StoppedError,
+)
 from prep.politeness import CircuitBreaker, Politeness, Timing
 
 if TYPE_CHECKING:
@@ -36,42 +45,12 @@ if TYPE_CHECKING:
 
     from urllib3.response import BaseHTTPResponse
 
-NETWORK = "network"
-RATE_LIMITED = "rate-limited"
-MISSING_UPSTREAM = "missing upstream"
-
 _BLOCK_BYTES = 1 << 16
 _ABSENT = (401, 403, 404, 410, 451)  # S3 says 403 for a missing object where listing is not allowed
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _SLICE_SECONDS = 0.5  # a pause of minutes must notice `stop` soon
-
-
-class FetchError(KprepError):
-    """Something could not be fetched. `reason` is one of the three words of this module."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-    @property
-    def retryable(self) -> bool:
-        """Whether asking again later can give another answer."""
-        return self.reason != MISSING_UPSTREAM
-
-
-class ObjectChangedError(FetchError):
-    """The object was replaced while it was being read; reading must begin anew."""
-
-
-class CircuitOpenError(FetchError):
-    """The source failed so often in a row that it is left alone for a while."""
-
-
-class StoppedError(FetchError):
-    """`HttpClient.stop` was called; nothing more is fetched."""
 
 
 class _ConnectionBrokenError(Exception):

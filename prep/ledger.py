@@ -6,7 +6,6 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prep.errors import DatasetError
@@ -66,6 +65,8 @@ def read_ledger(data: bytes, where: str, num_rows: int | None = None) -> pa.Tabl
         table = table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{where} is not a ledger: {error}") from error
+    import pyarrow.compute as pc  # slow to import, and only readers need it
+
     strange = set(pc.unique(table["status"]).to_pylist()) - set(Status)
     if strange:
         raise DatasetError(f"{where} is not a ledger: it has the status {min(map(repr, strange))}")

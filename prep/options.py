@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from prep.cvdf_layout import DEFAULT_BASE
 from prep.errors import UsageError
-from prep.format.layout import WORK_NAME
 from prep.storage import Storage
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ class ShardOptions:
     @property
     def work_root(self) -> Path:
         """Where unfinished work of all splits is kept; UsageError when a bucket has no place."""
+        from prep.format.layout import WORK_NAME  # the package's other parts import pyarrow
+
         if self.work is not None:
             return self.work
         local = self.storage.local_root

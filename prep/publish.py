@@ -23,6 +23,7 @@ from prep.format import (
 )
 from prep.format.layout import MANIFEST_PATH
 from prep.ledger import write_ledger
+from prep.parquet import forgo_pandas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def publish(
     """
     import pyarrow as pa
 
+    forgo_pandas()
     split = journal.split
     shards = {number: facts for number, facts in journal.shards().items() if facts["num_clips"]}
     labels = {name: index for index, name in enumerate(manifest.class_names)}

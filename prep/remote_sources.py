@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prep.http_client import CircuitOpenError, FetchError, StoppedError
+from prep.fetch_errors import CircuitOpenError, FetchError, StoppedError
 from prep.outcome import Reason
 from prep.source import Offer
 
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prep.cvdf_source import CvdfSource
-    from prep.encode import Candidate
     from prep.segment import Segment
-    from prep.source import PendingRows
+    from prep.source import Candidate, PendingRows
     from prep.youtube_source import YoutubeSource
 
 

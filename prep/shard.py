@@ -8,7 +8,6 @@ interruption.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sqlite3
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
 from prep.format import Manifest, check_split_name, index_path, read_index
 from prep.format.layout import WORK_NAME
 from prep.journal import Journal
+from prep.local_encoders import local_encoders
 from prep.local_files import refuse_links_in
 from prep.outcome import Reason, Status
 from prep.publish import publish
@@ -37,7 +37,6 @@ from prep.root_state import (
 )
 from prep.shard_builder import ShardBuilder
 from prep.sources import open_listing, open_sources
-from prep.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,9 +57,10 @@ class ShardResult:
     notes: list[str] = field(default_factory=list)
 
 
-def shard(options: ShardOptions) -> ShardResult:
+def shard(options: ShardOptions, encoders: Pool | None = None) -> ShardResult:
     """Convert one split; continue where an earlier run of the same conversion ended.
 
+    `encoders` are workers that have been started already; they are stopped when all is encoded.
     Raises UsageError when the options contradict the root or the earlier run, KprepError when the
     conversion cannot go on (a full disk, no clip at all).
     """
@@ -78,7 +78,7 @@ def shard(options: ShardOptions) -> ShardResult:
             return result
     check_owner(options, work)
     try:
-        return _hold_locks(options, work, lock_folder, ffmpeg)
+        return _hold_locks(options, work, lock_folder, ffmpeg, encoders)
     finally:
         for folder in (options.work_root, lock_folder):
             with contextlib.suppress(OSError):  # other splits may still be in the making
@@ -86,7 +86,11 @@ def shard(options: ShardOptions) -> ShardResult:
 
 
 def _hold_locks(
-    options: ShardOptions, work: Path, lock_folder: Path, ffmpeg: FFmpeg
+    options: ShardOptions,
+    work: Path,
+    lock_folder: Path,
+    ffmpeg: FFmpeg,
+    encoders: Pool | None,
 ) -> ShardResult:
     """Convert while nobody else may; leave nothing behind after a mistake, or when all is done."""
     split_lock = options.work_root / f"{options.split}.lock"
@@ -95,7 +99,7 @@ def _hold_locks(
         root_lock(options.storage, _made(work), lock_folder) as check_lock,
     ):
         try:
-            result = _convert_locked(options, work, ffmpeg, check_lock)
+            result = _convert_locked(options, work, ffmpeg, check_lock, encoders)
             if result.manifest is not None:
                 shutil.rmtree(work)
             return result
@@ -116,7 +120,11 @@ def _made(work: Path) -> Path:
 
 
 def _convert_locked(
-    options: ShardOptions, work: Path, ffmpeg: FFmpeg, check_lock: Callable[[], None]
+    options: ShardOptions,
+    work: Path,
+    ffmpeg: FFmpeg,
+    check_lock: Callable[[], None],
+    encoders: Pool | None,
 ) -> ShardResult:
     """Look again, now that nobody else writes here, and do what is left to do."""
     if options.force:
@@ -129,7 +137,8 @@ def _convert_locked(
     listing, notes = open_listing(options, work, known_classes)
     with journal_of(work, options.split) as journal:
         notes += plan(journal, options, listing, ffmpeg, existing)
-        result = _convert(options, journal, work, ffmpeg, check_lock)
+        encoders = encoders or _pool(options, work, ffmpeg)
+        result = _convert(options, journal, work, ffmpeg, check_lock, encoders)
         result.notes = notes + result.notes
     return result
 
@@ -140,10 +149,10 @@ def _convert(
     work: Path,
     ffmpeg: FFmpeg,
     check_lock: Callable[[], None],
+    encoders: Pool,
 ) -> ShardResult:
     sources = open_sources(options, work)
     builder = ShardBuilder(options, journal, work, options.storage)
-    encoders = _pool(options, work, ffmpeg)
     conversion = Conversion(options, journal, work, sources, builder, encoders)
     interrupted_by = conversion.run()
     notes = [note for source in sources for note in source.notes()]
@@ -161,12 +170,12 @@ def _convert(
 
 
 def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:
-    wall = options.wall_seconds + 30.0  # the worker's own limit comes first
+    encoders = local_encoders(options)
     if options.engine == "dask":
         from prep.dask_pool import DaskPool
 
-        return DaskPool(options.scheduler, work, ffmpeg.sha256, wall)
-    return WorkerPool("encode", options.workers or len(os.sched_getaffinity(0)), wall)
+        return DaskPool(options.scheduler, work, ffmpeg.sha256, encoders.wall_seconds)
+    return encoders
 
 
 def _publish(

@@ -39,6 +39,10 @@ class ShardBuilder:
     def __exit__(self, *_: object) -> None:
         self._pool.stop()
 
+    def get_ready(self) -> None:
+        """Start the tar writer, which takes a while, because a shard will soon be complete."""
+        self._pool.start_ahead(1)
+
     @property
     def unfinished(self) -> int:
         """Number of shards in the making."""
@@ -59,9 +63,12 @@ class ShardBuilder:
         }
         self._pool.submit(Job((number, rows), values))
 
-    def book(self) -> Iterator[list[tuple[int, int]]]:
-        """Store what has been built; yield the (row, shard) of staged clips that are lost."""
-        for job, result in self._pool.results(0.0):
+    def book(self, timeout_seconds: float) -> Iterator[list[tuple[int, int]]]:
+        """Store what has been built; yield the (row, shard) of staged clips that are lost.
+
+        Waits at most `timeout_seconds` where nothing has been.
+        """
+        for job, result in self._pool.results(timeout_seconds):
             check_fatal(result)
             number, rows = job.tag
             if "lost" in result:

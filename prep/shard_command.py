@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from prep.annotations import read_class_list
 from prep.cvdf_layout import DEFAULT_BASE
-from prep.dry_run import estimate
 from prep.errors import UsageError
+from prep.ffmpeg_binary import look_ahead
+from prep.local_encoders import local_encoders
 from prep.options import ShardOptions
 from prep.outcome import EXPLANATIONS, Reason
 from prep.profile import EncodingProfile, load_profile
 from prep.progress import duration, size_text
-from prep.shard import ShardResult, shard
+
+if TYPE_CHECKING:
+    from prep.shard import ShardResult
 
 
 @click.command("shard")
@@ -178,7 +182,17 @@ def shard_command(
     if dry_run:
         _report_estimate(options)
     else:
-        _report(shard(options), options)
+        _report(_convert(options), options)
+
+
+def _convert(options: ShardOptions) -> ShardResult:
+    """Convert; start what takes a while and needs nothing of the rest, then import the rest."""
+    look_ahead()
+    local = options.engine == "local"
+    with local_encoders(options, ahead=True) if local else nullcontext() as encoders:
+        from prep.shard import shard
+
+        return shard(options, encoders)
 
 
 def _absolute(text: str) -> str:
@@ -197,6 +211,8 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def _report_estimate(options: ShardOptions) -> None:
+    from prep.dry_run import estimate
+
     found = estimate(options)
     for note in found.notes:
         click.echo(note)

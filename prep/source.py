@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from prep.encode import Candidate
     from prep.journal import Row
     from prep.outcome import Reason
 
 
 def _nothing() -> None:
     """Release an offer that stored nothing."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may hold a row's clip, and where in it. `end_seconds` None: to its end."""
+
+    path: Path
+    source: str
+    start_seconds: float
+    end_seconds: float | None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""From what a user writes (`videos/`, `cvdf:k400`, `youtube:`) to the list and the sources."""
+"""From what a user writes (`videos/`, `cvdf:k400`, `youtube:`) to the list and the sources.
+
+The remote ones are imported where they are asked for: a folder needs neither HTTP nor a decoder in
+this process, and their imports cost as much CPU time as the encoding of a clip.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.annotations import open_annotations
-from prep.cvdf_source import CvdfSource
 from prep.errors import UsageError
 from prep.folder_source import FolderSource
-from prep.http_client import HttpClient
 from prep.remote_sources import MirrorSource, VideoSiteSource
-from prep.youtube_source import YoutubeOptions, YoutubeSource
 
 if TYPE_CHECKING:
     from prep.annotations import Listing
+    from prep.cvdf_source import CvdfSource
     from prep.options import ShardOptions
     from prep.source import Source
+    from prep.youtube_source import YoutubeOptions
 
 _MIRROR, _SITE = "cvdf:", "youtube:"
 
@@ -67,6 +70,8 @@ def open_sources(options: ShardOptions, work: Path) -> list[Source]:
         if text.startswith(_MIRROR):
             source: Source = MirrorSource(_mirror(options, text, work))
         elif text.startswith(_SITE):
+            from prep.youtube_source import YoutubeSource
+
             asked = _youtube_options(options.youtube)
             source = VideoSiteSource(YoutubeSource(work / "youtube", asked))
         else:
@@ -79,12 +84,17 @@ def open_sources(options: ShardOptions, work: Path) -> list[Source]:
 
 
 def _mirror(options: ShardOptions, text: str, work: Path) -> CvdfSource:
+    from prep.cvdf_source import CvdfSource
+    from prep.http_client import HttpClient
+
     version = text.removeprefix(_MIRROR)
     return CvdfSource(version, options.split, work / "mirror", HttpClient(), base=options.mirror)
 
 
 def _youtube_options(given: dict[str, str]) -> YoutubeOptions:
     """Read `--youtube NAME=VALUE` by the types of YoutubeOptions."""
+    from prep.youtube_source import YoutubeOptions
+
     fields = {field.name: field for field in dataclasses.fields(YoutubeOptions)}
     values: dict[str, Any] = {}
     for name, text in given.items():

@@ -38,7 +38,9 @@ def main(task: str) -> None:
     import av
 
     av.logging.set_level(av.logging.PANIC)
-    function: Any = getattr(importlib.import_module(TASKS[task]), task)
+    module = importlib.import_module(TASKS[task])
+    function: Any = getattr(module, task)
+    getattr(module, "get_ready", _nothing)()
     results.write('{"ready": true}\n')
     for line in sys.stdin:
         try:
@@ -46,6 +48,10 @@ def main(task: str) -> None:
         except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
             result = {"error": traceback.format_exc()}
         results.write(json.dumps(result) + "\n")
+
+
+def _nothing() -> None:
+    """Be ready: most tasks have imported all that they need."""
 
 
 def _die_with_parent() -> None:

@@ -79,6 +79,11 @@ class WorkerPool:
         """Number of jobs submitted and not answered."""
         return len(self._queue) + sum(len(worker.jobs) for worker in self._workers)
 
+    def start_ahead(self, most: int) -> None:
+        """Start workers now, at most so many; the others start when there are jobs for them."""
+        while len(self._workers) < min(self.count, most):
+            self._start()
+
     def submit(self, job: Job) -> None:
         """Queue a job."""
         self._queue.append(job)

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import av
 
-from prep.encode import Candidate
 from prep.errors import KprepError, UsageError
+from prep.fetch_errors import CircuitOpenError, FetchError, StoppedError
 from prep.ffmpeg_binary import find_ffmpeg
-from prep.http_client import CircuitOpenError, FetchError, StoppedError
 from prep.politeness import CircuitBreaker, Timing
 from prep.probe import FORMAT_WHITELIST
+from prep.source import Candidate
 from prep.youtube_reasons import (
     BLOCKS_ALL,
     BOT_CHECK,

@@ -1,9 +1,11 @@
 """What one row's encode gives: the pictures, the cut, the limits, and what hostile files get."""
 
+import hashlib
 import itertools
 import json
 import os
 import subprocess
+import sys
 import zlib
 from fractions import Fraction
 
@@ -11,12 +13,13 @@ import av
 import numpy as np
 import pytest
 
-from prep.encode import Candidate, encode, expectation
+from prep.encode import encode, expectation
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.mp4 import check_form
 from prep.outcome import Reason, RowFailure
 from prep.probe import SourceFacts, probe
 from prep.profile import PROFILES
+from prep.source import Candidate
 from prep.transcode import Limits, command, filters, input_matrix, last_word, picture_size, run
 
 SMALL = PROFILES["small"]
@@ -241,6 +244,19 @@ def test_an_encode_that_burns_cpu_is_ended(tmp_path):
     assert (result["status"], result["reason"]) == ("failed", "cpu limit")
 
 
+def test_ffmpeg_is_run_once_to_be_known(tmp_path):
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(f"#!/bin/sh\necho run >> {tmp_path}/log\nsleep 0.3\necho ffmpeg version fake\n")
+    fake.chmod(0o755)
+    code = (
+        "from prep.ffmpeg_binary import *; look_ahead(); look_ahead(); print(find_ffmpeg().sha256)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True,
+                          timeout=60, env={**os.environ, "KPREP_FFMPEG": str(fake)})  # fmt: skip
+    assert done.stdout.strip() == hashlib.sha256(fake.read_bytes()).hexdigest()
+    assert (tmp_path / "log").read_text() == "run\n"
+
+
 def test_a_stalled_encode_is_ended(tmp_path, monkeypatch):
     fake = tmp_path / "ffmpeg"
     fake.write_text(
@@ -248,10 +264,8 @@ def test_a_stalled_encode_is_ended(tmp_path, monkeypatch):
     )
     fake.chmod(0o755)
     source = make(tmp_path / "a.mp4")
-    find_ffmpeg.cache_clear()
     monkeypatch.setenv("KPREP_FFMPEG", str(fake))
     result, _ = convert(tmp_path, source, wall_seconds=1)
-    find_ffmpeg.cache_clear()
     assert result["reason"] == "stalled"
 
 

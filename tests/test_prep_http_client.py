@@ -16,15 +16,8 @@ from hypothesis import strategies as st
 from mirror_server import FakeTime, Fault, Mirror, mirror
 
 from prep.errors import UsageError
-from prep.http_client import (
-    CircuitOpenError,
-    FetchError,
-    HttpClient,
-    ObjectChangedError,
-    StoppedError,
-    _content_range,
-    _redirected,
-)
+from prep.fetch_errors import CircuitOpenError, FetchError, ObjectChangedError, StoppedError
+from prep.http_client import HttpClient, _content_range, _redirected
 from prep.politeness import Politeness, Timing
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run_kprep
+from processes import descendants, is_running
 from test_prep_shard import files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
@@ -134,6 +135,27 @@ def test_sigterm_drains_and_exits_143(videos, reference, tmp_path):
     assert process.returncode == 143
     run_kprep(*arguments(videos, root))
     assert files_of(root) == files_of(reference)
+
+
+def test_workers_started_ahead_serve_and_are_gone_afterwards(tmp_path):
+    clip = {
+        "row": 7,
+        "file": str(tmp_path / "nowhere"),
+        "offset": 0,
+        "bytes": 1,
+        "content_hash": "0",
+    }
+    values = {"root": str(tmp_path), "options": {}, "path": "a.tar", "work": "", "clips": [clip]}
+    with WorkerPool("assemble", 3, 60.0) as pool:
+        pool.start_ahead(2)
+        started = descendants(os.getpid())
+        pool.submit(Job(None, values))
+        answers = []
+        while pool.unfinished:
+            answers += [result for _, result in pool.results(0.1)]
+        assert (len(started), descendants(os.getpid())) == (2, started)
+    assert answers == [{"lost": [7]}]
+    assert not any(map(is_running, started))
 
 
 def test_large_jobs_and_results_do_not_block_each_other(tmp_path):

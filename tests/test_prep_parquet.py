@@ -228,3 +228,16 @@ def test_an_index_that_was_mapped_for_one_manifest_is_checked_again_for_another(
     storage = Storage(str(root))
     with pytest.raises(DatasetError, match="has label 0, but the manifest knows only 0 classes"):
         load_index(storage, read_manifest(storage), "train")
+
+
+def test_what_needs_pandas_finds_it_although_writing_did_without():
+    pytest.importorskip("pandas")
+    code = (
+        "import sys, pyarrow as pa\nfrom prep.parquet import forgo_pandas\n"
+        "forgo_pandas()\npa.array(['a'])\nassert 'pandas' not in sys.modules\n"
+        "frame = pa.table({'a': [7]}).to_pandas()\nprint(frame['a'][0], len(pa.Table.from_pandas(frame)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["7", "1"]

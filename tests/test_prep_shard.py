@@ -155,9 +155,10 @@ def test_one_worker_and_three_give_the_same_bytes(videos, dataset, tmp_path):
         assert files_of(root) == files_of(dataset)
 
 
-def test_no_process_of_a_conversion_imports_torch(videos, dataset, tmp_path):
-    """webdataset does where it can: two seconds at the end of every run."""
-    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+@pytest.mark.parametrize("module", ["torch", "pandas"])
+def test_no_process_of_a_conversion_imports(videos, dataset, tmp_path, module):
+    """webdataset imports torch where it can, pyarrow pandas: seconds at the end of every run."""
+    (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     run_kprep("shard", videos, tmp_path / "root", "--split", "train", "--profile", "small",
               "--clips-per-shard", 6, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
     assert files_of(tmp_path / "root") == files_of(dataset)

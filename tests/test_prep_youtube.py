@@ -19,10 +19,10 @@ import yt_dlp
 from conftest import without
 from mirror_server import FakeTime, Fault, Mirror, mirror
 
-from prep.encode import Candidate, encode
+from prep.encode import encode
 from prep.errors import KprepError, UsageError
+from prep.fetch_errors import CircuitOpenError, FetchError, StoppedError
 from prep.ffmpeg_binary import find_ffmpeg
-from prep.http_client import CircuitOpenError, FetchError, StoppedError
 from prep.profile import PROFILES
 from prep.segment import Segment
 from prep.youtube_reasons import (
@@ -47,6 +47,8 @@ from prep.youtube_source import YoutubeError, YoutubeOptions, YoutubeSource, ffm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from prep.source import Candidate
 
 VIDEO_ID = "-B6iLlFGm_k"
 SEGMENT = Segment(VIDEO_ID, 8.0, 10.0, "a", "train")

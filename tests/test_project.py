@@ -91,6 +91,17 @@ def test_help_imports_nothing_heavy():
     assert not {"torch", "numpy", "pyarrow", "av", "obstore", "rich"} & set(done.stdout.split())
 
 
+def test_a_conversion_of_a_folder_imports_no_decoder_and_no_http():
+    """Its workers do the decoding; each of these takes as much CPU time as some clips."""
+    code = "import prep.shard_command, sys; print(*sys.modules); import prep.shard; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    before_the_workers_start, in_all = (set(line.split()) for line in done.stdout.splitlines())
+    assert not {"numpy", "pyarrow"} & before_the_workers_start
+    assert not {"av", "urllib3", "pyarrow.compute", "yt_dlp"} & in_all
+
+
 def test_every_command_has_help_and_stands_in_the_guide():
     from prep.cli import COMMANDS
 

@@ -1,0 +1,35 @@
+"""How fetching over a network fails: the errors of prep.http_client, without its imports."""
+
+from __future__ import annotations
+
+from prep.errors import KprepError
+
+NETWORK = "network"
+RATE_LIMITED = "rate-limited"
+MISSING_UPSTREAM = "missing upstream"
+
+
+class FetchError(KprepError):
+    """Something could not be fetched. `reason` is one of the three words above."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking again later can give another answer."""
+        return self.reason != MISSING_UPSTREAM
+
+
+class ObjectChangedError(FetchError):
+    """The object was replaced while it was being read; reading must begin anew."""
+
+
+class CircuitOpenError(FetchError):
+    """The source failed so often in a row that it is left alone for a while."""
+
+
+class StoppedError(FetchError):
+    """`HttpClient.stop` was called; nothing more is fetched."""
