@@ -19,8 +19,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ from stream.bench_measure import cpu_seconds, own_processes  # noqa: E402
 from stream.clip_stream import StreamOptions  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -74,15 +75,46 @@ def served(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[Storage, S
                Storage(address, {**server.options, "endpoint": slow}))  # fmt: skip
 
 
-def request_cost(storage: Storage, split: str, size: int, count: int = 600) -> tuple[float, float]:
-    """Return CPU milliseconds a request of `size` bytes: of this process, and of the servers."""
-    shard = read_manifest(storage).splits[split].shards[0].path
+@dataclass(frozen=True)
+class RequestCost:
+    """CPU milliseconds a request of a range: of this process, and of the servers."""
+
+    client: float
+    servers: float
+
+
+def request_costs(
+    storage: Storage, split: str, size: int, count: int = 3000
+) -> tuple[RequestCost, RequestCost]:
+    """Return what a range of `size` bytes costs as the loader asks for it, and through obstore."""
+    shard = read_manifest(storage).splits[split].shards[0]
+    etag = storage.info(shard.path).etag
+    places = max(1, storage.info(shard.path).size_bytes - size)
+    starts = [number * 1009 % places for number in range(count)]
+
+    def ahead() -> None:
+        waiting: deque[Callable[[], memoryview]] = deque()
+        for start in starts:
+            waiting.append(storage.begin_range(shard.path, start, start + size, etag=etag))
+            if len(waiting) == 48:
+                waiting.popleft()()
+        for body in waiting:
+            body()
+
+    def in_threads() -> None:
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(lambda at: storage.read_range(shard.path, at, at + size, etag=etag),
+                             starts))  # fmt: skip
+
+    return _cost(ahead, count), _cost(in_threads, count)
+
+
+def _cost(work: Callable[[], None], count: int) -> RequestCost:
     servers = own_processes() - {os.getpid()}
     client, served = cpu_seconds({os.getpid()}), cpu_seconds(servers)
-    with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda _: storage.read_range(shard, 0, size), range(count)))
-    client, served = cpu_seconds({os.getpid()}) - client, cpu_seconds(servers) - served
-    return client * 1000 / count, served * 1000 / count
+    work()
+    return RequestCost((cpu_seconds({os.getpid()}) - client) * 1000 / count,
+                       (cpu_seconds(servers) - served) * 1000 / count)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -120,7 +152,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         served(asked, Path(folder)) as (near, far),
     ):
-        cost = request_cost(far, asked.split, 20_000)
+        costs = request_costs(far, asked.split, 20_000)
         storages: dict[str, Storage] = {
             "local disk": local,
             "memory": memory,
@@ -133,8 +165,9 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {platform.machine()}; batch {asked.batch}, "
           f"{asked.workers} workers, {asked.prefetch} batches ahead\n")  # fmt: skip
     print("\n".join(table(results)))
-    print(f"\nCPU a request of 20 kB: {cost[0]:.2f} ms in the client, {cost[1]:.2f} ms in the S3 "
-          "server and the proxy, on the same cores")  # fmt: skip
+    for way, cost in zip(("as the loader asks", "through obstore"), costs, strict=True):
+        print(f"\nCPU a request of 20 kB, {way}: {cost.client:.3f} ms in the client, "
+              f"{cost.servers:.3f} ms in the S3 server and the proxy")  # fmt: skip
     if asked.json:
         found = {name: asdict(result) for name, result in results.items()}
         asked.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import ReplacedError, StorageError
@@ -88,6 +89,15 @@ class Download:
             raise OSError("the answer is longer than what was asked for")
         self.body[self.received : after] = chunk
         self.received = after
+
+
+def seconds_of(duration: str | timedelta) -> float:
+    """Return the seconds of a duration as stores' clients take it: "1m 30s", "400ms"; else 0."""
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    units = {"ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+    parts = re.findall(r"(\d+)\s*([a-z]+)", duration)
+    return sum(int(number) * units.get(unit, 0.0) for number, unit in parts)
 
 
 _stop = threading.Event()

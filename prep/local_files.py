@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -133,3 +134,42 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError:
         return []
+
+
+def write_atomic(target: Path, data: bytes) -> None:
+    """Write a local file under a temporary name, sync it, and rename it into place.
+
+    What a killed writer leaves under its temporary name, `remove_leftovers` finds.
+    """
+    temporary = temporary_name(target)
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:  # never through a link of that name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(target.parent)
+
+
+def temporary_name(target: Path) -> Path:
+    """Return a hidden name beside `target` that no other process uses."""
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed writers left below a root that nobody else writes to."""
+    for path in root.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power loss."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

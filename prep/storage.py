@@ -6,7 +6,8 @@ opened there, on the first use.
 
 Who tries again: reads (`info`, `read`, `read_range`) through a client that never does, with
 `RetryPolicy`, which knows how far a body came and what can no longer succeed; writes and
-listings through a client with obstore's own retries.
+listings through a client with obstore's own retries. `begin_range` reads without that client
+where it can, and with it whatever fails.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ import os
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prep.downloads import Download, RetryPolicy, ShortAnswerError, Tries, stop_waiting
+from prep.downloads import (
+    Download,
+    RetryPolicy,
+    ShortAnswerError,
+    Tries,
+    seconds_of,
+    stop_waiting,
+)
 from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError, UsageError
 from prep.local_files import (
     ends_early,
@@ -28,11 +36,17 @@ from prep.local_files import (
     read_local_range,
     refuse_endless_links,
     refuse_links_to,
+    remove_leftovers,
+    sync_directory,
+    temporary_name,
+    write_atomic,
 )
+from prep.object_urls import ObjectUrls
+from prep.range_requests import RangeRequests
 from prep.s3_environment import s3_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from obstore.store import ObjectStore
 
@@ -95,6 +109,7 @@ class Storage:
     _store: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
     _reads: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
     _opened_in: int = field(default=0, init=False, repr=False, compare=False)
+    _requests: RangeRequests | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Make a local root absolute and refuse schemes that no store serves."""
@@ -114,7 +129,7 @@ class Storage:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open client behind: another process opens its own."""
-        closed = {"_store": None, "_reads": None, "_opened_in": 0}
+        closed = {"_store": None, "_reads": None, "_opened_in": 0, "_requests": None}
         return {"root": self.root, "options": self.options, "retry": self.retry, **closed}
 
     @cached_property
@@ -210,6 +225,33 @@ class Storage:
         if self.local_root is not None:
             return self._read_local(path, start, end, etag)
         return self._receive(Download(path, start, end, etag))
+
+    def begin_range(
+        self, path: str, start: int, end: int, *, etag: str | None = None
+    ) -> Callable[[], memoryview]:
+        """Ask for bytes `[start, end)` of an object; call what is returned to have them.
+
+        The call raises as `read_range`. Of a local root nothing is read before the call: the page
+        cache answers faster than a thread does.
+        """
+        check_relative_path(path)
+        if self.local_root is not None:
+            return cache(lambda: self.read_range(path, start, end, etag=etag))
+        self._refuse_fork()
+        if self._requests is None:
+            self._opened_in = os.getpid()
+            self._requests = self._begin_requests()
+        return self._requests.begin(path, start, end, etag)
+
+    def _begin_requests(self) -> RangeRequests:
+        given = self.options.get("client_options", {}).get("read_timeout", "")
+        stall = seconds_of(given) or seconds_of(_TIMEOUTS["read_timeout"])
+
+        def read(path: str, start: int, end: int, etag: str | None) -> memoryview:
+            return self.read_range(path, start, end, etag=etag)
+
+        urls = ObjectUrls(self.root, self.options, self.reading_store)
+        return RangeRequests(urls, read, stall_seconds=stall)
 
     def _read_local(self, path: str, start: int, end: int, etag: str | None) -> memoryview:
         # a script whose forked workers would hang on a bucket is told so on a local directory too
@@ -420,42 +462,3 @@ class Storage:
                     "AWS_SKIP_SIGNATURE=true for a public bucket"
                 )
             raise StorageError(f"{self.where(path)} cannot be reached: {text[:300]}") from error
-
-
-def write_atomic(target: Path, data: bytes) -> None:
-    """Write a local file under a temporary name, sync it, and rename it into place.
-
-    What a killed writer leaves under its temporary name, `remove_leftovers` finds.
-    """
-    temporary = temporary_name(target)
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:  # never through a link of that name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(target.parent)
-
-
-def temporary_name(target: Path) -> Path:
-    """Return a hidden name beside `target` that no other process uses."""
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
-
-
-def remove_leftovers(root: Path) -> None:
-    """Remove what killed writers left below a root that nobody else writes to."""
-    for path in root.rglob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` survive a power loss."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

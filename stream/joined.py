@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from fractions import Fraction
     from pathlib import Path
 
@@ -124,8 +125,16 @@ class ShardsByFullName:
 
     def read_range(self, path: str, start: int, end: int, *, etag: str | None = None) -> memoryview:
         """Return bytes `[start, end)` of a shard; see Storage.read_range."""
-        own = path.removeprefix(self.storage.where(""))
-        return self.storage.read_range(own, start, end, etag=etag)
+        return self.storage.read_range(self._own(path), start, end, etag=etag)
+
+    def begin_range(
+        self, path: str, start: int, end: int, *, etag: str | None = None
+    ) -> Callable[[], memoryview]:
+        """Ask for bytes `[start, end)` of a shard; see Storage.begin_range."""
+        return self.storage.begin_range(self._own(path), start, end, etag=etag)
+
+    def _own(self, path: str) -> str:
+        return path.removeprefix(self.storage.where(""))
 
 
 class JoinedReader:

@@ -1,15 +1,14 @@
 """From a batch of clips and the frames wanted of them to checked bytes.
 
-Requests of a batch are in flight together, at most `_REQUESTS_IN_FLIGHT` a process; the caller
-decodes the first clips while the others arrive.
+Requests of a batch are in flight together; the caller decodes the first clips while the others
+arrive.
 """
 
 from __future__ import annotations
 
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from prep.errors import BadClipError
 from stream.ranges import (
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "runs"]
 
-_REQUESTS_IN_FLIGHT = 16
-
 
 class ShardStorage(Protocol):
     """What a reader needs of prep.storage.Storage."""
@@ -44,6 +41,9 @@ class ShardStorage(Protocol):
     def read_range(
         self, path: str, start: int, end: int, *, etag: str | None = None
     ) -> memoryview: ...
+    def begin_range(
+        self, path: str, start: int, end: int, *, etag: str | None = None
+    ) -> Callable[[], memoryview]: ...
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,6 @@ class ClipReader:
         self.storage = storage
         self.versions = versions
         self.cache = cache
-        self._threads: ThreadPoolExecutor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the threads behind: another process starts its own."""
-        return {**self.__dict__, "_threads": None}
 
     def begin(self, requests: list[ClipRequest]) -> list[PendingClip]:
         """Send the requests of a batch; return its clips in order, to be waited for one by one."""
@@ -123,13 +118,9 @@ class ClipReader:
         return [self._get(part) for part in request_ranges(request)]
 
     def _body(self, part: ByteRange) -> _Body:
-        """Return what gives the bytes of a range when they are needed."""
-        if self.storage.local_root is not None:  # the page cache answers faster than a thread does
-            return _Once(lambda: self._get(part))
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "kprep-read")
-        future: Future[memoryview] = self._threads.submit(self._get, part)
-        return future.result
+        """Ask for a range; return what gives its bytes when they are needed."""
+        etag = self.versions.get(part.shard)
+        return self.storage.begin_range(part.shard, part.start, part.end, etag=etag)
 
     def _get(self, part: ByteRange) -> memoryview:
         etag = self.versions.get(part.shard)
@@ -175,19 +166,6 @@ class ClipReader:
         except BadClipError:
             self.cache.drop(clip)
         return pending.cached is not None
-
-
-class _Once:
-    """A call that is made when its result is first needed, and never again."""
-
-    def __init__(self, call: Callable[[], memoryview]) -> None:
-        self._call = call
-        self._result: memoryview | None = None
-
-    def __call__(self) -> memoryview:
-        if self._result is None:
-            self._result = self._call()
-        return self._result
 
 
 def _split(request: ClipRequest, parts: list[memoryview]) -> ClipBytes:
