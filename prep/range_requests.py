@@ -122,7 +122,7 @@ class RangeRequests:
             while body.answer is None and body.future is None:
                 if not self._step(self._stall_seconds / 4):
                     self._end_stalled(since, body)
-                elif time.monotonic() - since > _STALLS * self._stall_seconds:
+                if time.monotonic() - since > _STALLS * self._stall_seconds:
                     self._give_up(body)  # a trickle is no better than nothing
 
     def _step(self, seconds: float) -> bool:
@@ -159,7 +159,7 @@ class RangeRequests:
     def _connect(self, body: RangeBody, request: bytes) -> None:
         try:
             connection = self._new_connection()
-        except OSError:
+        except (OSError, ValueError):  # a name that cannot be one is a ValueError
             self._failed(body)
             return
         self._open.add(connection)
@@ -183,7 +183,7 @@ class RangeRequests:
     def _advance(self, connection: Connection) -> None:
         try:
             is_whole = connection.advance()
-        except (OSError, UnusualAnswerError) as error:
+        except (OSError, ValueError, UnusualAnswerError) as error:
             self._broken(connection, error)
             return
         if is_whole:
@@ -202,7 +202,8 @@ class RangeRequests:
         again = connection.has_answered and not connection.received and isinstance(error, OSError)
         if not connection.is_ready and connection.address in self._addresses:
             self._addresses.remove(connection.address)
-            again = bool(self._addresses)  # the next of a name's addresses may be reached
+            # the next of a name's addresses may be reached
+            again = bool(self._addresses) and isinstance(error, OSError)
         self._drop(connection)
         if body is None:
             return

@@ -224,6 +224,13 @@ def test_a_server_that_cannot_be_reached_costs_nothing_but_the_other_way(other):
     assert len(other.reads) == 50
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "no-such-name.invalid"])
+def test_names_that_lead_nowhere(other, host):
+    one = requests(f"http://{host}", other)
+    assert one.begin("x", 0, 10, None)() == DATA[:10]
+    assert len(other.reads) == 1
+
+
 def test_an_error_of_the_other_way_is_what_is_raised(server):
     def fails(*_):
         raise StorageError("the store is away")
