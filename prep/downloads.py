@@ -95,7 +95,12 @@ def seconds_of(duration: str | timedelta) -> float:
     """Return the seconds of a duration as stores' clients take it: "1m 30s", "400ms"; else 0."""
     if isinstance(duration, timedelta):
         return duration.total_seconds()
-    units = {"ms": 0.001, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+    units = {
+        **dict.fromkeys(("ms", "msec", "millis"), 0.001),
+        **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
+        **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+        **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
+    }
     parts = re.findall(r"(\d+)\s*([a-z]+)", duration)
     return sum(int(number) * units.get(unit, 0.0) for number, unit in parts)
 

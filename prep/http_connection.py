@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import selectors
@@ -17,6 +18,7 @@ Address = tuple[int, tuple[Any, ...]]
 """Family and address of a socket, as getaddrinfo has them."""
 HEAD_BYTES = 4096
 """Longer heads of answers are unusual; stores send 300 to 1,000 bytes."""
+_KEPT_SECONDS = 60.0
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _STATUS = re.compile(rb"http/1\.1 (\d{3})[ \r]")
 _RANGE = re.compile(rb"\r\ncontent-range:[ \t]*bytes (\d{1,19})-(\d{1,19})/")
@@ -65,7 +67,15 @@ class Connection:
         selector.register(self.socket, selectors.EVENT_WRITE, self)
 
     def send(self, body: RangeBody, request: bytes) -> None:
-        """Ask for `body`, now or once connected; raises OSError."""
+        """Ask for `body`, now or once connected; raises OSError.
+
+        Not over a connection that has ended, that holds bytes which nobody asked for, or that was
+        not used for so long that a router may have forgotten it.
+        """
+        if self.is_ready:
+            self._listen()
+            if time.monotonic() - self.progress > _KEPT_SECONDS:
+                raise OSError("the connection is too old")
         self.body, body.connection = body, self
         self._request, self.received, self._body_at = request, 0, 0
         self.progress = time.monotonic()
@@ -177,7 +187,8 @@ def _connecting(address: Address) -> socket.socket:
     try:
         made.settimeout(0)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        made.connect_ex(target)
+        with contextlib.suppress(BlockingIOError):
+            made.connect(target)
     except OSError:
         made.close()
         raise

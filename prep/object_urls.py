@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 _URL_CHARACTERS = ":/?#[]@!$&'()*+,;=%"
 _VALID = timedelta(hours=1)
+_UNKNOWN_SECONDS = 10.0  # where an address could not be made
 _USED_SECONDS = 1800.0  # of that hour, so that no clock's error matters
 _PLAIN_OPTIONS = {
     "access_key_id", "client_options", "endpoint", "region", "secret_access_key", "session_token",
     "skip_signature", "token", "virtual_hosted_style_request",
 }  # fmt: skip
-_PLAIN_CLIENT_OPTIONS = {"timeout", "read_timeout", "connect_timeout", "allow_http", "user_agent"}
+_PLAIN_CLIENT_OPTIONS = {"timeout", "read_timeout", "connect_timeout", "allow_http"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ObjectUrls:
         self, root: str, options: dict[str, Any], store: Callable[[], ObjectStore]
     ) -> None:
         self._root, self._store = root, store
-        self._unsigned = bool(options.get("skip_signature"))
+        self._unsigned = str(options.get("skip_signature", "")).lower() in ("true", "1")
         self._options = options
         self._signer: ObjectStore | None = None
         self._known: dict[str, tuple[float, ObjectUrl | None]] = {}
@@ -70,13 +71,18 @@ class ObjectUrls:
         if not self._possible:
             return None
         found = self._known.get(path)
-        if found is None or time.monotonic() - found[0] > _USED_SECONDS:
-            found = self._known[path] = (time.monotonic(), self._make(path))
+        now = time.monotonic()
+        if found is None or now > found[0]:
+            url = self._make(path)
+            found = self._known[path] = (
+                now + (_UNKNOWN_SECONDS if url is None else _USED_SECONDS),
+                url,
+            )
         return found[1]
 
-    def forget(self, path: str) -> None:
-        """Make the address anew when it is next asked for: its signature was refused."""
-        self._known.pop(path, None)
+    def forget(self) -> None:
+        """Make addresses anew when they are next asked for: a signature was refused."""
+        self._known.clear()
 
     def _make(self, path: str) -> ObjectUrl | None:
         if self._root.startswith("s3://"):
@@ -112,7 +118,11 @@ class ObjectUrls:
 
 def parse_url(url: str) -> ObjectUrl | None:
     """Return what a request for `url` needs; None for an address that is not a plain one."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         return None
     target = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -126,7 +136,7 @@ def parse_url(url: str) -> ObjectUrl | None:
     )
     tls = parts.scheme == "https"
     return ObjectUrl(
-        Origin(parts.hostname, parts.port or (443 if tls else 80), tls), head.encode("ascii")
+        Origin(parts.hostname, port or (443 if tls else 80), tls), head.encode("ascii")
     )
 
 
@@ -139,7 +149,7 @@ def tls_context() -> ssl.SSLContext:
 
 def _is_plain(root: str, options: dict[str, Any]) -> bool:
     """Whether a plain request does all that these options ask for."""
-    if not root.startswith(("s3://", "http://", "https://")):
+    if not root.startswith(("s3://", "http://", "https://")) or "?" in root or "#" in root:
         return False
     client = options.get("client_options", {})
     return set(options) <= _PLAIN_OPTIONS and set(client) <= _PLAIN_CLIENT_OPTIONS

@@ -13,6 +13,7 @@ to wait, and what to say. Nothing is concluded from an answer that is not taken.
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import socket
 import threading
@@ -22,6 +23,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from prep.errors import KprepError, StorageError
 from prep.http_connection import Connection, UnusualAnswerError
 from prep.object_urls import tls_context
 
@@ -40,6 +42,7 @@ _MOST_THREADS = 16  # that read what could not be read here
 _LONGEST_BYTES = 1 << 20  # above, a body that can be continued is worth more than a cheap request
 _LARGE_BYTES = 48 << 10  # more than surely fits into the kernel's buffer
 _FAILURES_IN_A_ROW = 3  # then the other way is taken for a while
+_MOST_TRIES = 4  # of a range, on new connections
 _STALLS = 4  # so many times as long as a stall is how long a trickling answer is waited for
 _RESOLVED_SECONDS = 60.0  # a store's name leads elsewhere after a while
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0
@@ -53,7 +56,10 @@ class RangeBody:
     Raises what the fallback raises.
     """
 
-    __slots__ = ("_requests", "answer", "connection", "end", "etag", "future", "path", "start")
+    __slots__ = (
+        "__weakref__", "_requests", "answer", "connection", "end", "etag", "future", "path",
+        "start", "tries",
+    )  # fmt: skip
 
     def __init__(
         self, requests: RangeRequests, path: str, start: int, end: int, etag: str | None
@@ -63,11 +69,12 @@ class RangeBody:
         self.answer: memoryview | None = None
         self.connection: Connection | None = None
         self.future: Future[memoryview] | None = None
+        self.tries = 0
 
     def __call__(self) -> memoryview:
         """Wait for the bytes and return them; they can be asked for again."""
-        if self.answer is None and self.future is None:
-            self._requests.wait(self)
+        if self.answer is None:
+            self._requests.wait(self)  # also where the fallback reads: what else failed joins it
         if self.answer is None and self.future is not None:
             self.answer = self.future.result()
         assert self.answer is not None  # noqa: S101 - for the type checker
@@ -77,13 +84,22 @@ class RangeBody:
 class RangeRequests:
     """The requests of one root in one process.
 
-    `stall_seconds` is how long an answer may bring no byte while somebody waits for it.
+    `stall_seconds` is how long an answer may bring no byte while somebody waits for it,
+    `connect_seconds` how long a connection may take to be there. Meant for one thread: others
+    that share them wait while one waits.
     """
 
     def __init__(
-        self, urls: ObjectUrls, fallback: Fallback, *, stall_seconds: float = 10.0
+        self,
+        urls: ObjectUrls,
+        fallback: Fallback,
+        *,
+        stall_seconds: float = 10.0,
+        connect_seconds: float = 3.0,
     ) -> None:
         self._urls, self._fallback, self._stall_seconds = urls, fallback, stall_seconds
+        self._connect_seconds = min(connect_seconds, stall_seconds)
+        self._process = os.getpid()
         self._lock = threading.RLock()
         self._selector = selectors.DefaultSelector()
         self._origin: Origin | None = None
@@ -92,7 +108,8 @@ class RangeRequests:
         self._context: ssl.SSLContext | None = None
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
-        self._queue: deque[RangeBody] = deque()
+        self._opening: set[Connection] = set()
+        self._queue: deque[weakref.ref[RangeBody]] = deque()  # what nobody wants is not asked for
         self._has_large = False
         self._threads: ThreadPoolExecutor | None = None
         self._failures = self._pauses = 0
@@ -108,19 +125,27 @@ class RangeRequests:
             if self._idle or len(self._open) < MOST_CONNECTIONS:
                 self._start(body)
             else:
-                self._queue.append(body)
+                self._queue.append(weakref.ref(body))
         return body
 
     def wait(self, body: RangeBody) -> None:
-        """Take in answers until `body` has its own, or the fallback reads it."""
+        """Take in answers until `body` has its own, or the fallback reads it.
+
+        Raises StorageError in a process that was forked since: the connections are its parent's.
+        """
+        if os.getpid() != self._process:
+            raise StorageError(
+                f"{body.path} was asked for before this process was forked; start workers with "
+                "the 'forkserver' or 'spawn' method"
+            )
         with self._lock:
-            if self._queue or self._has_large:
+            if self._queue or self._has_large or self._opening or self._failures:
                 self._step(0)
             elif body.connection is not None and body.connection.is_ready:
                 self._advance(body.connection)
             since = time.monotonic()
             while body.answer is None and body.future is None:
-                if not self._step(self._stall_seconds / 4):
+                if not self._step(self._connect_seconds / 4):
                     self._end_stalled(since, body)
                 if time.monotonic() - since > _STALLS * self._stall_seconds:
                     self._give_up(body)  # a trickle is no better than nothing
@@ -131,7 +156,9 @@ class RangeRequests:
         for key, _ in events:
             self._advance(key.data)
         while self._queue and (self._idle or len(self._open) < MOST_CONNECTIONS):
-            self._start(self._queue.popleft())
+            body = self._queue.popleft()()
+            if body is not None:
+                self._start(body)
         return bool(events)
 
     def _start(self, body: RangeBody) -> None:
@@ -157,28 +184,39 @@ class RangeRequests:
         self._connect(body, request)
 
     def _connect(self, body: RangeBody, request: bytes) -> None:
+        """Ask over a new connection, to the next of the origin's addresses that takes one."""
+        body.tries += 1
         try:
-            connection = self._new_connection()
+            self._resolve()
+            while True:
+                self._addresses.append(self._addresses.pop(0))
+                try:
+                    connection = self._new_connection(self._addresses[-1])
+                    break
+                except OSError:
+                    self._addresses.pop()
+                    if not self._addresses:
+                        raise
         except (OSError, ValueError):  # a name that cannot be one is a ValueError
             self._failed(body)
             return
         self._open.add(connection)
+        self._opening.add(connection)
         connection.send(body, request)
 
-    def _new_connection(self) -> Connection:
-        """Begin to connect, to each of the origin's addresses in turn."""
+    def _resolve(self) -> None:
         origin = self._origin
         assert origin is not None  # noqa: S101 - for the type checker
         if not self._addresses or time.monotonic() - self._resolved > _RESOLVED_SECONDS:
             found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
             self._addresses = [(family, address) for family, _, _, _, address in found]
             self._resolved = time.monotonic()
-        self._addresses.append(self._addresses.pop(0))
         if origin.tls and self._context is None:
             self._context = tls_context()
-        return Connection(
-            self._addresses[-1], self._selector, self._sockets, self._context, origin.host
-        )
+
+    def _new_connection(self, address: Address) -> Connection:
+        assert self._origin is not None  # noqa: S101 - for the type checker
+        return Connection(address, self._selector, self._sockets, self._context, self._origin.host)
 
     def _advance(self, connection: Connection) -> None:
         try:
@@ -186,6 +224,8 @@ class RangeRequests:
         except (OSError, ValueError, UnusualAnswerError) as error:
             self._broken(connection, error)
             return
+        if connection.is_ready:
+            self._opening.discard(connection)
         if is_whole:
             body = connection.body
             assert body is not None  # noqa: S101 - for the type checker
@@ -200,16 +240,16 @@ class RangeRequests:
         body = connection.body
         # a store ends connections that were not used for a while, as it may
         again = connection.has_answered and not connection.received and isinstance(error, OSError)
-        if not connection.is_ready and connection.address in self._addresses:
-            self._addresses.remove(connection.address)
-            # the next of a name's addresses may be reached
-            again = bool(self._addresses) and isinstance(error, OSError)
+        if not connection.is_ready:
+            if connection.address in self._addresses:
+                self._addresses.remove(connection.address)
+            again = bool(self._addresses)  # another of the name's addresses may be reached
         self._drop(connection)
         if body is None:
             return
-        if isinstance(error, UnusualAnswerError) and error.status in (401, 403):
-            self._urls.forget(body.path)  # its signature may be too old
-        url = self._urls.get(body.path) if again else None
+        if isinstance(error, UnusualAnswerError) and error.status in (400, 401, 403):
+            self._urls.forget()  # their signatures may be too old
+        url = self._urls.get(body.path) if again and body.tries < _MOST_TRIES else None
         if url is not None:
             self._connect(body, _request(url, body))
         else:
@@ -217,13 +257,12 @@ class RangeRequests:
 
     def _end_stalled(self, since: float, body: RangeBody) -> None:
         """End what has brought nothing for too long, with somebody waiting since `since`."""
-        limit = time.monotonic() - self._stall_seconds
-        if since > limit:
-            return
+        now = time.monotonic()
         for connection in list(self._open):
-            if connection.body is not None and connection.progress < limit:
+            patience = self._stall_seconds if connection.is_ready else self._connect_seconds
+            if connection.body is not None and max(since, connection.progress) < now - patience:
                 self._broken(connection, UnusualAnswerError())
-        if body.connection is None:
+        if body.connection is None and since < now - self._stall_seconds:
             self._give_up(body)
 
     def _give_up(self, body: RangeBody) -> None:
@@ -233,32 +272,43 @@ class RangeRequests:
         if body.connection is not None:
             self._broken(body.connection, UnusualAnswerError())
             return
-        if body in self._queue:
-            self._queue.remove(body)
+        if weakref.ref(body) in self._queue:
+            self._queue.remove(weakref.ref(body))
         self._failed(body)
 
     def _drop(self, connection: Connection) -> None:
         self._open.discard(connection)
+        self._opening.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         connection.close()
 
     def _failed(self, body: RangeBody) -> None:
-        """Read a range the other way; after some in a row all are, for a while."""
-        self._failures += 1
-        if self._failures % _FAILURES_IN_A_ROW == 0:
+        """Read a range the other way; after some in a row all are, for a while.
+
+        What was under way when that began, and fails too, says nothing new.
+        """
+        now = time.monotonic()
+        self._failures += now >= self._paused_until
+        if now >= self._paused_until and self._failures % _FAILURES_IN_A_ROW == 0:
             pause = min(_FIRST_PAUSE_SECONDS * 4.0**self._pauses, _LONGEST_PAUSE_SECONDS)
             self._pauses += 1
-            self._paused_until = time.monotonic() + pause
+            self._paused_until = now + pause
             _log.info("reading %s through the object store's client for %.0f s", body.path, pause)
         self._fall_back(body)
 
     def _fall_back(self, body: RangeBody) -> None:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_MOST_THREADS, "kprep-read")
-        body.future = self._threads.submit(
-            self._fallback, body.path, body.start, body.end, body.etag
-        )
+        arguments = (body.path, body.start, body.end, body.etag)
+        try:
+            body.future = self._threads.submit(self._fallback, *arguments)
+        except RuntimeError:  # no thread can be started
+            body.future = Future()
+            try:
+                body.future.set_result(self._fallback(*arguments))
+            except KprepError as error:
+                body.future.set_exception(error)
 
 
 def _can_ask(etag: str | None) -> bool:

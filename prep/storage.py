@@ -244,14 +244,17 @@ class Storage:
         return self._requests.begin(path, start, end, etag)
 
     def _begin_requests(self) -> RangeRequests:
-        given = self.options.get("client_options", {}).get("read_timeout", "")
-        stall = seconds_of(given) or seconds_of(_TIMEOUTS["read_timeout"])
+        given = {**_TIMEOUTS, **self.options.get("client_options", {})}
+        stall, connect = (
+            seconds_of(given[name]) or seconds_of(_TIMEOUTS[name])
+            for name in ("read_timeout", "connect_timeout")
+        )
 
         def read(path: str, start: int, end: int, etag: str | None) -> memoryview:
             return self.read_range(path, start, end, etag=etag)
 
         urls = ObjectUrls(self.root, self.options, self.reading_store)
-        return RangeRequests(urls, read, stall_seconds=stall)
+        return RangeRequests(urls, read, stall_seconds=stall, connect_seconds=connect)
 
     def _read_local(self, path: str, start: int, end: int, etag: str | None) -> memoryview:
         # a script whose forked workers would hang on a bucket is told so on a local directory too

@@ -270,10 +270,46 @@ def test_connections_that_the_server_ended_are_made_anew(server, other):
     one = requests(server.url, other)
     server.closes_after = lambda asked: True  # without saying so, as after a time of no use
     for number in range(5):
-        ended = list(server.sockets)
         assert one.begin("x", number, number + 10, None)() == DATA[number : number + 10]
-        for socket in server.sockets[len(ended) :]:  # the end has arrived before the next use
-            select.select([socket], [], [], 60) if socket.fileno() >= 0 else None
+        select.select(list(one._sockets.values()), [], [], 60)  # until its end has arrived
+    assert not other.reads
+    assert len(server.asked) == 5  # none was sent over a connection that had ended
+
+
+def test_bytes_that_nobody_asked_for_are_not_the_next_answer(server, other):
+    one = requests(server.url, other)
+    assert one.begin("x", 0, 10, None)() == DATA[:10]
+    late = server.asked[0].answer(body=b"otherbytes")
+    server.sockets[0].sendall(late)
+    select.select(list(one._sockets.values()), [], [], 60)
+    assert one.begin("y", 0, 10, None)() == DATA[:10]
+    assert server.asked[-1].connection == 1
+
+
+def test_connections_that_were_long_unused_are_made_anew(server, other, monkeypatch):
+    one = requests(server.url, other)
+    for passed in (0, 50, 70):
+        real = time.monotonic() + passed
+        monkeypatch.setattr("prep.http_connection.time.monotonic", lambda real=real: real)
+        assert one.begin("x", 0, 10, None)() == DATA[:10]
+    assert [asked.connection for asked in server.asked] == [0, 0, 1]
+    assert not other.reads
+
+
+def test_new_connections_are_used_while_something_else_is_waited_for(server, other):
+    one = requests(server.url, other)
+    first = one.begin("x", 0, 10, None)
+    first()
+    again = one.begin("x", 0, 10, None)
+    more = [one.begin("x", number, number + 10, None) for number in range(1, 31)]
+    until = time.monotonic() + 60
+    while len(server.asked) < 32 and time.monotonic() < until:
+        again()
+        again.answer = None  # wait again, for something that is there at once
+        again = one.begin("x", 0, 10, None)
+        time.sleep(0.01)
+    assert {asked.start for asked in server.asked} == set(range(31))
+    assert all(body() == DATA[number : number + 10] for number, body in enumerate(more, 1))
     assert not other.reads
 
 
@@ -307,6 +343,80 @@ def test_after_failures_in_a_row_the_server_is_left_alone_for_a_while(server, ot
         assert one.begin("x", number, number + 10, None)() == DATA[number : number + 10]
     assert len(server.asked) == 16
     assert len(other.reads) == 21
+
+
+def test_what_fails_together_counts_once(server, other, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(range_requests.time, "monotonic", lambda: now[0])
+    one = requests(server.url, other)
+    server.reply = UNUSUAL["an error"]
+    for body in [one.begin("x", number, number + 10, None) for number in range(32)]:
+        body()
+    assert len(other.reads) == 32
+    server.reply = lambda asked: asked.answer()
+    now[0] += 1.5  # a second's pause, not one for every three of them
+    assert one.begin("x", 0, 10, None)() == DATA[:10]
+    assert len(other.reads) == 32
+
+
+def test_what_failed_is_read_side_by_side(server):
+    together = threading.Barrier(7)
+
+    def read(path, start, end, etag):
+        if start:
+            together.wait(60)
+        return memoryview(DATA)[start:end]
+
+    one = requests(server.url, read)
+    server.reply = UNUSUAL["a redirect"]
+    bodies = [one.begin("x", number, number + 10, None) for number in range(8)]
+    assert bodies[0]() == DATA[:10]
+    for body in bodies[1:]:  # all answers have arrived
+        if body.connection is not None:
+            while not body.connection.is_ready:
+                one._step(1)
+            select.select([body.connection.socket], [], [], 60)
+    assert all(body() == DATA[number : number + 10] for number, body in enumerate(bodies))
+
+
+def test_no_thread_can_be_started(server, other, monkeypatch):
+    def none(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(range_requests.ThreadPoolExecutor, "submit", none)
+    one = requests(server.url, other)
+    server.reply = UNUSUAL["an error"]
+    assert one.begin("x", 0, 10, None)() == DATA[:10]
+
+
+def test_what_nobody_wants_any_more_is_not_asked_for(server, other):
+    one = requests(server.url, other)
+    server.reply = lambda asked: asked.answer()
+    dropped = [one.begin("x", number, number + 5, None) for number in range(200)]
+    del dropped
+    gc.collect()
+    assert one.begin("x", 70_000, 70_009, None)() == DATA[70_000:70_009]
+    assert len(server.asked) <= MOST_CONNECTIONS + 1
+
+
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [(2, ("127.0.0.1", 9)), (2, ("255.255.255.255", 9)), (99, ("127.0.0.1", 9))],
+)
+def test_addresses_that_fail_are_left_out(server, other, monkeypatch, family, address):
+    """Whether they refuse, may not be connected to, or are of a kind that this machine lacks."""
+    real = range_requests.socket.getaddrinfo
+
+    def two(host, port, **more):
+        found = real(host, port, **more)
+        bad = (family, *found[0][1:4], address)
+        return [bad, *found, bad]
+
+    monkeypatch.setattr(range_requests.socket, "getaddrinfo", two)
+    one = requests(server.url, other, connect_seconds=0.3)
+    bodies = [one.begin("x", number, number + 10, None) for number in range(32)]
+    assert all(body() == DATA[number : number + 10] for number, body in enumerate(bodies))
+    assert not other.reads
 
 
 def test_another_address_of_the_name_is_tried(server, other, monkeypatch):
@@ -367,6 +477,18 @@ def test_tls_servers_that_nobody_trusts_get_no_request(tls_server, other):
     assert not tls_server.asked
 
 
+def test_tls_servers_of_another_name_get_no_request(authority, other, tmp_path, monkeypatch):
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("other.example").configure_cert(context)
+    with range_server(context) as running:
+        one = requests(running.url, other)
+        assert one.begin("x", 0, 10, None)() == DATA[:10]
+        assert len(other.reads) == 1
+        assert not running.asked
+
+
 # -- addresses -----------------------------------------------------------------------------------
 
 
@@ -374,7 +496,7 @@ def test_tls_servers_that_nobody_trusts_get_no_request(tls_server, other):
     "url",
     [
         "ftp://a/b", "http:///b", "http://user:secret@a/b", "http://a/b c", "http://a/\r\nX: y",
-        "http://a/é", "file:///etc/passwd",
+        "http://a/é", "file:///etc/passwd", "http://a:99999/b", "http://[::1/b",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_plain(url):
@@ -403,6 +525,7 @@ def test_a_proxy_is_the_clients_business(server, other, monkeypatch):
     "options",
     [
         {"client_options": {"proxy_url": "http://a"}},
+        {"client_options": {"user_agent": "mine"}},
         {"client_options": {"allow_invalid_certificates": True}},
         {"sse_customer_key_base64": "x"},
         {"request_payer": True},
@@ -432,12 +555,29 @@ def test_addresses_are_made_anew_in_time(monkeypatch):
         now[0] += passed
         urls.get("x")
     assert made == ["x", "x"]
-    urls.forget("x")
+    urls.forget()
     urls.get("x")
     assert made == ["x", "x", "x"]
 
 
-@pytest.mark.parametrize("status", ["403 Forbidden", "401 Unauthorized"])
+def test_an_address_that_could_not_be_made_is_tried_again_soon(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("prep.object_urls.time.monotonic", lambda: now[0])
+    urls = ObjectUrls("http://a", {}, never)
+    monkeypatch.setattr(urls, "_make", lambda path: None)
+    assert urls.get("x") is None
+    monkeypatch.setattr(urls, "_make", lambda path: parse_url("http://a/b"))
+    assert urls.get("x") is None
+    now[0] += 11
+    assert urls.get("x") is not None
+
+
+@pytest.mark.parametrize("root", ["https://h/c?sig=1", "https://h/c#d"])
+def test_roots_that_are_more_than_a_path_are_the_clients_business(root):
+    assert ObjectUrls(root, {}, never).get("x") is None
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "401 Unauthorized", "400 Bad Request"])
 def test_a_refused_signature_is_made_anew(server, other, status, monkeypatch):
     urls = ObjectUrls(server.url, {}, never)
     numbers = iter(range(10))
@@ -477,7 +617,16 @@ def test_no_noise_is_taken_for_a_head(noise, start, size):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("10s", 10), ("400ms", 0.4), ("1m 30s", 90), ("2min", 120), ("", 0), ("soon", 0)],
+    [
+        ("10s", 10),
+        ("400ms", 0.4),
+        ("1m 30s", 90),
+        ("2min", 120),
+        ("2 minutes", 120),
+        ("60secs", 60),
+        ("", 0),
+        ("soon", 0),
+    ],
 )
 def test_durations(text, seconds):
     assert seconds_of(text) == pytest.approx(seconds)
@@ -538,21 +687,27 @@ def test_another_process_begins_anew(s3, url):
     assert other.begin_range("a b/x.tar", 5, 9)() == DATA[5:9]
 
 
-def _in_a_fork(one, sender):
-    try:
-        one.begin_range("x", 0, 10)
-    except StorageError as error:
-        sender.send(str(error))
+def _in_a_fork(one, begun, sender):
+    for ask in (lambda: one.begin_range("x", 0, 10), begun):
+        try:
+            ask()
+        except StorageError as error:
+            sender.send(str(error))
 
 
 def test_a_fork_after_requests_is_an_error(server):
     one = Storage(server.url)
     assert one.begin_range("x", 0, 10)() == DATA[:10]
+    begun = one.begin_range("x", 20, 30)
     receiver, sender = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=_in_a_fork, args=(one, sender))
+    child = multiprocessing.get_context("fork").Process(
+        target=_in_a_fork, args=(one, begun, sender)
+    )
     child.start()
-    assert receiver.poll(60)
-    assert "before this process was forked" in receiver.recv()
+    for _ in range(2):
+        assert receiver.poll(60)
+        assert "before this process was forked" in receiver.recv()
     child.join()
+    assert begun() == DATA[20:30]
     assert one.begin_range("x", 10, 20)() == DATA[10:20]
     assert threading.active_count() >= 1
