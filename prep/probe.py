@@ -17,6 +17,7 @@ from prep.mp4 import is_encrypted
 from prep.outcome import Reason, RowFailure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Exact demuxer names. Playlists, concat scripts, image sequences and the like stay out: they make
@@ -58,11 +59,7 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
     """Look at a file around `[start_seconds, end_seconds)`; raise RowFailure where it has none."""
     head = _read_head(path)
     try:
-        file = av.open(
-            str(path),
-            options={"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"},
-            metadata_errors="ignore",
-        )
+        file = av.open(str(path), options=_options(head), metadata_errors="ignore")
     except (av.FFmpegError, ValueError, OSError) as error:
         raise _cannot_open(head, error) from error
     with file:
@@ -76,11 +73,11 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
         if end <= start_seconds:
             raise RowFailure(Reason.OUTSIDE, f"the video ends at {end:.3f} s")
         _seek(file, first, origin)
-        picture = _first_picture(file, stream)
+        picture = _first_picture(file, stream, lambda: _seek(file, first, origin))
         declared = stream.duration and float(
             (stream.duration + (stream.start_time or 0)) * stream.time_base - origin
         )
-        aspect = stream.sample_aspect_ratio
+        aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
         return SourceFacts(
             stream_index=stream.index,
             width=picture.width,
@@ -93,6 +90,16 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
             frame_seconds=frame,
             declared_end_seconds=declared or None,
         )
+
+
+def _options(head: bytes) -> dict[str, str]:
+    """Return how to open a file: nothing in it may make the demuxer open another one.
+
+    An mp4 says all that is needed of its streams in its boxes. libavformat would still decode
+    pictures of it for what we take from the picture that we decode ourselves.
+    """
+    options = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"}
+    return options | {"skip_frame": "all"} if head[4:8] == b"ftyp" else options
 
 
 def _read_head(path: Path) -> bytes:
@@ -194,9 +201,13 @@ def _covered(
     return max(float(first * tick - origin), 0.0), float(end * tick - origin), typical
 
 
-def _first_picture(file: Any, stream: Any) -> Any:
+def _first_picture(file: Any, stream: Any, go_back: Callable[[], None]) -> Any:
     try:
-        picture = next(file.decode(stream), None)
+        picture = _key_picture(file, stream)
+        if picture is None:
+            stream.codec_context.flush_buffers()
+            go_back()
+            picture = next(file.decode(stream), None)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise RowFailure(Reason.DAMAGED, f"the first frame does not decode: {error}") from error
     if picture is None:
@@ -207,3 +218,16 @@ def _first_picture(file: Any, stream: Any) -> Any:
     if picture.width * picture.height > MAX_PIXELS or min(picture.width, picture.height) < 2:
         raise RowFailure(Reason.PICTURE_SIZE, f"{picture.width}x{picture.height}")
     return picture
+
+
+def _key_picture(file: Any, stream: Any) -> Any:
+    """Return the picture of the keyframe that comes next; None where that is not so simple.
+
+    It is asked for by itself, as a decoder otherwise waits for the pictures that may be shown
+    before it, and these cost as much again.
+    """
+    packet = next(file.demux(stream), None)
+    if packet is None or not packet.is_keyframe:
+        return None
+    context = stream.codec_context
+    return next(iter(packet.decode() or context.decode(None)), None)

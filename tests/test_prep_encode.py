@@ -17,7 +17,7 @@ from prep.encode import encode, expectation
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.mp4 import check_form
 from prep.outcome import Reason, RowFailure
-from prep.probe import SourceFacts, probe
+from prep.probe import SourceFacts, _key_picture, probe
 from prep.profile import PROFILES
 from prep.source import Candidate
 from prep.transcode import Limits, command, filters, input_matrix, last_word, picture_size, run
@@ -132,6 +132,13 @@ def test_rotation_is_applied(tmp_path):
     )  # bright above is bright at one side
 
 
+def test_an_aspect_that_only_the_pictures_state_counts(tmp_path):
+    source = make(tmp_path / "a.mp4", "-bsf:v", "h264_metadata=sample_aspect_ratio=2/1")
+    assert probe(source, 0.0, None).sample_aspect == 1  # the container says so
+    source.write_bytes(source.read_bytes().replace(b"pasp", b"free"))
+    assert probe(source, 0.0, None).sample_aspect == 2
+
+
 def test_pixels_become_square(tmp_path):
     source = make(tmp_path / "a.mp4", "-vf", "setsar=2")
     result, data = convert(tmp_path, source)
@@ -191,6 +198,18 @@ def test_full_range_becomes_limited(tmp_path):
     with av.open(str(tmp_path / "c.mp4")) as file:
         luma = next(file.decode(video=0)).to_ndarray(format="yuv420p")[:100]
     assert abs(float(luma.mean()) - 235) <= 1
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv"])
+def test_the_first_picture_costs_no_other(tmp_path, extension):
+    """A decoder of a stream with B-frames gives it only after the packets of some others."""
+    source = make(tmp_path / f"a.{extension}", "-bf", "3")
+    with av.open(str(source)) as file:
+        second = [packet.pos for packet in file.demux(video=0)][1]
+    with av.open(str(source)) as file:
+        stream = file.streams.video[0]
+        assert _key_picture(file, stream).width == 320
+        assert next(file.demux(stream)).pos == second
 
 
 def test_hdr_is_refused(tmp_path):
