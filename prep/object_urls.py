@@ -126,7 +126,10 @@ def parse_url(url: str) -> ObjectUrl | None:
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         return None
     target = parts.path + (f"?{parts.query}" if parts.query else "")
-    if not (target.isascii() and target.isprintable() and " " not in target):
+    # no encoding of our own: what is not ASCII as it stands is left to the client
+    if not all(
+        text.isascii() and text.isprintable() and " " not in text for text in (target, parts.netloc)
+    ):
         return None
     if _has_proxy(parts.scheme, parts.hostname):
         return None
