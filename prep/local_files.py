@@ -151,7 +151,7 @@ def write_atomic(target: Path, data: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_directory(target.parent)
+    sync_path(target.parent)
 
 
 def temporary_name(target: Path) -> Path:
@@ -166,9 +166,9 @@ def remove_leftovers(root: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` survive a power loss."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make a file's bytes, or the renames in a directory, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

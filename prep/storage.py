@@ -12,7 +12,6 @@ where it can, and with it whatever fails.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from prep.downloads import (
     seconds_of,
     stop_waiting,
 )
-from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError, UsageError
+from prep.errors import StorageError, UsageError
 from prep.local_files import (
     ends_early,
     local_info,
@@ -37,16 +36,18 @@ from prep.local_files import (
     refuse_endless_links,
     refuse_links_to,
     remove_leftovers,
-    sync_directory,
+    sync_path,
     temporary_name,
     write_atomic,
 )
 from prep.object_urls import ObjectUrls
 from prep.range_requests import RangeRequests
 from prep.s3_environment import s3_environment
+from prep.store_errors import replaced, store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from obstore.store import ObjectStore
 
@@ -58,7 +59,7 @@ __all__ = [
     "check_relative_path",
     "remove_leftovers",
     "stop_waiting",
-    "sync_directory",
+    "sync_path",
     "temporary_name",
     "write_atomic",
 ]
@@ -263,7 +264,7 @@ class Storage:
         with self._errors(path):
             data, size, version = read_local_range(self.where(path), start, end)
         if etag is not None and version != etag:
-            raise self._replaced(path)
+            raise replaced(self.where(path))
         if len(data) < end - start:
             raise ends_early(self.where(path), size, start, end)
         return memoryview(data)
@@ -297,7 +298,7 @@ class Storage:
         result = obstore.get(self.reading_store(), download.path, options=options or None)  # type: ignore[arg-type]
         size, etag = int(result.meta["size"]), result.meta["e_tag"]
         if download.etag is not None and etag is not None and etag != download.etag:
-            raise self._replaced(download.path)
+            raise replaced(self.where(download.path))
         if download.end is not None and size < download.end:
             raise ends_early(self.where(download.path), size, download.start, download.end)
         download.begin(size, etag)
@@ -309,10 +310,8 @@ class Storage:
         for chunk in result.stream(min_chunk_size=1):
             download.add(memoryview(chunk))
 
-    def _replaced(self, path: str) -> ReplacedError:
-        return ReplacedError(
-            f"{self.where(path)} was replaced while it was being read; restart on the new version"
-        )
+    def _errors(self, path: str) -> AbstractContextManager[None]:
+        return store_errors(self.where(path))
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole object so that it appears complete or not at all."""
@@ -382,7 +381,7 @@ class Storage:
         if self.local_root is not None:
             target = self.local_target(path)
             file.replace(target)
-            sync_directory(target.parent)
+            sync_path(target.parent)
             return
         with self._errors(path):
             obstore.put(self.store(), check_relative_path(path), file)  # in parts, then complete
@@ -434,34 +433,3 @@ class Storage:
                 for meta in page
             ]
         yield from sorted(found, key=lambda info: info.path)
-
-    @contextlib.contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        """Turn whatever a store raises into one StorageError that names the object."""
-        try:
-            yield
-        except KprepError:
-            raise
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise MissingBucketError(
-                    f"{self.where(path)} cannot be read: the bucket does not exist; "
-                    "check its name and the endpoint"
-                ) from error
-            raise StorageError(f"{self.where(path)} does not exist") from error
-        except OSError as error:
-            what = error.strerror or str(error)
-            raise StorageError(
-                f"{self.where(path)} cannot be read or written: {what}; "
-                "mend that, then run the same command again"
-            ) from error
-        except Exception as error:  # obstore's errors have no common base of their own
-            text = " ".join(str(error).split())
-            if type(error).__name__ == "PreconditionError" or "recondition" in text:
-                raise self._replaced(path) from error
-            if "169.254.169.254" in text:  # where a cloud machine asks for its role
-                text = (
-                    "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                    "AWS_SKIP_SIGNATURE=true for a public bucket"
-                )
-            raise StorageError(f"{self.where(path)} cannot be reached: {text[:300]}") from error

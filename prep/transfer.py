@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.downloads import Tries
 from prep.errors import DatasetError, KprepError, StorageError
-from prep.storage import PART_BYTES, sync_directory
+from prep.storage import PART_BYTES, sync_path
 
 if TYPE_CHECKING:
     import threading
@@ -121,7 +121,7 @@ class Transfer:
             os.fsync(file.fileno())
         target = self.destination.local_target(path)
         unfinished.replace(target)
-        sync_directory(target.parent)
+        sync_path(target.parent)
 
     # -- reading ------------------------------------------------------------------------------
 

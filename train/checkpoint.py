@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prep.errors import KprepError, UsageError
-from prep.storage import sync_directory
+from prep.storage import sync_path
 
 FORMAT = "kprep-checkpoint-1"
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
@@ -85,7 +85,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise KprepError(f"checkpoint {path} cannot be written: {error}") from error
     finally:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prep.storage import sync_directory
+from prep.storage import sync_path
 from train.confusion import class_results, confusion_matrix, worst_confusions
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def write_evaluation(
         (temporary / name).write_text(text, encoding="utf-8")
     _write_videos(temporary / "videos.parquet", accuracy, scores, class_names)
     for path in temporary.iterdir():
-        _sync(path)
-    sync_directory(temporary)
+        sync_path(path)
+    sync_path(temporary)
     if directory.exists():
         directory.rename(directory.with_name(f".{directory.name}.{os.getpid()}.old"))
     temporary.rename(directory)
-    sync_directory(directory.parent)
+    sync_path(directory.parent)
     _remove_leftovers(directory)
 
 
@@ -138,14 +138,6 @@ def _write_videos(
         use_dictionary=["label_name", "prediction_name"],
         use_byte_stream_split=["probabilities.list.element"],
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(directory: Path) -> None:
