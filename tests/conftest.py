@@ -25,6 +25,19 @@ def without(missing: str) -> None:
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of the GPU where there is none: no installation can bring one."""
+    if not any(item.get_closest_marker("cuda") for item in items):
+        return
+    import torch  # here: two seconds that other files need not wait
+
+    if torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("cuda")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+
+
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """The folder of real videos and lists."""
@@ -64,8 +77,14 @@ def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def motion_dataset(motion_videos: Path) -> Path:
-    """The demo's dataset: splits train and val, four classes by direction of motion."""
+def motion_dataset(request: pytest.FixtureRequest) -> Path:
+    """The demo's dataset: splits train and val, four classes by direction of motion.
+
+    KPREP_MOTION_DATASET names one that was made before, for a machine without ffmpeg.
+    """
+    if made := os.environ.get("KPREP_MOTION_DATASET"):
+        return Path(made)
+    motion_videos: Path = request.getfixturevalue("motion_videos")
     root = motion_videos.parent / "dataset"
     for split in ("train", "val"):
         run_kprep(

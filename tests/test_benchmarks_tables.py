@@ -173,3 +173,18 @@ def test_every_order_gives_clips_and_views_of_the_epoch():
         assert len(whole) == clips * views
         assert set(whole) == everything, make.__name__
         assert make(clips, views)(3150, 64) == whole[3150:3214], make.__name__
+
+
+def test_every_way_to_run_a_network_has_a_row(tmp_path):
+    found, lines = run(
+        "network_step.py", tmp_path, "--model", "r3d_18", "--batch", 2, "--clip", 4, 24, 24,
+        "--steps", 1, "--rounds", 2,
+    )  # fmt: skip
+    assert list(found["rounds"]) == ["contiguous", "channels last", "kprep"]
+    assert all(len(one["clips_per_second"]) == 2 for one in found["rounds"].values())
+    assert [row.split(" | ")[0] for row in table_rows(lines)] == [
+        "| contiguous",
+        "| channels last",
+        "| kprep",
+    ]
+    assert table_rows(lines)[0].split(" | ")[2] == "1.00"

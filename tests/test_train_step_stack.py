@@ -194,3 +194,11 @@ def test_the_check_leaves_the_generator_alone() -> None:
     before = torch.get_rng_state()
     check_clip_size(load_recipe("resnet"), num_classes=3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_cudnn_tries_its_kernels_unless_the_same_result_is_wanted_twice(*, wanted: bool) -> None:
+    before = torch.backends.cudnn.benchmark
+    with determinism(_recipe(f"run.deterministic={str(wanted).lower()}")):
+        assert torch.backends.cudnn.benchmark is not wanted
+    assert torch.backends.cudnn.benchmark is before

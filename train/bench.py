@@ -36,8 +36,8 @@ class TrainBench:
 
     network   one step after the other on clips that stay on the device: transforms, network,
               optimiser
-    loader    batches taken and thrown away
-    training  both together, as `kprep train` runs them
+    loader    batches taken and thrown away, once those are gone that were ready before
+    training  both together, as `kprep train` runs them, once the queues are as they stay
     wait      share of training's time that was spent waiting for a batch
     ratio     training over network, round by round: 1 when data costs nothing
     gflops    a clip, forward and backward; 0 where the network cannot be counted
@@ -111,6 +111,9 @@ class _Runner:
     ) -> None:
         self._recipe, self._loader, self._step = recipe, loader, step
         self._device, self._steps = device, steps
+        data = recipe.data
+        self._ready = -(-data.workers * data.prefetch_batches // data.accumulate)
+        """Steps whose batches can be waiting in the workers' queues."""
         self._rate = scaled_learning_rate(recipe.optim, loader.global_batch)
         self._epoch = -1
         self._stream = self._batches()
@@ -124,34 +127,38 @@ class _Runner:
         for number in range(rounds):
             names = list(contenders)
             for name in names if number % 2 == 0 else reversed(names):
-                self._wait_for_device()
-                begun = time.perf_counter()
-                waited = contenders[name]()
-                self._wait_for_device()
-                seconds = time.perf_counter() - begun
-                found[name].append(self._steps * self._loader.global_batch / seconds)
+                steps, seconds, waited = contenders[name]()
+                found[name].append(steps * self._loader.global_batch / seconds)
                 if name == "training":
                     found["wait"].append(waited / seconds)
         return found
 
-    def _network(self) -> float:
+    def _network(self) -> tuple[int, float, float]:
+        """Return steps, seconds, and seconds of waiting for a batch."""
+        begun = self._now()
         for _ in range(self._steps):
             self._step.run(self._kept, self._rate, 0)
-        return 0.0
+        return self._steps, self._now() - begun, 0.0
 
-    def _alone(self) -> float:
-        for _ in range(self._steps):
+    def _alone(self) -> tuple[int, float, float]:
+        for _ in range(self._ready):
             self._take()
-        return 0.0
+        steps = max(self._steps, 2 * self._ready)  # workers deliver in bursts
+        begun = self._now()
+        for _ in range(steps):
+            self._take()
+        return steps, self._now() - begun, 0.0
 
-    def _training(self) -> float:
-        waited = 0.0
-        for _ in range(self._steps):
+    def _training(self) -> tuple[int, float, float]:
+        waited, begun = 0.0, self._now()
+        for number in range(-self._ready, self._steps):
+            if number == 0:
+                waited, begun = 0.0, self._now()
             before = time.perf_counter()
             batches = self._take()
             waited += time.perf_counter() - before
             self._step.run(self._step.prepare(batches), self._rate, self._epoch)
-        return waited
+        return self._steps, self._now() - begun, waited
 
     def _take(self) -> list[ClipBatch]:
         return list(islice(self._stream, self._recipe.data.accumulate))
@@ -166,9 +173,11 @@ class _Runner:
     def _on_device(self, batches: list[ClipBatch]) -> list[ClipBatch]:
         return [video_on(batch, self._device) for batch in batches]
 
-    def _wait_for_device(self) -> None:
+    def _now(self) -> float:
+        """Return the time at which the device has done all that it was given."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def table(bench: TrainBench) -> list[str]:

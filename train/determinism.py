@@ -33,6 +33,8 @@ def determinism(recipe: Recipe) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(mode=True)
         torch.backends.cudnn.benchmark = False
+    else:  # as torchvision's reference has it: cuDNN tries its kernels for each new shape
+        torch.backends.cudnn.benchmark = True
     try:
         yield
     except RuntimeError as error:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from train.tensor_cores import restore_layers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -57,6 +59,7 @@ def _without_values(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.to("meta")
     twin = copy.deepcopy(model, memo)
+    restore_layers(twin)
     for module in twin.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.eval()  # in training it would talk to other ranks

@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 from prep.errors import UsageError
 from train.mvit import set_clip_size
 from train.precision import autocast
+from train.tensor_cores import use_tensor_cores
 from train.toml_values import nearest
 
 if TYPE_CHECKING:
@@ -77,13 +78,15 @@ def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
     torch.manual_seed(run.seed)
     model = build_model(recipe, num_classes).to(world.device)
     if run.channels_last_3d:
-        _keep_channels_last(model)
+        keep_channels_last(model)
+        if run.precision != "float32" and world.device.type == "cuda":
+            use_tensor_cores(model)
     # dropout and its like must not be the same on every rank
     torch.manual_seed((run.seed + 1 + world.rank) % 2**63)
     return model
 
 
-def _keep_channels_last(model: nn.Module) -> None:
+def keep_channels_last(model: nn.Module) -> None:
     """Lay out the weights of 3-D convolutions so; `Module.to` refuses a network with 2-D ones."""
     for weight in model.parameters():
         if weight.ndim == 5:

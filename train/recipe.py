@@ -199,7 +199,7 @@ class RunRecipe:
     compile: bool = False
     """Compile the network with torch.compile for training; evaluation runs it as it is."""
     channels_last_3d: bool = False
-    """Keep activations as (N, T, H, W, C) in memory: faster bf16 convolutions on NVIDIA GPUs."""
+    """Keep activations as (N, T, H, W, C) in memory, C in multiples of 8: faster on NVIDIA GPUs."""
     deterministic: bool = False
     """Refuse operations that do not give the same result twice (PyTorch's switch)."""
     log_every_steps: int = 20

@@ -1,0 +1,156 @@
+"""Convolutions in the form of tensor cores: same results, gradients, statistics and names."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import video
+
+from train import models
+from train.distributed import World
+from train.flops import count_flops
+from train.models import draw_model
+from train.recipe import load_recipe
+from train.tensor_cores import restore_layers, use_tensor_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LAST = torch.channels_last_3d
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for a core that another process has make small work many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _twins(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    plain = build().double().to(memory_format=LAST)
+    changed = copy.deepcopy(plain)
+    use_tensor_cores(changed)
+    return plain, changed
+
+
+def _assert_same(plain: nn.Module, changed: nn.Module, clips: torch.Tensor) -> None:
+    """Compare results, gradients and BatchNorm's statistics of a training step and an evaluation."""
+    given = [clips.clone().requires_grad_(), clips.clone().requires_grad_()]
+    results = [model(one) for model, one in zip((plain, changed), given, strict=True)]
+    torch.testing.assert_close(results[1], results[0])
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(results[0].shape, generator=generator, dtype=torch.float64)
+    for result in results:
+        (result * weights).sum().backward()
+    torch.testing.assert_close(given[1].grad, given[0].grad)
+    for (name, one), (other_name, other) in zip(
+        plain.named_parameters(), changed.named_parameters(), strict=True
+    ):
+        assert name == other_name
+        torch.testing.assert_close(other.grad, one.grad, msg=lambda text, at=name: f"{at}: {text}")
+    torch.testing.assert_close(changed.state_dict(), plain.state_dict())
+    torch.testing.assert_close(changed.eval()(clips), plain.eval()(clips))
+
+
+def _clips(*shape: int, channels: int = 3) -> torch.Tensor:
+    clips = torch.randn(2, channels, *shape, dtype=torch.float64)
+    return clips.contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18"])
+def test_torchvisions_networks_compute_the_same(name: str) -> None:
+    plain, changed = _twins(lambda: getattr(video, name)(num_classes=5))
+    _assert_same(plain, changed, _clips(8, 24, 24))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv3d(3, 5, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3)),
+        nn.Conv3d(16, 5, (1, 3, 3), padding=(0, 2, 2), dilation=(1, 2, 2), bias=False),
+        nn.Conv3d(16, 5, (3, 1, 1), stride=(2, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1)),
+        nn.Conv3d(6, 5, 1),
+        nn.Conv3d(6, 5, 1, stride=2),
+        nn.Conv3d(6, 5, (1, 3, 3), padding=1),
+        nn.Conv3d(6, 5, (3, 1, 1), padding=1),
+        nn.Conv3d(3, 8, 3, padding=1),
+        nn.Conv3d(6, 6, 3, groups=3),
+        nn.Conv3d(6, 6, (1, 3, 3), padding=1, padding_mode="replicate"),
+        nn.Conv3d(6, 6, 3, padding="same"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_convolution_computes_the_same(layer: nn.Conv3d) -> None:
+    plain, changed = _twins(lambda: nn.Sequential(copy.deepcopy(layer)))
+    _assert_same(plain, changed, _clips(5, 9, 11, channels=layer.in_channels))
+
+
+def _middle(norm: nn.Module, *, bias: bool = False, relu: nn.Module | None = None) -> nn.Module:
+    first = nn.Conv3d(8, 13, (1, 3, 3), padding=(0, 1, 1), bias=bias)
+    last = nn.Conv3d(13, 6, (3, 1, 1), padding=(1, 0, 0))
+    return nn.Sequential(first, norm, relu or nn.ReLU(inplace=True), last, nn.BatchNorm3d(6))
+
+
+@pytest.mark.parametrize(
+    ("build", "between"),
+    [
+        (lambda: _middle(nn.BatchNorm3d(13)), 16),
+        (lambda: _middle(nn.BatchNorm3d(13, momentum=0.3, eps=0.01)), 16),
+        (lambda: _middle(nn.BatchNorm3d(13, momentum=None)), 13),
+        (lambda: _middle(nn.BatchNorm3d(13, affine=False)), 13),
+        (lambda: _middle(nn.BatchNorm3d(13, track_running_stats=False)), 13),
+        (lambda: _middle(nn.BatchNorm3d(13), bias=True), 13),
+        (lambda: _middle(nn.BatchNorm3d(13), relu=nn.Sigmoid()), 13),  # zeros would not stay zero
+        (lambda: _middle(nn.InstanceNorm3d(13)), 13),
+    ],
+)
+def test_channels_in_between_are_padded_where_zeros_stay_zero(
+    build: Callable[[], nn.Module], between: int
+) -> None:
+    plain, changed = _twins(build)
+    seen: list[int] = []
+    changed[2].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))  # type: ignore[index]
+    _assert_same(plain, changed, _clips(4, 6, 6, channels=8))
+    assert set(seen) == {between}
+
+
+def test_wrong_channels_are_still_refused() -> None:
+    _, changed = _twins(lambda: nn.Sequential(nn.Conv3d(16, 5, 3)))
+    with pytest.raises(RuntimeError, match="channels"):
+        changed(_clips(4, 6, 6, channels=24))
+
+
+def test_restored_layers_are_those_from_before_and_operations_count_without_zeros() -> None:
+    plain, changed = _twins(lambda: video.r2plus1d_18(num_classes=5))
+    assert count_flops(changed.float(), (8, 24, 24)) == count_flops(plain.float(), (8, 24, 24))
+    kinds = [type(module) for module in plain.modules()]
+    assert [type(module) for module in changed.modules()] != kinds
+    restore_layers(changed)
+    assert [type(module) for module in changed.modules()] == kinds
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_used"),
+    [
+        (("run.channels_last_3d=true", "run.precision=bf16"), True),
+        (("run.channels_last_3d=true",), False),
+        (("run.precision=bf16",), False),
+    ],
+)
+def test_networks_on_a_gpu_in_reduced_precision_get_it(
+    monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], *, is_used: bool
+) -> None:
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_: self)  # there need not be one
+    called: list[nn.Module] = []
+    monkeypatch.setattr(models, "use_tensor_cores", called.append)
+    for device, wanted in (("cuda", is_used), ("cpu", False)):
+        called.clear()
+        draw_model(load_recipe("tiny", settings), 4, World(0, 1, torch.device(device), None))
+        assert bool(called) == wanted
