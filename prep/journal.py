@@ -67,6 +67,14 @@ class Row:
     facts: dict[str, Any]
     answers: tuple[Answer, ...] = ()
 
+    def annotated_end(self) -> float:
+        """Return the annotated end of a clip; of a whole file, where the clip ends."""
+        if self.segment is None:
+            raise ValueError(f"row {self.row} has no segment")
+        if self.segment.end_seconds is not None:
+            return float(self.segment.end_seconds)
+        return float(self.segment.start_seconds) + float(self.facts["seconds"])
+
 
 class Journal:
     """The plan and the outcomes of one split."""

@@ -143,7 +143,7 @@ def _records(
             crc32=facts["crc32"],
             video_id=segment.video_id,
             start_seconds=segment.start_seconds,
-            end_seconds=annotated_end(row),
+            end_seconds=row.annotated_end(),
             source=facts["source"],
             short=facts["short"],
             codec_config=bytes.fromhex(facts["codec_config"]),
@@ -151,14 +151,6 @@ def _records(
             gop_offsets=tuple(facts["gop_offsets"]),
             gop_crc32=tuple(facts["gop_crc32"]),
         )
-
-
-def annotated_end(row: Row) -> float:
-    """Return the annotated end of a clip; of a whole file, where the clip ends."""
-    segment = _segment(row)
-    if segment.end_seconds is not None:
-        return float(segment.end_seconds)
-    return float(segment.start_seconds) + float(row.facts["seconds"])
 
 
 def _segment(row: Row) -> Any:

@@ -18,13 +18,12 @@ from prep.annotations import kinetics_class_list
 from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
-from prep.format import Manifest, check_split_name, index_path, read_index
+from prep.format import Manifest, check_split_name, index_path
 from prep.format.layout import WORK_NAME
 from prep.journal import Journal
 from prep.local_encoders import local_encoders
 from prep.local_files import refuse_links_in
 from prep.outcome import Reason, Status
-from prep.publish import publish
 from prep.root_lock import file_lock, root_lock
 from prep.root_state import (
     check_owner,
@@ -181,6 +180,8 @@ def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:
 def _publish(
     options: ShardOptions, journal: Journal, ffmpeg: FFmpeg, check_lock: Callable[[], None]
 ) -> Manifest:
+    from prep.publish import publish  # pyarrow is imported while clips are encoded, not before
+
     tools = {"kprep": __version__, "ffmpeg": ffmpeg.version, "ffmpeg_sha256": ffmpeg.sha256}
     names = tuple(journal.setting("class_names"))
     check_lock()
@@ -317,6 +318,8 @@ def _taken_keys(options: ShardOptions, existing: Manifest | None) -> frozenset[s
     keys: set[str] = set()
     if existing is None:
         return frozenset(keys)
+    from prep.format import read_index
+
     for split in existing.splits:
         path = index_path(split)
         data, num_clips = options.storage.read(path), existing.splits[split].num_clips

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prep.conversion import check_fatal
 from prep.format import Sidecar, shard_path
-from prep.publish import annotated_end
 from prep.worker_pool import Job, WorkerPool
 
 if TYPE_CHECKING:
@@ -40,8 +39,12 @@ class ShardBuilder:
         self._pool.stop()
 
     def get_ready(self) -> None:
-        """Start the tar writer, which takes a while, because a shard will soon be complete."""
+        """Start the tar writer and import what publishes, because a shard will soon be complete.
+
+        Both take a while, which is lost where it comes first or last: the encoders wait then.
+        """
         self._pool.start_ahead(1)
+        import prep.publish  # noqa: F401
 
     @property
     def unfinished(self) -> int:
@@ -116,7 +119,7 @@ class ShardBuilder:
             label=segment.label or "",
             label_index=self._labels.get(segment.label or "", -1),
             start_seconds=float(segment.start_seconds),
-            end_seconds=float(annotated_end(row)),
+            end_seconds=float(row.annotated_end()),
             num_frames=row.facts["num_frames"],
             fps_num=profile.fps.numerator,
             fps_den=profile.fps.denominator,

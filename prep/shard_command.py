@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from contextlib import nullcontext
@@ -187,6 +188,8 @@ def shard_command(
 
 def _convert(options: ShardOptions) -> ShardResult:
     """Convert; start what takes a while and needs nothing of the rest, then import the rest."""
+    # pyarrow imports numpy, whose OpenBLAS starts threads that would take 40 ms and do nothing
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     look_ahead()
     local = options.engine == "local"
     with local_encoders(options, ahead=True) if local else nullcontext() as encoders:

@@ -40,8 +40,6 @@ from prep.local_files import (
     temporary_name,
     write_atomic,
 )
-from prep.object_urls import ObjectUrls
-from prep.range_requests import RangeRequests
 from prep.s3_environment import s3_environment
 from prep.store_errors import replaced, store_errors
 
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from obstore.store import ObjectStore
+
+    from prep.range_requests import RangeRequests
 
 __all__ = [
     "PART_BYTES",
@@ -185,12 +185,12 @@ class Storage:
 
     def info(self, path: str) -> ObjectInfo:
         """Return size and version of an object; StorageError where there is none."""
-        import obstore
-
         check_relative_path(path)
         if self.local_root is not None:
             with self._errors(path):
                 return ObjectInfo(path, *local_info(self.where(path)))
+        import obstore
+
         tries = Tries(self.retry, self.where(path), local=False)
         while True:
             try:
@@ -245,6 +245,11 @@ class Storage:
         return self._requests.begin(path, start, end, etag)
 
     def _begin_requests(self) -> RangeRequests:
+        # here, as they import ssl and http: a third of this module's own import, for nothing
+        # where a root is local
+        from prep.object_urls import ObjectUrls
+        from prep.range_requests import RangeRequests
+
         given = {**_TIMEOUTS, **self.options.get("client_options", {})}
         stall, connect = (
             seconds_of(given[name]) or seconds_of(_TIMEOUTS[name])
@@ -315,15 +320,15 @@ class Storage:
 
     def write(self, path: str, data: bytes) -> None:
         """Write a whole object so that it appears complete or not at all."""
+        check_relative_path(path)
+        if self.local_root is not None:
+            with self._errors(path):
+                write_atomic(self.local_target(path), data)
+            return
         import obstore
 
-        check_relative_path(path)
-        if self.local_root is None:
-            with self._errors(path):
-                obstore.put(self.store(), path, data)
-            return
         with self._errors(path):
-            write_atomic(self.local_target(path), data)
+            obstore.put(self.store(), path, data)
 
     def local_target(self, path: str) -> Path:
         """Return where an object of a local root is written, in a folder that is there.

@@ -13,7 +13,10 @@ from typing import Any
 from prep.errors import UsageError
 
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
-_PRELOAD = ["torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "stream.clip_stream"]
+_PRELOAD = [
+    "torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "prep.object_urls",
+    "prep.range_requests", "stream.clip_stream",
+]  # fmt: skip
 
 
 def begin_worker(_: int) -> None:

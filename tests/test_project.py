@@ -80,6 +80,23 @@ def test_prep_imports_neither_stream_nor_train_nor_torch_when_it_runs():
     assert not {"torch", "stream", "train", "webdataset"} & set(done.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        # what a conversion does before the first clip is encoded, and its tar writer
+        ("prep.shard_command, prep.shard", {"pyarrow", "numpy", "av", "obstore", "ssl"}),
+        ("prep.encode", {"pyarrow", "numpy", "obstore", "ssl"}),
+        ("prep.assemble", {"pyarrow", "numpy", "av", "obstore", "ssl", "webdataset"}),
+    ],
+)
+def test_a_conversion_starts_without_what_it_does_not_need_yet(module, absent):
+    code = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert not absent & set(done.stdout.split())
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom prep.cli import main\nsys.argv = ['kprep', '--help']\n"

@@ -1,9 +1,14 @@
-"""The dataset format, version 1, as `docs/format.md` specifies it."""
+"""The dataset format, version 1, as `docs/format.md` specifies it.
+
+What reads and writes an index is imported when it is first asked for: pyarrow takes longer to
+import than the encoding of a clip lets an idle core wait.
+"""
+
+from typing import TYPE_CHECKING
 
 from prep.format.clip_record import ClipRecord
 from prep.format.containers import CONTAINER_OPTIONS
 from prep.format.foreign import foreign_settings
-from prep.format.index import index_schema, index_table, iter_records, read_index, write_index
 from prep.format.layout import (
     FORMAT_VERSION,
     check_split_name,
@@ -21,6 +26,15 @@ from prep.format.manifest import (
     split_fingerprint,
 )
 from prep.format.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from prep.format.index import (
+        index_schema,
+        index_table,
+        iter_records,
+        read_index,
+        write_index,
+    )
 
 __all__ = [
     "CONTAINER_OPTIONS",
@@ -45,3 +59,13 @@ __all__ = [
     "split_fingerprint",
     "write_index",
 ]
+
+_OF_INDEX = ("index_schema", "index_table", "iter_records", "read_index", "write_index")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _OF_INDEX:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from prep.format import index
+
+    return getattr(index, name)
