@@ -1,16 +1,14 @@
-"""The work of the tar writer: staged clips in, one complete shard and its `.tar.idx` out.
-
-Besides that of `kprep merge` and `kprep subset`, this is the only process that imports webdataset.
-"""
+"""The work of the tar writer: staged clips in, one complete shard and its `.tar.idx` out."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 import tarfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from prep.errors import StorageError
 from prep.storage import Storage, temporary_name
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _BLOCK = 512  # tar: headers and data stand on multiples of it
+_COPIED_BYTES = 1 << 20  # at a time: mostly a whole clip
 
 
 class HashingFile:
@@ -44,11 +43,6 @@ class HashingFile:
         self._file.flush()
 
 
-def get_ready() -> None:
-    """Import what writes the tars, before there is one to write."""
-    import webdataset  # noqa: F401
-
-
 def assemble(job: dict[str, Any]) -> dict[str, Any]:
     """Write the tar of one shard and its `.tar.idx`; both appear complete or not at all.
 
@@ -58,13 +52,13 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
     so that these rows are encoded again.
     """
     storage, path = Storage(job["root"], job["options"]), job["path"]
-    lost = [clip["row"] for clip in job["clips"] if _payload(clip, storage, path) is None]
-    if lost:
-        return {"lost": lost}
+    lost: list[int] = []
     temporary: Path | None = None
     try:
         temporary = tar_in_the_making(storage, Path(job["work"]), path)
-        hashed = write_tar(temporary, _samples(job["clips"], storage, path))
+        hashed = write_tar(temporary, _samples(job["clips"], storage, path, lost))
+        if lost:
+            return {"lost": lost}
         return finish_tar(temporary, hashed, storage, path)
     except OSError as error:
         return {"fatal": f"{storage.where(path)} cannot be written: {error.strerror}"}
@@ -76,25 +70,37 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _samples(
-    clips: list[dict[str, Any]], storage: Storage, path: str
+    clips: list[dict[str, Any]], storage: Storage, path: str, lost: list[int]
 ) -> Iterator[dict[str, str | bytes]]:
+    """Yield what the tar holds; the rows of clips that are no longer there go to `lost`."""
     for clip in clips:
         data = _payload(clip, storage, path)
         if data is None:
-            raise OSError(5, f"staged clip {clip['key']} changed while it was copied")
+            lost.append(clip["row"])
+            continue
         yield {"__key__": clip["key"], "mp4": data, "json": clip["sidecar"].encode("ascii")}
 
 
 def write_tar(target: Path, samples: Iterable[dict[str, str | bytes]]) -> HashingFile:
-    """Write samples (`__key__` and members by extension) as a tar of the format, and sync it."""
-    from webdataset import TarWriter
+    """Write samples (`__key__` and members by extension) as a tar of the format, and sync it.
 
+    The bytes are those of webdataset 1.0's TarWriter, whose import takes longer than a small shard.
+    """
     with target.open("wb") as file:
         hashed = HashingFile(file)
-        # an integer mtime: a float would add a PAX header to every member
-        with TarWriter(hashed, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
+        with tarfile.TarFile(
+            mode="w", fileobj=cast("IO[bytes]", hashed), format=tarfile.PAX_FORMAT,
+            copybufsize=_COPIED_BYTES,
+        ) as tar:  # fmt: skip
             for sample in samples:
-                tar.write(sample)
+                key = str(sample["__key__"])
+                for name in sorted(sample.keys() - {"__key__"}):
+                    value = sample[name]
+                    data = value.encode() if isinstance(value, str) else value
+                    member = tarfile.TarInfo(f"{key}.{name}")
+                    # an integer mtime, TarInfo's 0: a float would add a PAX header to every member
+                    member.size, member.mode = len(data), 0o444
+                    tar.addfile(member, io.BytesIO(data))
         file.flush()
         os.fsync(file.fileno())
     return hashed

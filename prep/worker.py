@@ -26,21 +26,16 @@ TASKS = {
 
 
 def main(task: str) -> None:
-    """Serve jobs of one task until the input ends.
-
-    No task needs torch, whose import takes seconds: webdataset, which tries, is told it is missing.
-    """
+    """Serve jobs of one task until the input ends."""
     # Results have a descriptor of their own, so that no library's print can break the protocol.
     results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     _die_with_parent()
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    import av
+    function: Any = getattr(importlib.import_module(TASKS[task]), task)
+    if "av" in sys.modules:  # the tasks that look at videos
+        import av
 
-    av.logging.set_level(av.logging.PANIC)
-    module = importlib.import_module(TASKS[task])
-    function: Any = getattr(module, task)
-    getattr(module, "get_ready", _nothing)()
+        av.logging.set_level(av.logging.PANIC)
     results.write('{"ready": true}\n')
     for line in sys.stdin:
         try:
@@ -48,10 +43,6 @@ def main(task: str) -> None:
         except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
             result = {"error": traceback.format_exc()}
         results.write(json.dumps(result) + "\n")
-
-
-def _nothing() -> None:
-    """Be ready: most tasks have imported all that they need."""
 
 
 def _die_with_parent() -> None:
