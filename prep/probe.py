@@ -96,10 +96,12 @@ def _options(head: bytes) -> dict[str, str]:
     """Return how to open a file: nothing in it may make the demuxer open another one.
 
     An mp4 says all that is needed of its streams in its boxes. libavformat would still decode
-    pictures of it for what we take from the picture that we decode ourselves.
+    pictures of it for what we take from the picture that we decode ourselves, and where it may
+    not, read on for five seconds in search of one.
     """
     options = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"}
-    return options | {"skip_frame": "all"} if head[4:8] == b"ftyp" else options
+    few = {"skip_frame": "all", "probesize": "32768"}
+    return options | few if head[4:8] == b"ftyp" else options
 
 
 def _read_head(path: Path) -> bytes:
@@ -159,6 +161,7 @@ def _video_stream(file: Any) -> Any:
     if context.width * context.height > MAX_PIXELS:
         raise RowFailure(Reason.PICTURE_SIZE, f"{context.width}x{context.height}")
     context.thread_count = 1
+    context.options = {"skip_loop_filter": "all"}  # of the one picture, only what it is is needed
     return stream
 
 

@@ -1,6 +1,7 @@
 """What one row's encode gives: the pictures, the cut, the limits, and what hostile files get."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from prep.encode import encode, expectation
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.mp4 import check_form
 from prep.outcome import Reason, RowFailure
-from prep.probe import SourceFacts, _key_picture, probe
+from prep.probe import FORMAT_WHITELIST, SourceFacts, _key_picture, _options, probe
 from prep.profile import PROFILES
 from prep.source import Candidate
 from prep.transcode import Limits, command, filters, input_matrix, last_word, picture_size, run
@@ -210,6 +211,24 @@ def test_the_first_picture_costs_no_other(tmp_path, extension):
         stream = file.streams.video[0]
         assert _key_picture(file, stream).width == 320
         assert next(file.demux(stream)).pos == second
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_mp4_is_opened_without_reading_on(tmp_path, first, monkeypatch):
+    """What libavformat would find in more of it, its boxes say: also where sound comes first."""
+    source = make(tmp_path / "a.mp4", "-itsoffset", "0.5", "-f", "lavfi", "-i", "sine=duration=4",
+                  "-map", first, "-map", 1 - first, "-c:a", "aac", "-b:a", "320k",
+                  "-movflags", "+faststart")  # fmt: skip
+    facts = probe(source, 0.0, None)
+    data = source.read_bytes()
+    reads = io.BytesIO(data)
+    with av.open(reads, options=_options(data)) as file:
+        read = reads.tell()
+        assert file.streams.video[0].average_rate == 30
+    assert read < 150_000 < len(data)
+    whitelist = {"format_whitelist": FORMAT_WHITELIST}
+    monkeypatch.setattr("prep.probe._options", lambda _: whitelist)
+    assert probe(source, 0.0, None) == facts
 
 
 def test_hdr_is_refused(tmp_path):
