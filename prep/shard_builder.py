@@ -44,6 +44,8 @@ class ShardBuilder:
         Both take a while, which is lost where it comes first or last: the encoders wait then.
         """
         self._pool.start_ahead(1)
+        import pyarrow.compute  # noqa: F401 - half of pyarrow's time
+
         import prep.publish  # noqa: F401
 
     @property
