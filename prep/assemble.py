@@ -1,14 +1,16 @@
-"""The work of the tar writer: staged clips in, one complete shard and its `.tar.idx` out."""
+"""The work of the tar writer: staged clips in, one complete shard and its `.tar.idx` out.
+
+Besides that of `kprep merge` and `kprep subset`, this is the only process that imports webdataset.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
 import tarfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from prep.errors import StorageError
 from prep.storage import Storage, temporary_name
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _BLOCK = 512  # tar: headers and data stand on multiples of it
-_COPIED_BYTES = 1 << 20  # at a time: mostly a whole clip
 
 
 class HashingFile:
@@ -41,6 +42,11 @@ class HashingFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def get_ready() -> None:
+    """Import what writes the tars, before there is one to write."""
+    import webdataset  # noqa: F401
 
 
 def assemble(job: dict[str, Any]) -> dict[str, Any]:
@@ -82,25 +88,15 @@ def _samples(
 
 
 def write_tar(target: Path, samples: Iterable[dict[str, str | bytes]]) -> HashingFile:
-    """Write samples (`__key__` and members by extension) as a tar of the format, and sync it.
+    """Write samples (`__key__` and members by extension) as a tar of the format, and sync it."""
+    from webdataset import TarWriter
 
-    The bytes are those of webdataset 1.0's TarWriter, whose import takes longer than a small shard.
-    """
     with target.open("wb") as file:
         hashed = HashingFile(file)
-        with tarfile.TarFile(
-            mode="w", fileobj=cast("IO[bytes]", hashed), format=tarfile.PAX_FORMAT,
-            copybufsize=_COPIED_BYTES,
-        ) as tar:  # fmt: skip
+        # an integer mtime: a float would add a PAX header to every member
+        with TarWriter(hashed, encoder=False, mtime=0, user="", group="", mode=0o444) as tar:
             for sample in samples:
-                key = str(sample["__key__"])
-                for name in sorted(sample.keys() - {"__key__"}):
-                    value = sample[name]
-                    data = value.encode() if isinstance(value, str) else value
-                    member = tarfile.TarInfo(f"{key}.{name}")
-                    # an integer mtime, TarInfo's 0: a float would add a PAX header to every member
-                    member.size, member.mode = len(data), 0o444
-                    tar.addfile(member, io.BytesIO(data))
+                tar.write(sample)
         file.flush()
         os.fsync(file.fileno())
     return hashed

@@ -1,7 +1,7 @@
 """The work of a merging process: one shard of a new root from clips of other roots' shards.
 
 Coded pictures are copied byte for byte and checked; only the sidecar's label and split are written
-anew.
+anew. Like prep.assemble, it imports webdataset, which imports torch where it is installed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import ffmpeg
+
 from prep.outcome import Reason, RowFailure
 from prep.probe import FORMAT_WHITELIST, MAX_PIXELS, SourceFacts
 
@@ -92,13 +94,16 @@ def command(
         cut["ss"] = f"{start_seconds:.6f}"
     if end_seconds is not None:
         cut["t"] = f"{end_seconds - start_seconds:.6f}"
-    opened = _words(
+    opened = ffmpeg.input(
+        f"file:{source}",
         nostdin=None, hide_banner=None, loglevel="error", filter_threads=1,
         timelimit=limits.cpu_seconds, max_pixels=MAX_PIXELS, threads=1,
         format_whitelist=FORMAT_WHITELIST, protocol_whitelist="file", **cut,
     )  # fmt: skip
     tune = {} if profile.tune == "none" else {"tune": profile.tune}
-    encoded = _words(
+    encoded = ffmpeg.output(
+        opened[str(facts.stream_index)],
+        f"file:{target}",
         an=None, sn=None, dn=None, map_metadata=-1, map_chapters=-1,
         vf=filters(profile, facts), fps_mode="passthrough",
         vcodec=profile.codec, preset=profile.preset, crf=profile.crf, **tune,
@@ -107,18 +112,8 @@ def command(
         flags="+cgop+bitexact", fflags="+bitexact", movflags="+faststart", use_editlist=0,
         f="mp4", **{"bsf:v": "filter_units=remove_types=6", "x264-params": "cpu-independent=1"},
     )  # fmt: skip
-    return [
-        binary, *opened, "-i", f"file:{source}",
-        "-map", f"0:{facts.stream_index}", *encoded, f"file:{target}", "-y",
-    ]  # fmt: skip
-
-
-def _words(**options: object) -> list[str]:
-    """Return options as ffmpeg takes them; None is one without a value."""
-    words: list[str] = []
-    for name, value in options.items():
-        words += [f"-{name}"] if value is None else [f"-{name}", str(value)]
-    return words
+    arguments: list[str] = ffmpeg.compile(encoded, cmd=binary, overwrite_output=True)
+    return arguments
 
 
 def run(arguments: list[str], source: Path, limits: Limits) -> None:

@@ -26,16 +26,22 @@ TASKS = {
 
 
 def main(task: str) -> None:
-    """Serve jobs of one task until the input ends."""
+    """Serve jobs of one task until the input ends.
+
+    No task needs torch, whose import takes seconds: webdataset, which tries, is told it is missing.
+    """
     # Results have a descriptor of their own, so that no library's print can break the protocol.
     results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     _die_with_parent()
-    function: Any = getattr(importlib.import_module(TASKS[task]), task)
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    module = importlib.import_module(TASKS[task])
+    function: Any = getattr(module, task)
     if "av" in sys.modules:  # the tasks that look at videos
         import av
 
         av.logging.set_level(av.logging.PANIC)
+    getattr(module, "get_ready", _nothing)()
     results.write('{"ready": true}\n')
     for line in sys.stdin:
         try:
@@ -43,6 +49,10 @@ def main(task: str) -> None:
         except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
             result = {"error": traceback.format_exc()}
         results.write(json.dumps(result) + "\n")
+
+
+def _nothing() -> None:
+    """Be ready: most tasks have imported all that they need."""
 
 
 def _die_with_parent() -> None:

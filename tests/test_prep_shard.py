@@ -18,9 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_kprep
-from webdataset import TarWriter
 
-from prep.assemble import write_tar
 from prep.demo_videos import random_motion, write_broken_files, write_video
 from prep.format import Sidecar, iter_records, read_index, read_manifest
 from prep.storage import Storage
@@ -157,33 +155,14 @@ def test_one_worker_and_three_give_the_same_bytes(videos, dataset, tmp_path):
         assert files_of(root) == files_of(dataset)
 
 
-@pytest.mark.parametrize("module", ["torch", "pandas", "webdataset"])
+@pytest.mark.parametrize("module", ["torch", "pandas"])
 def test_no_process_of_a_conversion_imports(videos, dataset, tmp_path, module):
-    """pyarrow imports pandas where it can: half a second at the end of every run."""
+    """webdataset imports torch where it can, pyarrow pandas: seconds at the end of every run."""
     (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     run_kprep("shard", videos, tmp_path / "root", "--split", "train", "--profile", "small",
               "--clips-per-shard", 6, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
     assert files_of(tmp_path / "root") == files_of(dataset)
     assert not (tmp_path / "imported").exists()
-
-
-def test_tars_are_those_of_webdatasets_writer(tmp_path):
-    samples = [
-        {"__key__": "a", "mp4": bytes(3 << 20), "json": b"{}"},
-        {"__key__": "b", "seg.mp4": b"x" * 512, "mp4": b"", "cls": "7"},
-        {"__key__": "folder/" + "long" * 40, "mp4": b"needs a PAX header for its name"},
-    ]
-    hashed = write_tar(tmp_path / "own.tar", samples)
-    with (
-        (tmp_path / "theirs.tar").open("wb") as file,
-        TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o444) as tar,
-    ):
-        for sample in samples:
-            tar.write({**sample, **({"cls": b"7"} if "cls" in sample else {})})
-    written = (tmp_path / "own.tar").read_bytes()
-    assert written == (tmp_path / "theirs.tar").read_bytes()
-    assert hashed.sha256.hexdigest() == hashlib.sha256(written).hexdigest()
-    assert hashed.bytes == len(written)
 
 
 def test_another_seed_gives_another_order(videos, dataset, tmp_path):
