@@ -93,6 +93,9 @@ class BatchSlots:
             return batch
         self._states[slot] = _LENT
         rest = {one.name: getattr(batch, one.name) for one in fields(batch) if one.name != "video"}
+        for name, value in rest.items():
+            if isinstance(value, torch.Tensor):  # torch would send each as a file of its own
+                rest[name] = value.numpy()
         return LentBatch(self.name, slot, tuple(batch.video.shape), rest)
 
     @property
@@ -146,7 +149,10 @@ class BatchSlots:
 
 @dataclass(frozen=True)
 class LentBatch:
-    """A batch on its way from a worker, its video in a slot; it arrives as a ClipBatch."""
+    """A batch on its way from a worker, its video in a slot; it arrives as a ClipBatch.
+
+    `rest` are its other fields, with arrays in place of tensors.
+    """
 
     slots: str
     slot: int
@@ -161,7 +167,12 @@ class LentBatch:
 def _arrived(name: str, slot: int, shape: tuple[int, ...], rest: dict[str, Any]) -> Any:
     """Return the batch; None where the loader is gone, of which a queue is being emptied."""
     slots = _here.get(name)
-    return None if slots is None else ClipBatch(video=slots.claim(slot, shape), **rest)
+    if slots is None:
+        return None
+    for field, value in rest.items():
+        if isinstance(value, np.ndarray):
+            rest[field] = torch.from_numpy(value)
+    return ClipBatch(video=slots.claim(slot, shape), **rest)
 
 
 class _Fork:
