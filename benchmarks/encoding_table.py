@@ -49,7 +49,7 @@ from prep.transcode import Limits, command, run  # noqa: E402
 from stream.bench_decode import DecodeSample, Floor, decoding  # noqa: E402
 from stream.color import frame_bytes  # noqa: E402
 from stream.index import IndexedClip  # noqa: E402
-from stream.ranges import batch_ranges, request_ranges  # noqa: E402
+from stream.ranges import batch_ranges  # noqa: E402
 from stream.reads import ClipBytes, ClipRequest  # noqa: E402
 from stream.sampling import frame_offsets, num_starts, training_start  # noqa: E402
 
@@ -104,7 +104,7 @@ class Setting:
         """Return bytes of 10 s, of one view and of five views read together, over all clips."""
         seconds = sum(clip.num_frames for clip in self.clips) / float(self.profile.fps)
         groups = self.views()
-        single = [_size(request_ranges(view)) for group in groups for view in group]
+        single = [_size(view.ranges) for group in groups for view in group]
         return {
             "bytes_10_seconds": sum(map(len, self.bodies)) / seconds * 10,
             "bytes_view": fmean(single),

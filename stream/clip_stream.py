@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,13 +34,14 @@ from stream.opened_roots import (
     too_short_error,
 )
 from stream.order import BatchPlan, Grouping, Int64
-from stream.reads import ClipRequest, PendingClip
+from stream.ranges import ClipRequest, joined_views
+from stream.reads import PendingClip
 from stream.sampling import (
     Placement,
     evaluation_starts,
     frame_offsets,
     num_starts,
-    training_start,
+    training_starts,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from prep.format import Manifest
     from prep.format.manifest import Split
     from prep.storage import Storage
+    from stream.decode import UInt8
     from stream.index import IndexedClip
 
 _CLIPS_AHEAD = 48  # whose reads a process has begun, of a store that is not a local directory
@@ -103,8 +104,7 @@ class StreamOptions:
                 raise UsageError(f"{name} ({getattr(self, name)!r}) must be {' or '.join(allowed)}")
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """One clip of a batch: the epoch's position, what the index says, view and start frame."""
 
     position: int
@@ -300,12 +300,11 @@ class ClipStream(Dataset[ClipBatch]):
             last = following
 
     def _begin(self, address: BatchAddress) -> _Begun:
-        positions = self.plan.positions(address.step, address.micro, self.rank)
-        items = [
-            self._item(address.epoch, int(position), int(row), int(view))
-            for position, row, view in zip(positions, *self.items(address), strict=True)
-        ]
-        return items, self._reader.begin(self._requests(items))
+        positions = self.plan.positions(address.step, address.micro, self.rank).tolist()
+        rows, views = self.items(address)
+        items = self._items(address.epoch, positions, rows.tolist(), views.tolist())
+        requests = joined_views([self._request(item) for item in items])
+        return items, self._reader.begin(requests)
 
     def _following(self, address: BatchAddress) -> BatchAddress | None:
         """Return which batch this process gets next: torch deals them to its workers in turn."""
@@ -315,8 +314,12 @@ class ClipStream(Dataset[ClipBatch]):
         step, micro = divmod(place, self.plan.accumulate)
         return BatchAddress(address.epoch, step, micro) if step < self.plan.num_steps else None
 
-    def _item(self, epoch: int, position: int, row: int, view: int) -> _Item:
-        return _Item(position, self.index.clip(row), view, self.start(epoch, row, view))
+    def _items(
+        self, epoch: int, positions: list[int], rows: list[int], views: list[int]
+    ) -> list[_Item]:
+        clips = [self.index.clip(row) for row in rows]
+        starts = self.start_frames(epoch, clips, views)
+        return list(map(_Item, positions, clips, views, starts))
 
     def items(self, address: BatchAddress) -> tuple[Int64, Int64]:
         """Return the index rows and views of a batch; no video is touched."""
@@ -327,13 +330,15 @@ class ClipStream(Dataset[ClipBatch]):
         clips, views_at = self.mixture.order(address.epoch)(positions)
         return self.rows[clips], views_at
 
-    def start(self, epoch: int, row: int, view: int) -> int:
-        """Return the start frame of a view of a clip."""
-        options, starts = self.options, int(self.starts[row])
-        if options.mode == "eval":
-            placed = evaluation_starts(options.clips_per_video, starts, options.placement)
-            return int(placed[view])
-        return training_start(options.seed, epoch, self.index.key(row), view, starts)
+    def start_frames(self, epoch: int, clips: list[IndexedClip], views: list[int]) -> list[int]:
+        """Return the start frame of a view of each of several clips."""
+        options, starts = self.options, self.starts[[clip.row for clip in clips]].tolist()
+        if options.mode == "train":
+            return training_starts(options.seed, epoch, [one.key for one in clips], views, starts)
+        placed = (
+            evaluation_starts(options.clips_per_video, count, options.placement) for count in starts
+        )
+        return [int(found[view]) for found, view in zip(placed, views, strict=True)]
 
     def _frames(self, clip: IndexedClip, start: int) -> Int64:
         """Return the frame indices of a clip; past the end the last frame repeats (short="pad")."""
@@ -344,20 +349,6 @@ class ClipStream(Dataset[ClipBatch]):
         clip = item.clip
         check_even(clip.height, clip.width, clip.key)
         return ClipRequest(clip, self._frames(clip, item.start))
-
-    def _requests(self, items: list[_Item]) -> list[ClipRequest]:
-        """Return one request for all neighbours that are views of one clip.
-
-        So no picture is decoded twice for them.
-        """
-        requests = [self._request(item) for item in items]
-        groups = [list(group) for _, group in groupby(requests, lambda request: request.clip.row)]
-        return [
-            ClipRequest(
-                group[0].clip, np.concatenate([request.frames for request in group]), len(group)
-            )
-            for group in groups
-        ]
 
     def _decode(
         self, epoch: int, begun: _Begun, room: Room
@@ -372,6 +363,7 @@ class ClipStream(Dataset[ClipBatch]):
         longest = max((frame_bytes(clip.height, clip.width) for clip in clips), default=0)
         shape = (len(items), self.options.frames, longest)
         planar = room(shape) if self.options.layout == "yuv420" else private_room(shape)
+        pixels = planar.numpy()  # once: torch's own calls cost more than the rest of a clip's steps
         kept: list[_Item | None] = list(items)
         bad: list[BadClip] = []
         first = 0
@@ -380,7 +372,9 @@ class ClipStream(Dataset[ClipBatch]):
             pending = waiting.popleft()
             numbers = range(first, first + pending.request.views)
             try:
-                self._decode_clip(pending, planar[numbers.start : numbers.stop].flatten(0, 1))
+                self._decode_clip(
+                    pending, pixels[first : numbers.stop].reshape(-1, pixels.shape[2])
+                )
             except BadClipError as error:
                 if self.options.bad_clips == "raise":
                     raise
@@ -392,19 +386,19 @@ class ClipStream(Dataset[ClipBatch]):
                 bad.append(_bad_clip(pending, error))
                 for number in numbers:
                     planar, kept[number] = self._replace(epoch, items[number], planar, number, bad)
+                pixels = planar.numpy()
             first = numbers.stop
         found = [item for item in kept if item is not None]
         if len(found) < len(kept):
             planar = planar[[number for number, item in enumerate(kept) if item is not None]]
         return planar, found, bad
 
-    def _decode_clip(self, pending: PendingClip, out: torch.Tensor) -> None:
-        """Write a request's frames into `out`, uint8 (frames, F), and zeros behind each."""
+    def _decode_clip(self, pending: PendingClip, pixels: UInt8) -> None:
+        """Write a request's frames into `pixels`, uint8 (frames, F), and zeros behind each."""
         if self._decoder is None:
             self._decoder = ClipDecoder()
         clip, frames = pending.request.clip, pending.request.frames
         used = frame_bytes(clip.height, clip.width)
-        pixels = out.numpy()
         data = pending.get()
         try:
             self._decoder.decode(clip, data, frames, pixels[:, :used])
@@ -424,12 +418,12 @@ class ClipStream(Dataset[ClipBatch]):
                 self.mixture.num_draws,
             )  # fmt: skip
             clips, _ = self.mixture.order(epoch).clips_of(np.array([drawn]))
-            other = self._item(epoch, item.position, int(self.rows[clips[0]]), item.view)
+            other = self._items(epoch, [item.position], self.rows[clips].tolist(), [item.view])[0]
             pending = self._reader.begin([self._request(other)])[0]
             clip = pending.request.clip
             planar = widened(planar, frame_bytes(clip.height, clip.width))
             try:
-                self._decode_clip(pending, planar[number])
+                self._decode_clip(pending, planar[number].numpy())
             except BadClipError as error:
                 bad.append(_bad_clip(pending, error))
                 continue

@@ -14,10 +14,13 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ORDER_VERSION = 1
 
@@ -57,8 +60,7 @@ class Permutation:
         self._columns = -(-size // self._rows)
         self._table: Int64 | None = None
         if size <= _TABLE_SIZE:
-            hashes = mix(mix(np.arange(size, dtype=np.uint64) ^ self._keys[0]) ^ self._keys[1])
-            self._table = np.argsort(hashes, kind="stable").astype(np.int64)
+            self._table = np.argsort(_hashes(size, self._keys), kind="stable").astype(np.int64)
 
     def __call__(self, positions: Int64) -> Int64:
         """Return what stands at each position; int64 of the same shape."""
@@ -94,6 +96,31 @@ class Permutation:
                 shift = mix(high ^ key) % columns
                 low = (low + (columns - shift if inverse else shift)) % columns
         return high * columns + low
+
+
+def _hashes(size: int, keys: UInt64) -> UInt64:
+    """Return `size` different values for each pair of keys, in (..., 2): a table by their order."""
+    places = np.arange(size, dtype=np.uint64)
+    return mix(mix(places ^ keys[..., :1]) ^ keys[..., 1:2])
+
+
+def permuted(domains: Sequence[tuple[int, tuple[int | str, ...]]], places: list[int]) -> list[int]:
+    """Return what stands at one place of each of several permutations.
+
+    That is `Permutation(size, *key_parts)(place)` of each `(size, key_parts)`, those that are
+    tables together: so far less is done for each.
+    """
+    small = [number for number, (size, _) in enumerate(domains) if size <= _TABLE_SIZE]
+    found: dict[int, int] = {}
+    if small:
+        keys = np.stack([derive_keys(2, domains[n][0], *domains[n][1]) for n in small])
+        rows = _hashes(max(domains[number][0] for number in small), keys)
+        for number, row in zip(small, rows, strict=True):
+            found[number] = int(row[: domains[number][0]].argsort()[places[number]])
+    for number, (size, parts) in enumerate(domains):
+        if number not in found:
+            found[number] = int(Permutation(size, *parts)(np.array([places[number]]))[0])
+    return [found[number] for number in range(len(domains))]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stream.ranges import REMOTE_GAP_BYTES, ByteRange, ClipRequest, batch_ranges, request_ranges
+from stream.ranges import REMOTE_GAP_BYTES, ByteRange, ClipRequest, batch_ranges
 from stream.sampling import num_starts, training_start
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def sample_reads(
             for clip, view in zip(*order(positions), strict=True)
         ]
         read += batch_ranges(requests, gap=gap)
-        alone += [part for request in requests for part in request_ranges(request)]
+        alone += [part for request in requests for part in request.ranges]
         for clip in (request.clip for request in requests):
             clip_bytes += clip.video_bytes
             largest = max(largest, clip.height * clip.width * 3 // 2)

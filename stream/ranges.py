@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -45,6 +48,35 @@ class ClipRequest:
     def gops(self) -> list[int]:
         """The numbers of the GOPs that hold the wanted frames, ascending."""
         return sorted(dict.fromkeys((self.frames // self.clip.gop_frames).tolist()))
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """The same as half-open runs of neighbours."""
+        return runs(self.gops)
+
+    @cached_property
+    def ranges(self) -> list[ByteRange]:
+        """The ranges that this request needs by itself: one for each run of GOPs."""
+        clip = self.clip
+        if clip.codec_config is None:
+            return [whole_range(clip)]
+        return [run_range(clip, first, end) for first, end in self.runs]
+
+
+def joined_views(requests: list[ClipRequest]) -> list[ClipRequest]:
+    """Return one request for all neighbours that are views of one clip.
+
+    So no picture is decoded twice for them.
+    """
+    groups = [list(group) for _, group in groupby(requests, lambda request: request.clip.row)]
+    return [
+        group[0]
+        if len(group) == 1
+        else ClipRequest(
+            group[0].clip, np.concatenate([request.frames for request in group]), len(group)
+        )
+        for group in groups
+    ]
 
 
 class ByteRange(NamedTuple):
@@ -84,14 +116,6 @@ def run_range(clip: IndexedClip, first: int, end: int) -> ByteRange:
     )
 
 
-def request_ranges(request: ClipRequest) -> list[ByteRange]:
-    """Return the ranges that one view needs by itself: one for each run of GOPs."""
-    clip = request.clip
-    if clip.codec_config is None:
-        return [whole_range(clip)]
-    return [run_range(clip, first, end) for first, end in runs(request.gops)]
-
-
 def batch_ranges(
     requests: Sequence[ClipRequest], *, whole: Collection[int] = (), gap: int = 0
 ) -> list[ByteRange]:
@@ -111,8 +135,8 @@ def batch_ranges(
 def _clip_ranges(views: list[ClipRequest]) -> list[ByteRange]:
     """Return the ranges that the views of one clip need together."""
     clip = views[0].clip
-    if clip.codec_config is None:
-        return [whole_range(clip)]
+    if clip.codec_config is None or (len(views) == 1 and views[0].views == 1):
+        return views[0].ranges
     gops = sorted({number for view in views for number in view.gops})
     parts = [run_range(clip, first, end) for first, end in runs(gops)]
     union = sum(part.end - part.start for part in parts)

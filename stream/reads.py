@@ -16,8 +16,6 @@ from stream.ranges import (
     ByteRange,
     ClipRequest,
     batch_ranges,
-    request_ranges,
-    runs,
     whole_range,
 )
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
     _Body = Callable[[], memoryview]
 
-__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip", "runs"]
+__all__ = ["ClipBytes", "ClipReader", "ClipRequest", "PendingClip"]
 
 
 class ShardStorage(Protocol):
@@ -115,7 +113,7 @@ class ClipReader:
 
     def fresh_parts(self, request: ClipRequest) -> list[memoryview]:
         """Read what one request needs from the storage itself; unchecked."""
-        return [self._get(part) for part in request_ranges(request)]
+        return [self._get(part) for part in request.ranges]
 
     def _body(self, part: ByteRange) -> _Body:
         """Ask for a range; return what gives its bytes when they are needed."""
@@ -136,6 +134,9 @@ class ClipReader:
         """Return what cuts a request's parts out of the bodies, and keeps the clip if it shall."""
 
         def cut(part: ByteRange) -> memoryview:
+            body = bodies.get(part)
+            if body is not None:  # as where no two clips of the batch are neighbours
+                return body()
             around = next(body for body in bodies if body.holds(part))
             return bodies[around]()[part.start - around.start : part.end - around.start]
 
@@ -144,7 +145,7 @@ class ClipReader:
                 payload = cut(whole_range(request.clip))
                 if zlib.crc32(payload) == request.clip.crc32:
                     self.cache.put(request.clip, payload)
-            return [cut(part) for part in request_ranges(request)]
+            return [cut(part) for part in request.ranges]
 
         return parts
 
@@ -157,7 +158,7 @@ class ClipReader:
         if self.cache is None or not self.cache.admits(clip):
             return False
         base = clip.video_offset
-        spans = [(part.start - base, part.end - base) for part in request_ranges(pending.request)]
+        spans = [(part.start - base, part.end - base) for part in pending.request.ranges]
         parts = self.cache.read(clip, spans)
         if parts is None:
             return False
@@ -174,13 +175,14 @@ def _split(request: ClipRequest, parts: list[memoryview]) -> ClipBytes:
     if clip.codec_config is None:
         _check(clip, parts[0], clip.crc32, 0)
         return ClipBytes({}, parts[0])
+    offsets, crc32 = clip.gop_offsets.tolist(), clip.gop_crc32.tolist()
     gops = {}
-    for (first, end), body in zip(runs(request.gops), parts, strict=True):
-        base = int(clip.gop_offsets[first])
+    for (first, end), body in zip(request.runs, parts, strict=True):
+        base = offsets[first]
         for number in range(first, end):
-            start = int(clip.gop_offsets[number])
-            data = body[start - base : int(clip.gop_offsets[number + 1]) - base]
-            _check(clip, data, int(clip.gop_crc32[number]), start)
+            start = offsets[number]
+            data = body[start - base : offsets[number + 1] - base]
+            _check(clip, data, crc32[number], start)
             gops[number] = data
     return ClipBytes(gops)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from prep.errors import UsageError
-from stream.order import Int64, Permutation
+from stream.order import Int64, permuted
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -46,8 +46,18 @@ def training_start(seed: int, epoch: int, key: str, view: int, starts: int) -> i
     they repeat, view v taking what view `v % starts` has. (torchvision's RandomClipSampler gives
     fewer clips there.)
     """
-    shuffled = Permutation(starts, "start", seed, epoch, key)
-    return int(shuffled(np.array([view % starts]))[0])
+    return training_starts(seed, epoch, [key], [view], [starts])[0]
+
+
+def training_starts(
+    seed: int, epoch: int, keys: list[str], views: list[int], starts: list[int]
+) -> list[int]:
+    """Return a start frame of each of several clips, as `training_start` has it."""
+    domains = [
+        (count, ("start", seed, epoch, key)) for count, key in zip(starts, keys, strict=True)
+    ]
+    places = [view % count for view, count in zip(views, starts, strict=True)]
+    return permuted(domains, places)
 
 
 def evaluation_starts(clips: int, starts: int, placement: Placement = "even") -> Int64:

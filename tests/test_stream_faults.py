@@ -30,7 +30,7 @@ from prep.range_requests import MOST_CONNECTIONS
 from prep.storage import RetryPolicy, Storage
 from stream import clip_loader
 from stream.bad_clips import substitute
-from stream.ranges import ByteRange, ClipRequest, batch_ranges, request_ranges
+from stream.ranges import ByteRange, ClipRequest, batch_ranges
 
 DATA = bytes(np.random.default_rng(1).integers(0, 256, 400_000, dtype=np.uint8))
 FAST = {"timeout": "3s", "read_timeout": "400ms", "connect_timeout": "1s"}
@@ -346,7 +346,7 @@ def test_views_of_a_clip_are_planned_together(root):
     # touching runs of two views are one request, and a view alone is read by itself
     touching = [request(clip, 0), request(clip, 16)]
     assert batch_ranges(touching) == [ByteRange(clip.shard, ends[0], ends[2])]
-    assert batch_ranges([last]) == [ByteRange(clip.shard, ends[2], ends[3])] == request_ranges(last)
+    assert batch_ranges([last]) == [ByteRange(clip.shard, ends[2], ends[3])] == last.ranges
 
 
 def fake_clip(gop_bytes, offset=0, row=0):

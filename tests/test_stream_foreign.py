@@ -220,7 +220,9 @@ def test_a_count_of_frames_that_is_wrong_is_named(foreign, tmp_path):
     record = one.stream.index.clip(0)
     with av.open(io.BytesIO(clips[record.key])) as container:
         assert sum(1 for _ in container.decode(video=0)) == record.num_frames
-    request = one.stream._reader.begin([one.stream._request(one.stream._item(0, 0, 0, 0))])[0]
+    request = one.stream._reader.begin(
+        [one.stream._request(one.stream._items(0, [0], [0], [0])[0])]
+    )[0]
     beyond = np.arange(record.num_frames - 4, record.num_frames + 4)
     out = np.empty((8, SIZE[0] * SIZE[1] * 3 // 2), dtype=np.uint8)
     from stream.decode import ClipDecoder

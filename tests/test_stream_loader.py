@@ -29,7 +29,7 @@ from prep.format import iter_records, read_index
 from prep.storage import Storage
 from stream import BatchAddress, ClipBatch, ClipLoader, clip_loader
 from stream.decode import ClipDecoder
-from stream.reads import ClipRequest, runs
+from stream.ranges import ClipRequest, runs
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,12 @@ def test_python_hash_seed_does_not_change_the_sequence(root):
     code = (
         "import sys, hashlib; from stream import BatchAddress, clip_loader\n"
         "one = clip_loader(sys.argv[1], split='train', batch_size=4, clips_per_video=9, seed=5)\n"
-        "items = [(one.stream.index.key(int(r)), one.stream.start(e, int(r), int(v))) for e in range(10)\n"
-        "  for s in range(one.steps_per_epoch) for r, v in zip(*one.stream.items(BatchAddress(e, s, 0)))]\n"
+        "items, stream = [], one.stream\n"
+        "for e in range(10):\n"
+        "  for s in range(one.steps_per_epoch):\n"
+        "    rows, views = stream.items(BatchAddress(e, s, 0))\n"
+        "    clips = [stream.index.clip(int(row)) for row in rows]\n"
+        "    items += zip([clip.key for clip in clips], stream.start_frames(e, clips, views.tolist()))\n"
         "assert len(items) >= 2000; print(hashlib.sha256(repr(items[:2000]).encode()).hexdigest())"
     )
     found = {
@@ -451,7 +455,7 @@ def test_every_altered_payload_byte_is_caught(copy):
     address = BatchAddress(0, 0, 0)
     record = one.stream.index.clip(int(one.stream.items(address)[0][0]))
     rows, _ = one.stream.items(address)
-    frames = one.stream._frames(record, one.stream.start(0, int(rows[0]), 0))
+    frames = one.stream._frames(record, one.stream.start_frames(0, [record], [0])[0])
     gops = ClipRequest(record, frames).gops
     start, end = int(record.gop_offsets[gops[0]]), int(record.gop_offsets[gops[-1] + 1])
     shard = copy / record.shard

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.order import ORDER_VERSION, BatchPlan, EpochOrder, Permutation, derive_keys, mix
+from stream.order import (
+    ORDER_VERSION,
+    BatchPlan,
+    EpochOrder,
+    Permutation,
+    derive_keys,
+    mix,
+    permuted,
+)
 
 FINGERPRINT = "f" * 64
 
@@ -21,6 +29,17 @@ def test_permutation_is_a_bijection_with_an_inverse(size, seed):
     found = permutation(positions)
     assert np.array_equal(np.sort(found), positions)
     assert np.array_equal(permutation.inverse(found), positions)
+
+
+@given(st.lists(st.tuples(st.integers(1, 1100), st.text(max_size=3), st.integers(0, 9999))))
+def test_one_place_of_each_of_several_permutations(drawn):
+    """Tables of several sizes beside larger ones: each as it is alone."""
+    domains = [(size, ("start", 3, key)) for size, key, _ in drawn]
+    places = [place % size for size, _, place in drawn]
+    assert permuted(domains, places) == [
+        Permutation(size, *parts)(np.array([place]))[0]
+        for (size, parts), place in zip(domains, places, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("size", [1024, 1025, 65_536, 1_000_003])
