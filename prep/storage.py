@@ -16,7 +16,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ _SHA256_ATTRIBUTE = "kprep-sha256"
 _TIMEOUTS = {"timeout": "20s", "read_timeout": "10s", "connect_timeout": "3s"}
 
 
+@lru_cache(1024)  # a loader asks for a range of one of a few shards a thousand times a second
 def check_relative_path(path: str) -> str:
     """Return `path` when it names something inside a root; raise StorageError when it may not.
 
@@ -237,7 +238,14 @@ class Storage:
         """
         check_relative_path(path)
         if self.local_root is not None:
-            return cache(lambda: self.read_range(path, start, end, etag=etag))
+            found: list[memoryview] = []
+
+            def read_once() -> memoryview:
+                if not found:
+                    found.append(self.read_range(path, start, end, etag=etag))
+                return found[0]
+
+            return read_once
         self._refuse_fork()
         if self._requests is None:
             self._opened_in = os.getpid()
