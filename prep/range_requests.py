@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 
     Fallback = Callable[[str, int, int, str | None], memoryview]
 
-MOST_CONNECTIONS = 32
-"""Requests in flight at once: 1,000 a second where the store takes 30 ms."""
+MOST_CONNECTIONS = 80
+"""Requests in flight at once: all that a loader has begun, 72 clips with batches of 24.
+
+With fewer, requests wait for a connection until somebody waits for an answer, and a decoding
+process does so too rarely. No more are opened than are in flight.
+"""
 _MOST_THREADS = 16  # that read what could not be read here
 _LONGEST_BYTES = 1 << 20  # above, a body that can be continued is worth more than a cheap request
 _LARGE_BYTES = 48 << 10  # more than surely fits into the kernel's buffer

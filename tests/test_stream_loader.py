@@ -26,8 +26,10 @@ from prep.errors import (
     UsageError,
 )
 from prep.format import iter_records, read_index
+from prep.range_requests import MOST_CONNECTIONS
 from prep.storage import Storage
 from stream import BatchAddress, ClipBatch, ClipLoader, clip_loader
+from stream.clip_stream import _CLIPS_AHEAD
 from stream.decode import ClipDecoder
 from stream.ranges import ClipRequest, runs
 
@@ -374,6 +376,11 @@ def test_views_that_stay_together_are_decoded_in_one_pass(root, monkeypatch):
     decoded = decoded_requests(monkeypatch)
     assert sequence(loader(root, batch_size=6, **options)) == alone
     assert decoded == [(key, 3 * 8) for key in dict.fromkeys(key for key, *_ in alone)]
+
+
+def test_what_is_begun_ahead_is_asked_for_at_once():
+    """A batch of 24 that is decoded, and those behind it: else workers wait for connections."""
+    assert MOST_CONNECTIONS >= _CLIPS_AHEAD + 24
 
 
 @pytest.mark.parametrize(("batch_size", "ahead"), [(2, 24), (20, 3), (60, 1)])
