@@ -21,6 +21,9 @@ _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl")
 _MATRIX_BT601 = (5, 6)  # ITU-T H.273: BT.470BG and SMPTE 170M are the same matrix
 _UNSPECIFIED_MATRIX = 2
 _LIMITED_RANGE, _FULL_RANGE = 1, 2  # libavutil's numbers; 0 is unspecified
+_MOST_DEPTH = 10  # of containers in each other, as libavformat has it; a track's tables are at 5
+_MOST_BOXES = 10_000
+_MOST_FRAMES = 1 << 20  # 19 hours at 15 fps; a table takes many times its bytes here
 _ENTRY_BYTES = 86  # of a visual sample entry, before the boxes in it
 _NAL = struct.Struct(">IB")  # length, and the byte that says what it is
 
@@ -68,8 +71,13 @@ class _Description:
     range: int
 
 
-def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (type, payload start, box end) of the boxes in `[start, end)`, containers opened."""
+def boxes(
+    data: bytes, start: int = 0, end: int | None = None, depth: int = _MOST_DEPTH
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (type, payload start, box end) of the boxes in `[start, end)`.
+
+    Containers are opened, `depth` of them in each other.
+    """
     position, end = start, len(data) if end is None else end
     while position + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, position)
@@ -80,8 +88,8 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
         if stop > end or stop < position + header:
             return
         yield kind, position + header, stop
-        if kind in _CONTAINERS:
-            yield from boxes(data, position + header, stop)
+        if kind in _CONTAINERS and depth:
+            yield from boxes(data, position + header, stop, depth - 1)
         position = stop
 
 
@@ -120,7 +128,9 @@ def check_form(data: bytes, gop_frames: int) -> ClipForm:
 def _check_boxes(data: bytes) -> _Places:
     """Return the places (payload start, box end) of the boxes of a file by their kinds."""
     places: _Places = {}
-    for kind, start, stop in boxes(data):
+    for number, (kind, start, stop) in enumerate(boxes(data)):
+        if number == _MOST_BOXES:
+            raise FormError(f"it has more than {_MOST_BOXES:,} boxes")
         places.setdefault(kind, []).append((start, stop))
     kinds = list(places)  # in the order of their first
     if any(len(places.get(kind, ())) != 1 for kind in (b"moov", b"mdat")):
@@ -153,9 +163,15 @@ def _payload(data: bytes, places: _Places, kind: bytes) -> bytes:
     return data[slice(*found[0])]
 
 
+def _check_count(count: int) -> None:
+    if count > _MOST_FRAMES:
+        raise FormError(f"a table of it has {count:,} rows, more than {_MOST_FRAMES:,}")
+
+
 def _table(box: bytes, columns: str) -> list[tuple[int, ...]]:
     """Return the rows of a table that stands behind its version, flags and number of rows."""
     (count,) = struct.unpack_from(">I", box, 4)
+    _check_count(count)
     size = struct.calcsize(f">{columns}")
     if len(box) < 8 + count * size:
         raise struct.error(f"a table of {count} rows in {len(box)} bytes")
@@ -169,7 +185,9 @@ def _sample_description(data: bytes, places: _Places) -> _Description:
     # version, flags and number of entries; size and coding of the first, and of its pictures
     count, size, coding, width, height = struct.unpack_from(">4xII4s24xHH", box)
     if coding != b"avc1" or count != 1:
-        raise FormError(f"it must be h264 in yuv420p, not {coding.decode('ascii', 'replace')}")
+        name = coding.decode("latin-1")
+        shown = name if name.isascii() and name.isprintable() else repr(coding)[1:]
+        raise FormError(f"it must be h264 in yuv420p, not {shown}")
     config, matrix, range_ = b"", _UNSPECIFIED_MATRIX, 0
     for kind, start, stop in boxes(box, 8 + _ENTRY_BYTES, 8 + size):
         if kind == b"avcC":
@@ -187,6 +205,7 @@ def _sample_sizes(data: bytes, places: _Places) -> list[int]:
     same, count = struct.unpack_from(">4xII", box)
     if not count:
         raise FormError("it has no frames")
+    _check_count(count)
     if same:
         if same * count > len(data):
             raise FormError("its frames are larger than the file")

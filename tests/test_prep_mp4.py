@@ -167,7 +167,7 @@ def test_tables_of_another_form_are_accepted(clip):
         (b"stsd", 106, ">B", 0xFC, "4-byte lengths"),  # 6 bits of ones, then length - 1
         (b"stsz", 8, ">I", 0, "no frames"),
         (b"stsz", 8, ">I", 39, "constant rate"),  # one less than has a time
-        (b"stsz", 8, ">I", 0xFFFFFFFF, "cut short"),
+        (b"stsz", 8, ">I", 0xFFFFFFFF, "4,294,967,295 rows"),
         (b"stsz", 4, ">I", 1 << 30, "larger than the file"),  # all are of one size
         (b"stsz", 12, ">I", 1 << 30, "cut short"),  # the first frame's
         (b"stts", 4, ">I", 2, "cut short"),
@@ -315,3 +315,33 @@ def test_encrypted_sample_description(corpus):
     data = (corpus / "odd/mp4parse/av1-clearkey-cbcs-video.mp4").read_bytes()
     assert is_encrypted(data)
     assert not is_encrypted((corpus / "actions/singles/abseiling_k400.mp4").read_bytes())
+
+
+def test_boxes_within_each_other_without_end_are_no_recursion(tmp_path):
+    nested = b""
+    for _ in range(3000):
+        nested = struct.pack(">I4s", len(nested) + 8, b"moov") + nested
+    assert len(list(boxes(nested))) == 11
+    assert not is_encrypted(nested)
+    with pytest.raises(FormError, match="one moov"):
+        check_form(encode(tmp_path) + nested, 16)
+
+
+def test_boxes_without_number_are_refused(tmp_path):
+    with pytest.raises(FormError, match="more than 10,000 boxes"):
+        check_form(encode(tmp_path) + struct.pack(">I4s", 8, b"free") * 10_001, 16)
+
+
+@pytest.mark.parametrize(("kind", "place"), [(b"stsz", 8), (b"stts", 4), (b"stco", 4)])
+def test_tables_of_more_rows_than_any_clip_has_are_refused(tmp_path, kind, place):
+    data = bytearray(encode(tmp_path))
+    (start,) = [start for name, start, _ in boxes(data) if name == kind]
+    struct.pack_into(">I", data, start + place, (1 << 20) + 1)
+    with pytest.raises(FormError, match="1,048,577 rows"):
+        check_form(bytes(data), 16)
+
+
+def test_a_strangers_name_of_a_coding_is_shown_escaped(tmp_path):
+    data = encode(tmp_path).replace(b"avc1\0\0\0\0", b"\x1b[2J\0\0\0\0", 1)
+    with pytest.raises(FormError, match=r"'\\x1b\[2J'"):
+        check_form(data, 16)

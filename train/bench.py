@@ -59,6 +59,9 @@ def bench_train(
 ) -> TrainBench:
     """Measure in one process; `steps` optimiser steps a contender and round.
 
+    Before them, training and the loader take as many steps as can be ready in the workers' queues;
+    the loader is measured over twice as many as that, if `steps` are fewer.
+
     Nothing is written. The learning rate is the recipe's peak: the weights that come out are of no
     use. Raises what training raises.
     """

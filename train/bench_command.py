@@ -22,7 +22,7 @@ from train.recipe import load_recipe
     "--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda, if there is one."
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True,
-              help="Optimiser steps of each contender and round.")  # fmt: skip
+              help="Measured steps of each contender and round.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
               help="Rounds.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -21,26 +21,24 @@ _RGB = 3
 
 
 class _TensorCoreConv3d(nn.Conv3d):
-    """Takes RGB, or clips with or without zero channels behind its own."""
+    """Computes with zero channels, for RGB and where its neighbours do."""
+
+    takes_zeros = False
+    """Whether the clips that come have zero channels behind the layer's own."""
+    gives_zeros = False
+    """Whether what follows takes zero channels behind the layer's own."""
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Convolve (N, C, T, H, W)."""
-        weight, size = self._weight(), _rounded_up(self.in_channels)
-        if self.in_channels == _RGB:
+        weight, size = self.weight, _rounded_up(self.in_channels)
+        if self.in_channels == clips.shape[1] == _RGB:
             clips = _pad(_reduced(clips), 1, size)
-        if clips.shape[1] == size:
             weight = _pad(weight, 1, size)
+        elif self.takes_zeros:
+            weight = _pad(weight, 1, size)
+        if self.gives_zeros:
+            weight = _pad(weight, 0, _rounded_up(self.out_channels))
         return _convolve(clips, weight, self)
-
-    def _weight(self) -> torch.Tensor:
-        return self.weight
-
-
-class _WideConv3d(_TensorCoreConv3d):
-    """Gives zero channels behind its own, too."""
-
-    def _weight(self) -> torch.Tensor:
-        return _pad(self.weight, 0, _rounded_up(self.out_channels))
 
 
 class _PaddedBatchNorm3d(nn.BatchNorm3d):
@@ -74,7 +72,8 @@ def use_tensor_cores(model: nn.Module) -> None:
         if _is_plain(module) and type(module) is nn.Conv3d:
             _become(module, _TensorCoreConv3d)
     for module in list(model.modules()):
-        if isinstance(module, nn.Sequential):
+        # a forward of its own may use what is in between
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             layers = list(module)
             for place in range(len(layers) - 3):
                 _pad_between(*layers[place : place + 4])
@@ -97,7 +96,7 @@ def _pad_between(first: nn.Module, norm: nn.Module, relu: nn.Module, last: nn.Mo
         return
     is_usual = norm.affine and norm.track_running_stats and norm.momentum is not None
     if is_usual and norm.num_features % _GROUP:
-        _become(first, _WideConv3d)
+        first.gives_zeros = last.takes_zeros = True
         _become(norm, _PaddedBatchNorm3d)
 
 
