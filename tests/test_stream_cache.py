@@ -459,10 +459,12 @@ def test_after_kills_the_cache_is_right_without_a_clean_up(root, tmp_path, job):
         assert sequences(last) == reference(root, 2, batch_size=2)
         assert last.wait() == 0
     assert watch.most <= limit + 4096
-    until = time.monotonic() + 600  # Python's own tracker removes the semaphores of the killed
-    while left_in_shared_memory() - before and time.monotonic() < until:
+    until = time.monotonic() + 300  # Python's own tracker removes the semaphores of the killed
+    while len(left := left_in_shared_memory() - before) > 2 and time.monotonic() < until:
         time.sleep(0.2)
-    assert left_in_shared_memory() <= before
+    # a kill between Python's making one and telling its tracker leaves it; a job of ours has many
+    assert len(left) <= 2
+    assert all("/sem." in name for name in left)
 
 
 @pytest.mark.slow
