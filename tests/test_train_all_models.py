@@ -19,19 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("one_thread")]
 
 # frames and side of the smallest clips that are worth a test; S3D takes none below 13 x 209
 SMALL = {"s3d": (13, 209), "mvit_v1_b": (4, 48), "mvit_v2_s": (4, 48)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a core that another process has make small work many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class _TwoClips(_Loader):

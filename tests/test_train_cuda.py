@@ -6,7 +6,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -250,10 +250,6 @@ def test_torchrun_takes_the_gpu_over_nccl(tmp_path: Path, motion_dataset: Path) 
     assert any(line.get("peak_memory_bytes", 0) > 0 for line in _lines(tmp_path / "run", "train"))
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape)
-
-
 def test_pinned_batches_come_out_of_the_workers(motion_dataset: Path) -> None:
     loader = clip_loader(
         motion_dataset, split="train", frames=8, batch_size=8, num_workers=2, pin_memory=True
@@ -262,5 +258,5 @@ def test_pinned_batches_come_out_of_the_workers(motion_dataset: Path) -> None:
     for found, wanted in zip(loader, plain, strict=True):
         assert found.video.is_pinned()
         assert found.key == wanted.key
-        assert _shape(found.video) == _shape(wanted.video)
+        assert found.video.shape == wanted.video.shape
         assert torch.equal(found.video.to(CUDA, non_blocking=True).cpu(), wanted.video)

@@ -25,26 +25,15 @@ from train.checkpoint import checkpoints_in, load_checkpoint
 from train.launch import launch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from stream import ClipBatch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("one_thread")]
 SHORT = ("schedule.epochs=1", "run.log_every_steps=5")
 
 
 def _lines(output: Path, kind: str) -> list[dict[str, Any]]:
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["kind"] == kind]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a core that another process has make a small network many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

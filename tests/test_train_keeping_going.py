@@ -32,7 +32,9 @@ from train.trainer import Trainer
 from train.transforms import train_clips, video_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 
@@ -149,14 +151,6 @@ SETTINGS = (
     "schedule.epochs=1", "schedule.warmup_epochs=0.5", "run.deterministic=true",
     "run.log_every_steps=1", "data.batch_size=6", "data.workers=0", "data.clips_per_video=1",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _train_and_record(data: str, output: str, overrides: tuple[str, ...], stop_at: int) -> None:

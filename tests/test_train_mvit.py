@@ -17,19 +17,11 @@ from train.recipe import ModelRecipe, Recipe, recipe_from_dict
 from train.weights import Weights, find_weights, load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("mvit_v1_b", "mvit_v2_s")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a core that another process has make small work many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _recipe(name: str, frames: int, height: int, width: int, eval_frames: int = 0) -> Recipe:

@@ -25,10 +25,11 @@ from train.recipe import load_recipe, recipe_from_dict
 from train.step import OptimizerStep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from stream.batch import ClipBatch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 META = torch.device("meta")
 EVERYTHING = (
@@ -36,15 +37,6 @@ EVERYTHING = (
     "augment.mixup=0.2", "augment.cutmix=1.0", "optim.clip_grad_norm=1.0", "data.accumulate=2",
     "optim.label_smoothing=0.1", "optim.layer_decay=0.5",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a core that another process has make small work many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class _Copies(TorchFunctionMode):

@@ -18,18 +18,11 @@ from train.recipe import load_recipe
 from train.tensor_cores import restore_layers, use_tensor_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAST = torch.channels_last_3d
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a core that another process has make small work many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _twins(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
