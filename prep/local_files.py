@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from threading import Lock
 
 from prep.errors import StorageError
 
@@ -28,25 +29,90 @@ def local_info(path: str) -> tuple[int, str]:
     return status.st_size, local_version(status)
 
 
-def read_local_range(path: str, start: int, end: int) -> tuple[bytes, int, str]:
-    """Return bytes `[start, end)` of a file, fewer where it ends before; its size and its version.
+class OpenFiles:
+    """Files that ranges are read from, kept open: at most `most` of them.
 
-    Raises OSError.
+    A file that was replaced is opened anew. What nobody reads any more is closed with this object.
     """
-    # without O_NONBLOCK, opening a named pipe that somebody put there would wait for a writer
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        _check_plain(status, path)
-        data = os.pread(descriptor, end - start, start)
+
+    def __init__(self, most: int = 128) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._files: dict[str, _OpenFile] = {}  # what was not used for longest stands first
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[int]]:
+        """Leave the files behind: another process opens its own."""
+        return OpenFiles, (self._most,)
+
+    def read_ahead(self, path: str, start: int, end: int) -> None:
+        """Let the kernel fetch bytes `[start, end)` while this process does something else.
+
+        Nothing is waited for, and whatever is wrong with the file, the read itself says.
+        """
+        if not hasattr(os, "posix_fadvise"):  # as on macOS
+            return
+        with contextlib.suppress(OSError):
+            descriptor = self._kept(path).descriptor
+            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+
+    def read(self, path: str, start: int, end: int) -> tuple[bytes, int, str]:
+        """Return bytes `[start, end)` of a file, fewer where it ends before; its size and version.
+
+        Raises OSError.
+        """
+        status = os.stat(path)  # noqa: PTH116 - a Path object costs more than the call
+        file = self._kept(path)
+        if file.identity != _file_identity(status):
+            with self._lock:
+                self._files.pop(path, None)
+            file = self._kept(path)
+        data = os.pread(file.descriptor, end - start, start)
         while len(data) < end - start:
-            more = os.pread(descriptor, end - start - len(data), start + len(data))
+            more = os.pread(file.descriptor, end - start - len(data), start + len(data))
             if not more:
                 break
             data += more
-        return data, status.st_size, local_version(status)
-    finally:
-        os.close(descriptor)
+        return data, file.size_bytes, file.version
+
+    def _kept(self, path: str) -> _OpenFile:
+        with self._lock:
+            file = self._files.pop(path, None) or self._opened(path)
+            self._files[path] = file
+            if len(self._files) > self._most:
+                del self._files[next(iter(self._files))]
+        return file
+
+    def _opened(self, path: str) -> _OpenFile:
+        try:
+            return _OpenFile(path)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not self._files:
+                raise
+            self._files.clear()  # there are better uses for the last descriptors
+            return _OpenFile(path)
+
+
+class _OpenFile:
+    """A descriptor, closed when nobody holds this object, and the version of what is open."""
+
+    __slots__ = ("descriptor", "identity", "size_bytes", "version")
+
+    def __init__(self, path: str) -> None:
+        # without O_NONBLOCK, opening a named pipe that somebody put there would wait for a writer
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(self.descriptor)
+        _check_plain(status, path)
+        self.identity, self.size_bytes = _file_identity(status), status.st_size
+        self.version = local_version(status)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _file_identity(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what `local_version` is made of."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def ends_early(where: str, size: int, start: int, end: int) -> StorageError:

@@ -30,9 +30,9 @@ from prep.downloads import (
 )
 from prep.errors import StorageError, UsageError
 from prep.local_files import (
+    OpenFiles,
     ends_early,
     local_info,
-    read_local_range,
     refuse_endless_links,
     refuse_links_to,
     remove_leftovers,
@@ -112,6 +112,7 @@ class Storage:
     _reads: ObjectStore | None = field(default=None, init=False, repr=False, compare=False)
     _opened_in: int = field(default=0, init=False, repr=False, compare=False)
     _requests: RangeRequests | None = field(default=None, init=False, repr=False, compare=False)
+    _files: OpenFiles = field(default_factory=OpenFiles, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Make a local root absolute and refuse schemes that no store serves."""
@@ -132,7 +133,8 @@ class Storage:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open client behind: another process opens its own."""
         closed = {"_store": None, "_reads": None, "_opened_in": 0, "_requests": None}
-        return {"root": self.root, "options": self.options, "retry": self.retry, **closed}
+        kept = {"root": self.root, "options": self.options, "retry": self.retry}
+        return {**kept, **closed, "_files": OpenFiles()}
 
     @cached_property
     def local_root(self) -> Path | None:
@@ -233,11 +235,12 @@ class Storage:
     ) -> Callable[[], memoryview]:
         """Ask for bytes `[start, end)` of an object; call what is returned to have them.
 
-        The call raises as `read_range`. Of a local root nothing is read before the call: the page
-        cache answers faster than a thread does.
+        The call raises as `read_range`. Of a local root the system is told to read ahead, and the
+        bytes are taken from its page cache when they are needed.
         """
         check_relative_path(path)
         if self.local_root is not None:
+            self._files.read_ahead(self.where(path), start, end)
             found: list[memoryview] = []
 
             def read_once() -> memoryview:
@@ -275,7 +278,7 @@ class Storage:
         self._refuse_fork()
         self._opened_in = os.getpid()
         with self._errors(path):
-            data, size, version = read_local_range(self.where(path), start, end)
+            data, size, version = self._files.read(self.where(path), start, end)
         if etag is not None and version != etag:
             raise replaced(self.where(path))
         if len(data) < end - start:

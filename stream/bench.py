@@ -21,7 +21,7 @@ from stream.clip_stream import BatchAddress, ClipStream, StreamOptions
 from stream.loader import ClipLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prep.storage import Storage
     from stream.batch import ClipBatch
@@ -97,11 +97,13 @@ def bench_loaders(
     seconds: float,
     rounds: int = 5,
     baseline: str | None = None,
+    before: Callable[[str], None] | None = None,
 ) -> dict[str, LoaderResult]:
     """Measure one loader over each storage, in turn, `rounds` times.
 
     Each gets `seconds` in all, after its queues have been emptied of what it prepared while others
-    ran. Small splits are given more views, so that an epoch does not end within a round.
+    ran. Small splits are given more views, so that an epoch does not end within a round. `before`
+    is called with the storage's name before each of its rounds.
     """
     contenders: dict[str, _Contender] = {}
     for name, storage in storages.items():
@@ -109,6 +111,8 @@ def bench_loaders(
     for number in range(rounds):
         names = list(contenders)
         for name in names if number % 2 == 0 else reversed(names):
+            if before is not None:
+                before(name)
             _round(contenders[name], options, seconds / rounds)
     reference = None if baseline is None else contenders[baseline].clip_rates
     return {name: _result(one, reference) for name, one in contenders.items()}

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from stream.decode import UInt8
     from stream.index import IndexedClip
 
-_CLIPS_AHEAD = 48  # whose reads a process has begun, of a store that is not a local directory
+_CLIPS_AHEAD = 48  # whose reads a process has begun
 
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
@@ -144,7 +144,6 @@ class ClipStream(Dataset[ClipBatch]):
         lists = [root.manifest.class_names for root in self.roots]
         self.class_names, labels = join_class_lists(lists)
         self.index = index_of(self.roots, labels)
-        self._is_remote = any(root.storage.local_root is None for root in self.roots)
         self._place_clips()
         shares = shares_of(self.roots, self.rows)
         if options.mode == "train":
@@ -271,17 +270,14 @@ class ClipStream(Dataset[ClipBatch]):
         )
 
     def _reads(self, address: BatchAddress) -> _Begun:
-        """Return the batch's clips, on their way; where batches come in turn, begin the next too.
-
-        Not from a local directory, where nothing is gained by being early.
-        """
+        """Return the batch's clips, on their way; of batches in turn, begin the next too."""
         if self._ahead and self._ahead[0][0] == address:
             begun = self._ahead.popleft()[1]
         else:
             self._ahead.clear()
             begun = self._begin(address)
         in_turn, self._expected = self._expected == address, self._following(address)
-        if in_turn and self._is_remote:
+        if in_turn:
             self._begin_next(address)
         return begun
 
@@ -289,7 +285,7 @@ class ClipStream(Dataset[ClipBatch]):
         """Begin the batches behind `address`: one at least, small ones until they make up for it.
 
         While they are read, what is in front of them is decoded; a batch of a few clips alone would
-        be decoded long before a far store has answered.
+        be decoded long before a far store, or a disk, has answered.
         """
         last = self._ahead[-1][0] if self._ahead else address
         while not self._ahead or sum(len(begun[0]) for _, begun in self._ahead) < _CLIPS_AHEAD:

@@ -384,13 +384,10 @@ def test_what_is_begun_ahead_is_asked_for_at_once():
 
 
 @pytest.mark.parametrize(("batch_size", "ahead"), [(2, 24), (20, 3), (60, 1)])
-def test_reads_of_a_far_store_are_begun_48_clips_ahead_each_once(
-    root, monkeypatch, batch_size, ahead
-):
+def test_reads_are_begun_48_clips_ahead_each_once(root, monkeypatch, batch_size, ahead):
     options = {"frames": 4, "clips_per_video": 20, "batch_size": batch_size}
     expected = sequence(loader(root, **options))
     stream = loader(root, **options).stream
-    stream._is_remote = True
     begun, real = [], stream._begin
 
     def begin(address):
