@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from s3_server import S3Server, s3_server
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 CORPUS = REPOSITORY.parent / "shared" / "corpus"
+
+# no test ends for being slow on a busy machine
+hypothesis.settings.register_profile("kprep", deadline=None)
+hypothesis.settings.load_profile("kprep")
 
 
 def without(missing: str) -> None:

@@ -35,7 +35,7 @@ from prep.segment import BadRow, Segment
 HEADER = "label,youtube_id,time_start,time_end,split"
 ID_CHARACTERS = "ABCXYZabcxyz0189_-"
 PRINTABLE = st.characters(codec="utf-8", exclude_categories=("C", "Z"), include_characters=" ")
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 
 
 @pytest.fixture(scope="session")

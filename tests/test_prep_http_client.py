@@ -235,9 +235,7 @@ def shared_server() -> Iterator[Mirror]:
         yield held
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(min_size=1, max_size=5000),
     breaks=st.lists(

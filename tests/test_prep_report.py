@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import REPOSITORY, run_kprep
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from report_datasets import CLASSES, CLOSING, SCRIPT, damage, large_dataset
 
@@ -38,7 +38,6 @@ from prep.storage import RetryPolicy, Storage
 numbers = st.floats(0, 1e7, allow_nan=False) | st.integers(0, 1000).map(float)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(numbers, max_size=60), min_size=1, max_size=3))
 def test_a_histogram_counts_every_value_once(parts):
     values = {f"s{number}": np.array(part) for number, part in enumerate(parts)}
@@ -69,7 +68,6 @@ def test_the_bins_of_a_histogram_are_round():
     assert outlier.counts["a"][-1] >= 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-1, 4), max_size=40), min_size=1, max_size=3),
        st.integers(0, 60), st.integers(0, 5))  # fmt: skip
 def test_a_sample_takes_the_classes_in_turns(parts, count, seed):
@@ -89,7 +87,6 @@ def test_a_sample_takes_the_classes_in_turns(parts, count, seed):
 segments = st.tuples(st.integers(0, 2), st.integers(1, 30), st.integers(1, 12))
 
 
-@settings(deadline=None)
 @given(st.lists(segments, max_size=25))
 def test_overlaps_are_those_of_the_definition(drawn):
     rows = [(f"video{video:06d}", start, start + length) for video, start, length in drawn]
@@ -418,7 +415,6 @@ class Attributes(HTMLParser):
         self.seen += attrs
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_text_and_json_cannot_leave_their_place(value):
     escaped = text(value)

@@ -97,7 +97,7 @@ def test_gzip_in_several_parts_with_padding_is_one_tar() -> None:
     assert contents(TarStream(Drip(packed, 1))) == FILES
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     files=st.dictionaries(
         st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=150),
@@ -206,7 +206,7 @@ def test_what_is_no_tar_says_so(data: bytes) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_cut_is_always_noticed_after_the_members_before_it(
     packed: bool, data: st.DataObject
 ) -> None:
@@ -264,7 +264,7 @@ def test_a_wrong_gzip_checksum_is_noticed() -> None:
     assert error.reason == "damaged archive"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), packed=st.booleans())
 def test_no_damage_leads_to_anything_but_an_archive_error(
     data: st.DataObject, packed: bool

@@ -59,7 +59,7 @@ def whole(mixture, epoch):
     st.sampled_from(["spread", "together"]),
     st.integers(1, 30),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_root_of_weight_1_has_the_order_that_it_always_had(
     count, epoch, views, grouping, block
 ):
@@ -72,7 +72,7 @@ def test_one_root_of_weight_1_has_the_order_that_it_always_had(
 
 
 @given(mixtures(), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_clip_has_its_draws_and_the_fraction_has_one_more(mixture, epoch):
     """Every view of every draw once: floor(w) draws of each clip, and a distinct rest of a fixed size."""
     turns, views = Counter(whole(mixture, epoch)), mixture.clips_per_video
@@ -93,7 +93,7 @@ def test_each_clip_has_its_draws_and_the_fraction_has_one_more(mixture, epoch):
 
 
 @given(mixtures(), st.integers(0, 5), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_position_by_itself_is_what_the_whole_has_there(mixture, epoch, data):
     everything = whole(mixture, epoch)
     place = data.draw(st.integers(0, len(everything) - 1))
@@ -152,7 +152,7 @@ def test_the_fingerprint_covers_roots_order_and_weights():
 
 
 @given(mixtures(), st.integers(1, 7), st.integers(1, 5), st.integers(1, 2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ranks_have_equal_steps_and_no_draw_twice(mixture, ranks, batch, accumulate):
     plan = BatchPlan(mixture.num_positions, ranks, batch, accumulate)
     dealt = []
@@ -169,7 +169,7 @@ def test_ranks_have_equal_steps_and_no_draw_twice(mixture, ranks, batch, accumul
 
 
 @given(mixtures(), st.integers(0, 60), st.integers(0, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_eight_ranks_then_two_then_six_see_what_one_sees(mixture, first, second):
     """Cut at any two steps of a global batch of 24: 8 x 3, then 2 x 12, then 6 x 4."""
     order = mixture.order(1)

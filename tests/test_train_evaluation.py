@@ -132,7 +132,7 @@ def test_a_video_that_lacks_a_clip_is_named_and_none_of_its_clips_counts() -> No
     assert again == replace(whole, unscored=["d"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_the_split_over_ranks_does_not_matter(data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 100)))

@@ -106,7 +106,7 @@ def test_operations_are_uniform_and_have_their_probability() -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**63 - 1),
     key=st.text(),

@@ -52,7 +52,7 @@ def test_every_iteration_has_the_references_rate(name: str, peak: float, global_
     assert off < 1e-9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps_per_epoch=st.integers(1, 5),
     warmup=st.integers(0, 3),

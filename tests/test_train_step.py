@@ -179,7 +179,7 @@ def test_without_alphas_nothing_is_mixed() -> None:
     assert smoothed == pytest.approx(1.0986, abs=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**63 - 1), key=st.text(), alpha=st.floats(0.05, 4))
 def test_boxes_and_shares_stay_inside(seed: int, key: str, alpha: float) -> None:
     for name in ("mixup", "cutmix"):
