@@ -9,8 +9,8 @@ A step is forward, cross-entropy, backward and SGD, in bf16 with float32 weights
 - channels last: `run.channels_last_3d=true` by PyTorch alone
 - kprep: that, with convolutions in the form of tensor cores (train/tensor_cores.py)
 
-and with `--compiled` each of the last two through torch.compile as well. Without a GPU it runs on
-the CPU, which says nothing of GPUs.
+and with `--compiled` each of the last two through torch.compile as well, kprep's also in the modes
+of torch.compile that `--modes` names. Without a GPU it runs on the CPU, which says nothing of GPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY)]
@@ -38,8 +38,11 @@ from train.tensor_cores import use_tensor_cores  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import nn
+
 _CLASSES = 400
 _FLOOR = "contiguous"
+_MODES = ("max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead")
 _DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -47,7 +50,7 @@ class Contender:
     """One way to run the network; its first steps choose kernels and compile."""
 
     def __init__(
-        self, asked: argparse.Namespace, *, last: bool, ours: bool, compile_: bool
+        self, asked: argparse.Namespace, *, last: bool, ours: bool, mode: str | None
     ) -> None:
         torch.manual_seed(0)
         self._steps: int = asked.steps
@@ -63,7 +66,11 @@ class Contender:
         self._optimizer = torch.optim.SGD(
             network.parameters(), 0.01, momentum=0.9, weight_decay=1e-4
         )
-        self._network = compiled(network) if compile_ else network
+        self._network = network
+        if mode == "default":
+            self._network = compiled(network)  # as training has it
+        elif mode is not None:
+            self._network = cast("nn.Module", torch.compile(network, mode=mode))
         self._is_warm = False
 
     def measure(self, _: int) -> dict[str, float]:
@@ -92,14 +99,16 @@ def _now() -> float:
 
 def contenders(asked: argparse.Namespace) -> dict[str, Callable[[int], dict[str, float]]]:
     """Return the ways to run the network, by name."""
-    ways = {
-        _FLOOR: {"last": False, "ours": False, "compile_": False},
-        "channels last": {"last": True, "ours": False, "compile_": False},
-        "kprep": {"last": True, "ours": True, "compile_": False},
+    ways: dict[str, dict[str, Any]] = {
+        _FLOOR: {"last": False, "ours": False, "mode": None},
+        "channels last": {"last": True, "ours": False, "mode": None},
+        "kprep": {"last": True, "ours": True, "mode": None},
     }
     if asked.compiled:
         for name in ("channels last", "kprep"):
-            ways[f"{name}, compiled"] = {**ways[name], "compile_": True}
+            ways[f"{name}, compiled"] = {**ways[name], "mode": "default"}
+    for mode in asked.modes:
+        ways[f"kprep, {mode}"] = {**ways["kprep"], "mode": mode}
     return {name: Contender(asked, **way).measure for name, way in ways.items()}
 
 
@@ -125,6 +134,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each contender and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="with torch.compile as well")
+    parser.add_argument("--modes", nargs="+", default=[], choices=_MODES, metavar="MODE",
+                        help=f"of torch.compile: {', '.join(_MODES)}")  # fmt: skip
     asked = parse(parser)
     torch.backends.cudnn.benchmark = True
     name = torch.cuda.get_device_name() if _DEVICE.type == "cuda" else "CPU"

@@ -6,7 +6,8 @@ ROOT is a local dataset. An S3 server (SeaweedFS, from the development extra) an
 delays first bytes are started on this machine; the processor time that they take is taken from
 the loaders too, so on few cores the S3 rows are lower bounds. `--server nginx` (Debian's
 nginx-light and libnginx-mod-http-echo) serves the same objects, unsigned, for a small part of
-that time: ranges, ETags and conditions as S3 has them, and a delay of its own.
+that time: ranges, ETags and conditions as S3 has them, and a delay of its own; with `--tls` it
+speaks https, as real stores do.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def delayed(endpoint: str, milliseconds: float) -> Iterator[str]:
 def served(asked: argparse.Namespace, folder: Path) -> Iterator[tuple[Storage, Storage]]:
     """Yield the dataset as a bucket, near and far."""
     if asked.server == "nginx":
-        with nginx_buckets(asked.root, folder, asked.milliseconds) as buckets:
+        with nginx_buckets(asked.root, folder, asked.milliseconds, tls=asked.tls) as buckets:
             options = {"skip_signature": True, "virtual_hosted_style_request": False}
             yield (Storage(f"s3://{BUCKET}", {**options, "endpoint": buckets.near}),
                    Storage(f"s3://{BUCKET}", {**options, "endpoint": buckets.far}))  # fmt: skip
@@ -131,8 +132,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prefetch", type=int, default=2, help="batches a worker prepares ahead")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--server", choices=["seaweedfs", "nginx"], default="seaweedfs")
+    parser.add_argument("--tls", action="store_true", help="https, with --server nginx")
     parser.add_argument("--json", type=Path, help="write the results here too")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.tls and asked.server != "nginx":
+        parser.error("--tls needs --server nginx")
+    return asked
 
 
 def main() -> None:
@@ -152,15 +157,16 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         served(asked, Path(folder)) as (near, far),
     ):
-        far_name = f"S3 + {asked.milliseconds:g} ms"
+        near_name = "S3, TLS" if asked.tls else "S3"
+        far_name = f"{near_name} + {asked.milliseconds:g} ms"
         costs = {
             place: request_costs(storage, asked.split, 20_000)
-            for place, storage in (("S3", near), (far_name, far))
+            for place, storage in ((near_name, near), (far_name, far))
         }
         storages: dict[str, Storage] = {
             "local disk": local,
             "memory": memory,
-            "S3": near,
+            near_name: near,
             far_name: far,
         }
         results = bench_loaders(
