@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from prep import __version__
+from prep.forks import note_client, refuse_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +95,7 @@ class ObjectUrls:
     def _signed(self, path: str) -> str | None:
         import obstore
 
+        refuse_fork(self._root)
         try:
             if self._signer is None:
                 self._signer = self._without_credentials() if self._unsigned else self._store()
@@ -106,6 +108,7 @@ class ObjectUrls:
         """Return a client that signs with nothing, for the addresses in front of signatures."""
         from obstore.store import from_url
 
+        note_client()
         named = {key: value for key, value in self._options.items() if key != "skip_signature"}
         named.pop("client_options", None)
         store: ObjectStore = from_url(

@@ -29,6 +29,7 @@ from prep.downloads import (
     stop_waiting,
 )
 from prep.errors import StorageError, UsageError
+from prep.forks import note_client, refuse_fork
 from prep.local_files import (
     OpenFiles,
     ends_early,
@@ -148,8 +149,8 @@ class Storage:
     def store(self) -> ObjectStore:
         """Return this process's client for writing and listing; opened on the first call.
 
-        Raises StorageError in a process forked after the parent had opened it: the client's
-        threads do not survive a fork and every request would hang.
+        Raises StorageError in a process forked after the parent had opened a store, this one or
+        another: the client's threads do not survive a fork and every request would hang.
         """
         self._refuse_fork()
         if self._store is None:
@@ -164,15 +165,12 @@ class Storage:
         return self._reads
 
     def _refuse_fork(self) -> None:
-        if self._opened_in not in (0, os.getpid()):
-            raise StorageError(
-                f"{self.root} was opened before this process was forked, and its connections do "
-                "not survive that; start workers with the 'forkserver' or 'spawn' method"
-            )
+        refuse_fork(self.root, self._opened_in)
 
     def _open(self, max_retries: int) -> ObjectStore:
         from obstore.store import LocalStore, from_url
 
+        note_client()
         if self.local_root is not None:
             if not self.local_root.is_dir():
                 raise StorageError(f"{self.root} is not a directory")
