@@ -102,8 +102,10 @@ class Journal:
     # -- the plan -----------------------------------------------------------------------------
 
     def forget_plan(self) -> None:
-        """Empty a journal whose plan was not completed before its run ended."""
-        self._db.executescript("DELETE FROM rows; DELETE FROM shards; DELETE FROM settings;")
+        """Empty a journal, all at once: without settings it has no plan."""
+        self._db.executescript(
+            "BEGIN; DELETE FROM rows; DELETE FROM shards; DELETE FROM settings; COMMIT;"
+        )
 
     def plan(
         self,
@@ -259,6 +261,11 @@ class Journal:
         found = self._db.execute("SELECT MAX(shard) FROM rows").fetchone()[0]
         return 0 if found is None else int(found) + 1
 
+    def planned_keys(self) -> Iterator[str]:
+        """Yield the keys of the rows that have a place in a shard."""
+        for (key,) in self._db.execute("SELECT key FROM rows WHERE shard IS NOT NULL"):
+            yield str(key)
+
     def pending(self) -> Iterator[Row]:
         """Yield rows without a result, in the order of the plan; recording meanwhile is safe."""
         yield from self._pages("status = 'pending' AND shard IS NOT NULL")
@@ -332,6 +339,10 @@ class Journal:
         )
         self._db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, json.dumps(facts)))
         self._db.execute("COMMIT")
+
+    def forget_shards(self) -> None:
+        """Have all tars built again, from their own clips."""
+        self._db.execute("DELETE FROM shards")
 
     def shards(self) -> dict[int, dict[str, Any]]:
         """Return the finished tars by number."""

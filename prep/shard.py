@@ -186,8 +186,13 @@ def _publish(
     names = tuple(journal.setting("class_names"))
     check_lock()
     remove_leftovers(options)
-    current = existing_manifest(options) or Manifest(options.profile, names, {}, {})
+    existing = existing_manifest(options)
+    current = existing or Manifest(options.profile, names, {}, {})
     check_still_new(options, current)
+    if journal.setting("neighbours") != _neighbours(existing):
+        raise KprepError(
+            f"another split of {options.root} was published meanwhile; run the same command again"
+        )
     start = Manifest(current.profile, names, current.splits, current.files)
     return publish(options.storage, start, journal, tools, check_lock)
 
@@ -260,24 +265,7 @@ def plan(
         "ffmpeg_sha256": ffmpeg.sha256,
     }
     known = journal.setting("identity")
-    if known is None:
-        journal.forget_plan()
-        journal.set("root", options.root)
-        journal.plan(
-            listing,
-            seed=options.seed,
-            clips_per_shard=settings["clips_per_shard"],
-            limit=options.limit,
-            classes=options.classes,
-            taken_keys=_taken_keys(options, existing),
-        )
-        _check_classes(options, journal.labels())
-        if not sum(journal.counts().values()):
-            raise UsageError(_nothing_to_do(options, listing))
-        journal.set("class_names", _class_names(journal, options, existing))
-        journal.set("settings", settings)
-        journal.set("identity", identity)  # last: from here on the plan is complete
-    elif known != identity:
+    if known is not None and known != identity:
         changed = "; ".join(
             f"{name} was {known.get(name)}, is {value}"
             for name, value in identity.items()
@@ -287,9 +275,70 @@ def plan(
             f"split {options.split} in {options.root} was begun differently: {changed}; repeat the "
             "first command, choose a new root, or throw the unfinished work away with --force"
         )
+    if known is None or not _fits_neighbours(journal, options, existing):
+        _plan_anew(journal, options, listing, existing, settings)
+        journal.set("identity", identity)  # last: from here on the plan is complete
     journal.use_sources(list(options.sources))
     journal.reopen(_reasons_to_retry(options))
     return list(listing.notes)
+
+
+def _plan_anew(
+    journal: Journal,
+    options: ShardOptions,
+    listing: Listing,
+    existing: Manifest | None,
+    settings: dict[str, Any],
+) -> None:
+    journal.forget_plan()
+    journal.set("root", options.root)
+    journal.plan(
+        listing,
+        seed=options.seed,
+        clips_per_shard=settings["clips_per_shard"],
+        limit=options.limit,
+        classes=options.classes,
+        taken_keys=_taken_keys(options, existing),
+    )
+    _check_classes(options, journal.labels())
+    if not sum(journal.counts().values()):
+        raise UsageError(_nothing_to_do(options, listing))
+    journal.set("class_names", _class_names(journal, options, existing))
+    journal.set("neighbours", _neighbours(existing))
+    journal.set("settings", settings)
+
+
+def _neighbours(existing: Manifest | None) -> dict[str, str]:
+    """Return the fingerprints of the splits that are published already, by name."""
+    return {name: split.fingerprint for name, split in existing.splits.items()} if existing else {}
+
+
+def _fits_neighbours(journal: Journal, options: ShardOptions, existing: Manifest | None) -> bool:
+    """Whether the plan stands beside the splits that were published since it was made.
+
+    Their classes are taken over; tars that are built already get the new class numbers. False
+    where it does not surely stand, but nothing is encoded, so that a new plan costs nothing.
+    Raises UsageError where it does not stand and clips would be lost.
+    """
+    neighbours = _neighbours(existing)
+    if journal.setting("neighbours") == neighbours:
+        return True
+    if not journal.counts()[Status.OK]:
+        return False
+    taken = _taken_keys(options, existing)
+    shared = next((key for key in journal.planned_keys() if key in taken), None)
+    if shared is not None:
+        raise UsageError(
+            f"clip {shared} of split {options.split} is in another split of {options.root} too, "
+            "which was published meanwhile; throw the unfinished work away with --force to plan "
+            "this split beside it"
+        )
+    names = list(_class_names(journal, options, existing))
+    if names != journal.setting("class_names"):
+        journal.forget_shards()
+        journal.set("class_names", names)
+    journal.set("neighbours", neighbours)
+    return True
 
 
 def _reasons_to_retry(options: ShardOptions) -> tuple[Reason, ...]:

@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import run_kprep
 from processes import descendants, is_running
-from test_prep_shard import files_of, kinetics_csv, ledger
+from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError
@@ -339,6 +340,92 @@ def test_keys_of_two_splits_never_meet(videos, tmp_path):
     (root / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DatasetError, match=r"train-000000\.tar stands 2 times"):
         verify(Storage(str(root)))
+
+
+@pytest.fixture
+def two_lists(videos, tmp_path):
+    """A folder and the lists of train and of val, whose class lists differ; `a` is in both."""
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for number, letter in enumerate("abcdef"):
+        source = videos / ("left", "up")[number % 2] / f"{number}.mp4"
+        shutil.copy(source, folder / f"{letter * 11}_000000_000001.mp4")
+    rows = {"train": "archery:c bowling:d yoga:a", "val": "bowling:b yoga:f yoga:e yoga:a"}
+    for split, text in rows.items():
+        pairs = [pair.split(":") for pair in text.split()]
+        kinetics_csv(
+            tmp_path / f"{split}.csv",
+            [(label, letter * 11, 0, 1, split, 0) for label, letter in pairs],
+        )
+    return folder
+
+
+def convert_list(folder, root, split, *more, **environment):
+    listing = folder.parent / f"{split}.csv"
+    words = ("--split", split, "--profile", "small", "--clips-per-shard", 2, "--annotations")
+    return run_kprep("shard", folder, root, *words, listing, *more, **environment)
+
+
+PLANS_AND_DIES = """
+import os, sys
+import prep.shard
+prep.shard._convert = lambda *_: os._exit(9)
+from prep.cli import main
+main()
+"""
+
+
+def test_a_split_that_was_only_planned_is_planned_again_beside_another(two_lists, tmp_path):
+    root, whole = tmp_path / "root", tmp_path / "whole"
+    words = ["shard", two_lists, root, "--split", "val", "--profile", "small", "--clips-per-shard",
+             2, "--annotations", tmp_path / "val.csv"]  # fmt: skip
+    begun = [sys.executable, "-P", "-c", PLANS_AND_DIES, *map(str, words)]
+    assert subprocess.run(begun, timeout=120, check=False).returncode == 9
+    for target in (root, whole):
+        convert_list(two_lists, target, "train")
+        convert_list(two_lists, target, "val")
+    assert verify(Storage(str(root))).faults == []
+    assert (root / "classes.txt").read_text() == "archery\nbowling\nyoga\n"
+    assert files_of(root) == files_of(whole)
+
+
+def test_a_split_half_encoded_takes_the_classes_of_one_published_meanwhile(two_lists, tmp_path):
+    train = tmp_path / "train.csv"
+    train.write_text(train.read_text().replace("aaaaaaaaaaa", "missing-one"))
+    root, whole = tmp_path / "root", tmp_path / "whole"
+    fake = fake_ffmpeg(tmp_path, "bbbbbbbbbbb_", f"[ -e {tmp_path}/crash ] && kill -9 $PPID")
+    (tmp_path / "crash").touch()
+    first = convert_list(two_lists, root, "val", check=False, KPREP_FFMPEG=str(fake))
+    assert first.returncode == 1  # b's worker crashed, which may pass
+    assert list((root / "val").glob("*.tar"))
+    convert_list(two_lists, root, "train", KPREP_FFMPEG=str(fake))
+    with sqlite3.connect(root / ".kprep-work/val/journal.sqlite") as journal:  # mark what is kept
+        journal.execute(
+            "UPDATE rows SET facts = json_set(facts, '$.source', 'kept') WHERE status = 'ok'"
+        )
+    journal.close()
+    (tmp_path / "crash").unlink()
+    convert_list(two_lists, root, "val", KPREP_FFMPEG=str(fake))
+    convert_list(two_lists, whole, "train", KPREP_FFMPEG=str(fake))
+    convert_list(two_lists, whole, "val", KPREP_FFMPEG=str(fake))
+    assert verify(Storage(str(root))).faults == []
+    assert (root / "classes.txt").read_text() == (whole / "classes.txt").read_text()
+    assert Counter(row["source"] for row in ledger(root, "val")) == {"kept": 3, "folder": 1}
+
+
+def test_a_clip_of_a_split_published_meanwhile_is_no_clip_of_this_one(two_lists, tmp_path):
+    root = tmp_path / "root"
+    fake = fake_ffmpeg(tmp_path, "bbbbbbbbbbb_", "kill -9 $PPID")
+    same = {"KPREP_FFMPEG": str(fake)}
+    assert convert_list(two_lists, root, "val", check=False, **same).returncode == 1
+    convert_list(two_lists, root, "train", **same)
+    before = files_of(root)
+    done = convert_list(two_lists, root, "val", check=False, **same)
+    assert done.returncode == 2
+    assert "clip aaaaaaaaaaa_000000_000001 of split val is in another split" in done.stderr
+    assert files_of(root) == before
+    convert_list(two_lists, root, "val", "--force", "--finish", **same)
+    assert verify(Storage(str(root))).faults == []
 
 
 # -- places --------------------------------------------------------------------------------------
