@@ -24,6 +24,7 @@ _WINDOW_BYTES = 8 << 20
 _WINDOWS_AHEAD = 3  # over a network: the next ones arrive while one is hashed
 _READ_BYTES = 1 << 20
 _SPARSE = "GNU.sparse."
+_MAX_NAME = 4096  # characters; more is no path on Linux
 _LOCATING = ("size",)  # pax records that would say where the next header stands
 
 
@@ -123,8 +124,8 @@ def walk(body: ShardBytes) -> Iterator[TarEntry]:
     """Yield the regular files of an uncompressed tar.
 
     Folders are passed over. Whatever else could mean another thing to another reader is refused
-    with an ArchiveError: links, devices, sparse files, names that leave the archive, extended
-    headers that move what follows, and bytes behind the end.
+    with an ArchiveError: links, devices, sparse files, names that leave the archive or are longer
+    than a path can be, extended headers that move what follows, and bytes behind the end.
     """
     end = 0
     for archive, info in TarStream(_Uncompressed(body)).infos():
@@ -155,6 +156,8 @@ class _Uncompressed:
 
 
 def _refuse_odd(info: tarfile.TarInfo) -> None:
+    if len(info.name) > _MAX_NAME:
+        raise ArchiveError(DAMAGED, f"a member has a name of {len(info.name):,} characters")
     name = shown(info.name)
     odd = [key for key in info.pax_headers if key in _LOCATING or key.startswith(_SPARSE)]
     if info.issparse() or odd:

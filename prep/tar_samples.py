@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "avi", "mov")
 LABEL_EXTENSIONS = ("cls", "json", "txt")
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # base_plus_ext of webdataset 1.0
 _METADATA = re.compile(r"__[^/]*__($|/)")  # names that webdataset passes over
 
 
@@ -58,9 +57,14 @@ def split_name(name: str) -> tuple[str | None, str]:
     """Return key and lower-case extension of a member; a leading `./` is no part of a key.
 
     `a/000.seg.mp4` is ("a/000", "seg.mp4"). None for names that no reader makes a sample of.
+
+    It is `base_plus_ext` of webdataset 1.0, whose `((?:.*/|)[^.]+)[.]([^/]*)` takes time with the
+    square of a name's length. There `a/.mp4` is ("a/", "mp4"), but `a.b/.mp4` is no sample.
     """
     name = name.removeprefix("./")
-    match = _NAME.fullmatch(name)
-    if match is None or _METADATA.match(name):
+    folder, slash, file = name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    nameless = not stem and (not slash or "." in folder.rpartition("/")[2])
+    if not dot or nameless or _METADATA.match(name):
         return None, ""
-    return match[1], match[2].lower()
+    return f"{folder}{slash}{stem}", extension.lower()

@@ -36,8 +36,10 @@ from prep.foreign_labels import class_list, label_index, stated_label
 from prep.foreign_splits import assign_splits
 from prep.index_work import IndexWork
 from prep.outcome import Reason, RowFailure
+from prep.shard_bytes import ShardBytes, walk
 from prep.storage import ObjectInfo, Storage
 from prep.tar_samples import split_name
+from prep.tar_stream import ArchiveError
 from prep.verify import _Silent, verify
 
 _prefixes = itertools.count()
@@ -298,6 +300,7 @@ def hostile_tars() -> dict[str, tuple[bytes, str]]:
         "old sparse": (raw_tar(*good, (entry("b.mp4", tarfile.GNUTYPE_SPARSE), b"x")), ""),
         "absolute name": (raw_tar(*good, (entry("/etc/b.mp4"), b"x")), "leaves the archive"),
         "parent name": (raw_tar(*good, (entry("../b.mp4"), b"x")), "leaves the archive"),
+        "endless name": (raw_tar(*good, (entry("b/" * 100_000 + "b.mp4"), b"x")), "a name of 200,005 characters"),
         "control character": (raw_tar(*good, (entry("b\x1b[31m.mp4"), b"x")), "leaves the archive"),
         "member twice": (raw_tar(*good, (entry("a.mp4"), video)), "stands twice"),
         "member twice but for case": (raw_tar(*good, (entry("a.MP4"), video)), "stands twice"),
@@ -502,6 +505,18 @@ def test_keys_are_those_of_webdataset(name):
     assert split_name(name) == (key, (extension or "").lower())
 
 
+def test_a_long_name_costs_no_more_time_than_its_length():
+    assert split_name("a/" * 2_000_000 + "a") == (None, "")  # squared, this would take an hour
+    assert split_name("a/" * 2_000_000 + "b.c") == ("a/" * 2_000_000 + "b", "c")
+
+
+def test_a_name_that_no_path_can_be_is_refused(tmp_path):
+    (tmp_path / "train.tar").write_bytes(raw_tar((entry("b/" * 2046 + "b.mp4"), b"x")))
+    storage = Storage(str(tmp_path))
+    with pytest.raises(ArchiveError, match="a name of 4,097 characters"):
+        list(walk(ShardBytes(storage, storage.info("train.tar"))))
+
+
 @given(
     st.sampled_from([Fraction(15), Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(60)]),
     st.sampled_from([Fraction(1, 1000), Fraction(1, 90000), Fraction(1, 15360)]),
@@ -533,6 +548,7 @@ def test_nothing_of_somebody_else_is_overwritten(tmp_path):
 
 DIES_AT = """
 import os, signal, sys
+from prep.shard_bytes import ShardBytes, walk
 from prep.storage import Storage
 real, moment = Storage.write, sys.argv.pop(1)
 def write(self, path, data):
