@@ -10,6 +10,7 @@ raised after the members before it were yielded.
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zlib
 from collections import Counter
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_MEMBER_BYTES = 2 << 30  # a 10-second clip has some 2 MB; the longest are far below this
 _MAX_HEADER_BYTES = 1 << 20  # of an extended header; tarfile reads it into memory
+_MAX_GLOBAL_BYTES = 16 << 10  # in all; tarfile keeps them and copies them to every member
+_MAX_DIGITS = 100  # side by side in an extended header: older tarfiles take the square of it
+_LENGTH_DIGITS = 9  # of a record's length, more than a header can have
 _BLOCK = tarfile.BLOCKSIZE
 _READ_BYTES = 1 << 16
 _MOST_ENDS = 3
@@ -99,9 +103,9 @@ class TarStream:
         content = _opened(self._body)
         stream: Any = content  # typeshed wants writing and seeking, of which "r|" does neither
         # a class of its own for each archive, because tarfile makes headers by class methods
-        header: type[_Header] = type("Header", (_Header,), {"ended": False})
+        header: type[_Header] = type("Header", (_Header,), {})
         try:
-            with tarfile.open(
+            with _Archive.open(
                 fileobj=stream, mode="r|", bufsize=_READ_BYTES, tarinfo=header
             ) as archive:
                 empty = True
@@ -147,6 +151,9 @@ class _Header(tarfile.TarInfo):
     """A member's header that knows whether the archive's end was seen, and refuses what is odd."""
 
     ended = False
+    records_bytes = 0
+    """Of the extended header whose records come next."""
+    global_bytes = 0
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -165,12 +172,62 @@ class _Header(tarfile.TarInfo):
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX):
             if info.size > _MAX_HEADER_BYTES:
                 raise ArchiveError(DAMAGED, f"an extended header claims {info.size:,} bytes")
+            cls.records_bytes = info.size if info.type in _PAX else 0
+            cls.global_bytes += info.size if info.type == tarfile.XGLTYPE else 0
+            if cls.global_bytes > _MAX_GLOBAL_BYTES:
+                raise ArchiveError(
+                    DAMAGED, f"its global headers have over {_MAX_GLOBAL_BYTES:,} bytes"
+                )
         elif info.type == tarfile.GNUTYPE_SPARSE:
             raise ArchiveError(DAMAGED, "an old GNU sparse file, which is not supported")
         return info
 
 
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+
+
+class _Archive(tarfile.TarFile):
+    """Gets the records of an extended header only after they were checked."""
+
+    def __init__(self, name: Any, mode: Any, fileobj: Any, **options: Any) -> None:
+        super().__init__(name, mode, _CheckedRecords(fileobj, options["tarinfo"]), **options)
+
+
+class _CheckedRecords:
+    """tarfile's stream, of which the first read behind an extended header is its records."""
+
+    def __init__(self, stream: Any, header: type[_Header]) -> None:
+        self._stream = stream
+        self._header = header
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        if self._header.records_bytes:
+            _check_records(data[: self._header.records_bytes])
+            self._header.records_bytes = 0
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _check_records(data: bytes) -> None:
+    """Raise ArchiveError unless `data` is records `LENGTH KEY=VALUE\\n` and then zeros (POSIX pax).
+
+    From others tarfile makes keys as long as the rest of the header, one for every few bytes.
+    """
+    start = 0
+    while start < len(data) and data[start]:
+        length, space, _ = data[start : start + _LENGTH_DIGITS + 1].partition(b" ")
+        end = start + int(length) if space and length.isdigit() else 0
+        whole = start < end <= len(data) and data[end - 1] == ord("\n")
+        if not whole or data.find(b"=", start, end) < 0:
+            raise ArchiveError(DAMAGED, "an extended header is no list of records")
+        start = end
+    if any(len(digits) > _MAX_DIGITS for digits in re.findall(rb"[0-9]+", data)):
+        raise ArchiveError(
+            DAMAGED, f"an extended header has over {_MAX_DIGITS} digits side by side"
+        )
 
 
 class _Content:

@@ -306,6 +306,56 @@ def test_an_extended_header_cannot_fill_the_memory(type_: bytes) -> None:
     assert peak < 4 << 20
 
 
+def extended(records: bytes, type_: bytes = b"x") -> bytes:
+    return header(b"p", b"%011o\0" % len(records), type_) + records + bytes(-len(records) % 512)
+
+
+def record(key: bytes, value: bytes = b"") -> bytes:
+    """Return a pax record: its own length in decimal digits, then KEY=VALUE and a line break."""
+    rest = len(b" =\n") + len(key) + len(value)
+    length = next(n for n in range(rest, rest + 9) if len(b"%d" % n) + rest == n)
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def test_global_headers_do_not_pile_up() -> None:
+    comment = extended(record(b"comment", b"0123456789abcdef" * 4), b"g")  # as of `git archive`
+    assert contents(TarStream(Drip(comment * 100 + tar_of(FILES)))) == FILES
+    keys = (b"".join(record(b"%d" % n) for n in range(k, k + 500)) for k in range(0, 5000, 500))
+    found, error = read_until_broken(b"".join(extended(some, b"g") for some in keys))
+    assert not found
+    assert error.detail == "its global headers have over 16,384 bytes"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"3 a" * 300_000 + b"=",  # tarfile: 300,000 keys of 450,000 characters on average
+        b"9" * (1 << 20),  # older tarfiles: a regular expression that takes an hour
+        record(b"comment", b"9" * (1 << 19)),
+        record(b"path", b"b.mp4") + b"x",
+        b"0 a=\n",
+        b"99 a=\n",
+        b"5 aa\n",
+        b"6 a=bc",
+        b"\xb2 a=\n",  # a digit, but of another script
+    ],
+)
+@pytest.mark.parametrize("type_", [b"x", b"X"])
+def test_records_of_an_extended_header_that_are_none_are_damage(
+    records: bytes, type_: bytes
+) -> None:
+    first = tar_of(FILES)[: 512 + 1536]  # a.mp4
+    found, error = read_until_broken(first + extended(records, type_) + tar_of(FILES))
+    assert list(found) == ["a.mp4"]
+    assert error.reason == "damaged archive"
+    assert "an extended header" in error.detail
+
+
+def test_records_that_are_followed_by_zeros_are_read() -> None:
+    named = extended(record(b"path", b"n" * 200 + b".mp4") + bytes(7))
+    assert list(contents(TarStream(Drip(named + tar_of({"a": b"1"}))))) == ["n" * 200 + ".mp4"]
+
+
 def test_a_gzip_bomb_is_read_in_small_steps() -> None:
     size = 64 << 20
     packer = zlib.compressobj(9, wbits=31)
