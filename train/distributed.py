@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from prep.errors import UsageError
 from train.attempts import attempt_store
+from train.slurm import adopt_step, step_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +74,7 @@ def joined_world(device: str | None = None) -> Iterator[World]:
             "nccl" if chosen.type == "cuda" else "gloo",
             rank=rank,
             world_size=size,
-            store=attempt_store(rank, size, _TIMEOUT),
+            store=attempt_store(rank, size, _TIMEOUT) or step_store(rank, _TIMEOUT),
             timeout=_TIMEOUT,
             device_id=chosen if chosen.type == "cuda" else None,
         )
@@ -137,7 +138,7 @@ def _place(*, adopted: bool) -> tuple[int, int, int]:
     if adopted:
         return dist.get_rank(), dist.get_world_size(), _adopted_local_rank()
     if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
-        _adopt_slurm_step()
+        adopt_step()
     values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if values[0] is None and values[1] is None:
         return 0, 1, 0
@@ -158,26 +159,6 @@ def _adopted_local_rank() -> int:
     if "LOCAL_RANK" in os.environ:
         return int(os.environ["LOCAL_RANK"])
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
-
-
-def _adopt_slurm_step() -> None:
-    """Translate the variables of a SLURM step (srun) into torchrun's."""
-    environment = os.environ
-    if int(environment["SLURM_STEP_NUM_TASKS"]) == 1:
-        return
-    if "MASTER_ADDR" not in environment:
-        launcher = environment.get("SLURM_LAUNCH_NODE_IPADDR")
-        if launcher is None:
-            raise UsageError("under srun, set MASTER_ADDR to the name of the first node")
-        environment["MASTER_ADDR"] = launcher
-    # jobs that share a machine need ports of their own; 15000..24999 is below the ephemeral range
-    job = int(environment.get("SLURM_JOB_ID", "0"))
-    environment.setdefault("MASTER_PORT", str(15000 + job % 10000))
-    environment["RANK"] = environment["SLURM_PROCID"]
-    environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
-    # with --gpus-per-task=1 each task sees one GPU, its own
-    sees_one = torch.cuda.is_available() and torch.cuda.device_count() == 1
-    environment["LOCAL_RANK"] = "0" if sees_one else environment.get("SLURM_LOCALID", "0")
 
 
 def gather_to_first(world: World, tensor: torch.Tensor) -> list[torch.Tensor]:
