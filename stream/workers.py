@@ -15,7 +15,7 @@ from prep.errors import UsageError
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
 _PRELOAD = [
     "torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "prep.object_urls",
-    "prep.range_requests", "stream.clip_stream",
+    "prep.range_requests", "stream.clip_stream", "stream.preloaded",
 ]  # fmt: skip
 
 
