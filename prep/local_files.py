@@ -63,16 +63,20 @@ class OpenFiles:
         status = os.stat(path)  # noqa: PTH116 - a Path object costs more than the call
         file = self._kept(path)
         if file.identity != _file_identity(status):
-            with self._lock:
-                self._files.pop(path, None)
-            file = self._kept(path)
-        data = os.pread(file.descriptor, end - start, start)
-        while len(data) < end - start:
-            more = os.pread(file.descriptor, end - start - len(data), start + len(data))
-            if not more:
-                break
-            data += more
+            file = self._reopened(path)
+        try:
+            data = _read(file.descriptor, start, end)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            file = self._reopened(path)  # replaced through another machine of a shared file system
+            data = _read(file.descriptor, start, end)
         return data, file.size_bytes, file.version
+
+    def _reopened(self, path: str) -> _OpenFile:
+        with self._lock:
+            self._files.pop(path, None)
+        return self._kept(path)
 
     def _kept(self, path: str) -> _OpenFile:
         with self._lock:
@@ -108,6 +112,17 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+def _read(descriptor: int, start: int, end: int) -> bytes:
+    """Return bytes `[start, end)` of a file, fewer where it ends before."""
+    data = os.pread(descriptor, end - start, start)
+    while len(data) < end - start:
+        more = os.pread(descriptor, end - start - len(data), start + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def _file_identity(status: os.stat_result) -> tuple[int, int, int]:

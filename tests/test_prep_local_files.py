@@ -83,6 +83,30 @@ def test_a_replaced_file_is_read_anew(tmp_path):
     assert files.read(str(path), 0, 4) == (b"3", 1, local_version(path.stat()))
 
 
+def test_a_file_replaced_through_another_machine_is_opened_anew(tmp_path, monkeypatch):
+    path, real, stale = tmp_path / "a", os.pread, []
+    path.write_bytes(DATA)
+    files = OpenFiles()
+    files.read(str(path), 0, 3)
+
+    def pread(file, size, at):
+        if not stale:  # what a shared file system says of a file that is gone on its server
+            stale.append(file)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(file, size, at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert files.read(str(path), 5, 9)[0] == DATA[5:9]
+    assert open_below(tmp_path) == [str(path)]
+
+    def always(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "pread", always)
+    with pytest.raises(OSError, match="Stale"):
+        files.read(str(path), 5, 9)
+
+
 def test_a_file_that_is_gone_is_not_read_from_its_descriptor(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"one")
