@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from train.checkpoint import (
     Checkpoint,
     abandon_checkpoints,
     check_class_names,
+    checkpoint_before,
     checkpoint_path,
     checkpoints_in,
     find_checkpoint,
@@ -60,6 +62,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_write_is_one_sentence(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 1)
+    large = replace(SAVED, model={"weight": torch.zeros(1_000_000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        with pytest.raises(KprepError, match=r"epoch-0001.pt cannot be written: .*File too large"):
+            save_checkpoint(path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for epoch in (1, 2, 9, 10, 10_000):
         checkpoint_path(tmp_path, epoch).touch()
@@ -79,6 +94,19 @@ def test_checkpoints_in_mid_epoch_stand_between_those_of_epochs(tmp_path: Path) 
         checkpoint_path(tmp_path, epoch, step).touch()
     (tmp_path / "best.pt").touch()
     assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, *place) for place in wanted]
+
+
+@pytest.mark.parametrize(
+    ("step", "found"), [(10, 1), (9, 0), (11, 2), (13, 3), (99, 4), (1, 4), (0, 4)]
+)
+def test_the_newest_checkpoint_before_a_step(tmp_path: Path, step: int, found: int) -> None:
+    """Six steps an epoch; where none is older, the newest one is better than nothing."""
+    assert checkpoint_before(tmp_path, 5, 6) is None
+    paths = [checkpoint_path(tmp_path, *place) for place in [(0, 5), (1, 9), (1, 10), (2, None)]]
+    paths.append(checkpoint_path(tmp_path, 2, 13))
+    for path in paths:
+        path.touch()
+    assert checkpoint_before(tmp_path, step, 6) == paths[found]
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,7 @@ def _poison(
 def test_a_lost_loss_names_the_last_good_checkpoint(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path, _recipe("run.checkpoint_steps=2"))
     _poison(trainer, step=5)
-    with pytest.raises(KprepError, match=r"rank 0, at step 5 .* is .*epoch-0000-step-00000004.pt"):
+    with pytest.raises(KprepError, match=r"rank 0, at step 5 .* is .*epoch-0000-step-00000002.pt"):
         trainer.fit()
     assert trainer.step == 6
 
@@ -459,7 +459,7 @@ def test_a_lost_loss_is_rolled_back_and_its_step_left_out(tmp_path: Path) -> Non
     trainer = _trainer(tmp_path, recipe)
     _poison(trainer, step=5)
     assert trainer.fit()["steps"] == 12
-    assert trainer._train_loader.loaded == [{"epoch": 0, "step": 4}]
+    assert trainer._train_loader.loaded == [{"epoch": 0, "step": 2}]
     assert trainer._skipped == {4, 5}
     hopeless = _trainer(tmp_path / "b", recipe)
     for step in (3, 5, 7):
@@ -468,11 +468,38 @@ def test_a_lost_loss_is_rolled_back_and_its_step_left_out(tmp_path: Path) -> Non
         hopeless.fit()
 
 
+def _spoil_weights(trainer: Trainer, step: int) -> None:
+    """Let the update of a step, the first time, leave weights that are finite but of no use."""
+    run, left = trainer._step.run, [step]
+
+    def spoil(*arguments: Any) -> torch.Tensor:
+        loss = run(*arguments)
+        if trainer.step in left:
+            left.remove(step)
+            with torch.no_grad():
+                for weight in trainer.model.parameters():
+                    weight.mul_(1e30)
+        return loss
+
+    trainer._step.run = spoil  # type: ignore[method-assign]
+
+
+def test_a_checkpoint_of_spoilt_weights_is_not_gone_back_to(tmp_path: Path) -> None:
+    """Step 4 spoils them, its checkpoint is written, and the loss of step 5 is lost."""
+    recipe = _recipe("run.checkpoint_steps=2", "run.on_nan=rollback", "run.max_rollbacks=1")
+    trainer = _trainer(tmp_path, recipe)
+    _spoil_weights(trainer, step=4)
+    assert trainer.fit()["steps"] == 12
+    assert trainer._train_loader.loaded == [{"epoch": 0, "step": 2}]
+    left = checkpoints_in(tmp_path / "checkpoints" / "abandoned")
+    assert left == [tmp_path / "checkpoints" / "abandoned" / "epoch-0000-step-00000004.pt"]
+
+
 def test_a_loss_above_the_limit_is_lost_too(tmp_path: Path) -> None:
     settings = ("run.checkpoint_steps=2", "run.max_loss=50")
     trainer = _trainer(tmp_path / "stop", _recipe(*settings))
     _poison(trainer, step=5, factor=1000)
-    sentence = r"the loss is above run.max_loss \(50\) on rank 0 \(\d.*\), at step 5 .*000004.pt"
+    sentence = r"the loss is above run.max_loss \(50\) on rank 0 \(\d.*\), at step 5 .*000002.pt"
     with pytest.raises(KprepError, match=sentence):
         trainer.fit()
     again = _trainer(tmp_path / "rollback", _recipe(*settings, "run.on_nan=rollback"))

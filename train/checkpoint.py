@@ -68,6 +68,21 @@ def checkpoints_in(directory: Path) -> list[Path]:
     return sorted(filter(_place, directory.iterdir()), key=_place)
 
 
+def checkpoint_before(directory: Path, step: int, steps_per_epoch: int) -> Path | None:
+    """Return the newest checkpoint of fewer than `step` optimiser steps, else the newest of all.
+
+    None where there is none.
+    """
+    found = checkpoints_in(directory)
+    before = [path for path in found if _steps(path, steps_per_epoch) < step] or found
+    return before[-1] if before else None
+
+
+def _steps(path: Path, steps_per_epoch: int) -> int:
+    epochs, step = _place(path)
+    return step or epochs * steps_per_epoch
+
+
 def _place(path: Path) -> tuple[int, ...]:
     """Return what checkpoints are ordered by, epochs and steps of their names; () for others."""
     match = _NAME.fullmatch(path.name)
@@ -75,7 +90,10 @@ def _place(path: Path) -> tuple[int, ...]:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that it appears complete or not at all, also when power fails."""
+    """Write a checkpoint so that it appears complete or not at all, also when power fails.
+
+    Raises KprepError when it cannot be written.
+    """
     values = {**vars(checkpoint), "format": FORMAT, "loader": json.dumps(checkpoint.loader)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -86,8 +104,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_path(path.parent)
-    except OSError as error:
-        raise KprepError(f"checkpoint {path} cannot be written: {error}") from error
+    except (OSError, RuntimeError) as error:
+        # where a write fails, torch's writer raises an error of its own in closing the file
+        inner = error.__context__
+        cause = inner if isinstance(inner, OSError) else error
+        raise KprepError(f"checkpoint {path} cannot be written: {cause}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

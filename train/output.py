@@ -13,8 +13,8 @@ from train.checkpoint import (
     ABANDONED_NAME,
     BEST_NAME,
     abandon_checkpoints,
+    checkpoint_before,
     checkpoint_path,
-    checkpoints_in,
     rotate_checkpoints,
     save_checkpoint,
 )
@@ -179,7 +179,8 @@ class RunOutput:
         raise_together(self._world, error)
         return page
 
-    def newest(self) -> str:
-        """Return the path of the newest checkpoint on all ranks; "" where there is none."""
-        found = checkpoints_in(self._checkpoints) if self._world.is_first else []
-        return broadcast_text(self._world, str(found[-1]) if found else "")
+    def newest_before(self, step: int, steps_per_epoch: int) -> str:
+        """Return, on all ranks, what `checkpoint_before` finds; "" where there is none."""
+        first = self._world.is_first
+        found = checkpoint_before(self._checkpoints, step, steps_per_epoch) if first else None
+        return broadcast_text(self._world, str(found or ""))

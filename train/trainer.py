@@ -316,8 +316,8 @@ class Trainer:
             self._reporter.add_loss(sum(losses) / len(losses))
 
     def _not_finite(self, step: int, what: str) -> LossNotFiniteError:
-        newest = self._files.newest()
-        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        place = self._place_before(step)
+        good = f"the last good checkpoint is {place}" if place else "there is no checkpoint yet"
         return LossNotFiniteError(
             step,
             f"{what}, at step {step} of epoch {self.epoch}; {good}; lower optim.lr "
@@ -326,20 +326,26 @@ class Trainer:
         )
 
     def _roll_back(self, error: LossNotFiniteError) -> None:
-        """Go back to the last checkpoint, or raise the error where the recipe does not want that.
+        """Go back to the last good checkpoint, or raise where the recipe does not want that.
 
         The step that was lost and the one before it, which may have spoilt the weights, are left
         out when they come again: repeated exactly, they would be lost again.
         """
-        run, newest = self.recipe.run, self._files.newest()
-        if run.on_nan == "stop" or not newest or self._rollbacks >= run.max_rollbacks:
+        run, place = self.recipe.run, self._place_before(error.step)
+        if run.on_nan == "stop" or not place or self._rollbacks >= run.max_rollbacks:
             raise error
         self._rollbacks += 1
         self._skipped |= {error.step - 1, error.step}
         self._exchange.forget()
         self._log("rolled back (%d of %d): %s", self._rollbacks, run.max_rollbacks, error)
-        self.restore(Path(newest))
+        self.restore(Path(place))
         self._open_files()
+
+    def _place_before(self, lost_step: int) -> str:
+        """Return the newest checkpoint without the update that lost a step's loss, or ""."""
+        # the loss of step s is that of the weights after step s - 1, whose update may be the cause
+        steps_per_epoch = self._training_loader().steps_per_epoch
+        return self._files.newest_before(lost_step - 1, steps_per_epoch)
 
     def _interrupted(self, number: int) -> InterruptedBySignalError:
         name = signal.Signals(number).name
