@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import sqlite3
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, UsageError
 from prep.format import Manifest, read_manifest
 from prep.format.layout import MANIFEST_PATH, WORK_NAME
-from prep.journal import Journal
+from prep.journal_reader import read_setting, read_sums
+from prep.local_files import refuse_links_in
 from prep.root_lock import LOCK_NAME
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prep.options import ShardOptions
 
+_JOURNAL = "journal.sqlite"
 # What publishing writes before the manifest, so that a run killed there finds its own files
 _PUBLISHED = re.compile(r"index|ledger|README\.md|classes\.txt|\.nv-meta|wids-[a-z0-9_]+\.json")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -80,40 +81,26 @@ def begun_splits(options: ShardOptions) -> set[str]:
 def unfinished(root: Path) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
     """Return, for each split in the making, its rows by status and its failures by reason.
 
-    Only work that is kept in the root itself is found.
+    Only work that is kept in the root itself is found. Nothing is written, as the root may be a
+    stranger's. Raises StorageError where work is a link, DatasetError where it cannot be read.
     """
+    refuse_links_in(root / WORK_NAME)
     found = {}
     for work in sorted((root / WORK_NAME).glob("*/")):
         if is_planned(work):
-            journal = Journal(work / "journal.sqlite", work.name)
-            found[work.name] = (journal.counts(), journal.failures())
-            journal.close()
+            found[work.name] = read_sums(work / _JOURNAL)
     return found
 
 
 def root_of(work: Path) -> str | None:
     """Return the root that a split's unfinished work belongs to; None where there is none."""
-    root = _setting(work, "root")
+    root = read_setting(work / _JOURNAL, "root")
     return str(root) if root else None
 
 
 def is_planned(work: Path) -> bool:
     """Whether a split's work has come as far as a complete plan."""
-    return _setting(work, "identity") is not None
-
-
-def _setting(work: Path, name: str) -> Any:
-    path = work / "journal.sqlite"
-    if not path.exists():
-        return None
-    try:
-        journal = Journal(path, work.name)
-        try:
-            return journal.setting(name)
-        finally:
-            journal.close()
-    except sqlite3.Error:
-        return None
+    return read_setting(work / _JOURNAL, "identity") is not None
 
 
 def forget(options: ShardOptions, work: Path) -> None:

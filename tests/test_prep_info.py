@@ -1,20 +1,26 @@
 """`kprep info`: for a terminal of 80 columns, for programs, on disk and in a bucket."""
 
+import contextlib
 import csv
 import json
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import run_kprep
+from copy_datasets import files_of
 from report_datasets import CLASSES, large_dataset
 
 from prep.errors import DatasetError
 from prep.info import write_ledger_csv
 from prep.info_command import info_lines
+from prep.journal import Journal
 from prep.plain_text import setting_text
+from prep.root_state import unfinished
 from prep.storage import Storage
 
 SPLIT_FIELDS = {"clips", "rows", "hours", "bytes", "shards", "short_clips", "outcomes", "failures",
@@ -83,8 +89,6 @@ def test_a_bucket_and_a_folder_say_the_same(odd_dataset, s3):
 
 
 def test_a_split_in_the_making_is_in_the_json(tmp_path, motion_videos):
-    from prep.journal import Journal
-
     work = tmp_path / "root/.kprep-work/train"
     work.mkdir(parents=True)
     journal = Journal(work / "journal.sqlite", "train")
@@ -95,6 +99,109 @@ def test_a_split_in_the_making_is_in_the_json(tmp_path, motion_videos):
     assert values["profile"] is None
     assert [*values["unfinished"]] == ["train"]
     assert "split train, not published yet" in run_kprep("info", tmp_path / "root").stdout
+
+
+def work_folder(root: Path) -> Path:
+    work = root / ".kprep-work/val"
+    work.mkdir(parents=True)
+    return work
+
+
+def test_a_journal_that_a_killed_run_left_is_read_and_not_written(tmp_path):
+    work = work_folder(tmp_path)
+    run = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from prep.journal import Journal\n"
+        "from prep.segment import BadRow\n"
+        "journal = Journal(Path(sys.argv[1]), 'val')\n"
+        "bad = [BadRow(1, 'odd'), BadRow(2, 'odd')]\n"
+        "options = {'clips_per_shard': 9, 'limit': None, 'classes': frozenset()}\n"
+        "journal.plan(bad, seed=0, taken_keys=frozenset(), **options)\n"
+        "journal.set('identity', {})\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", run, work / "journal.sqlite"], check=False)
+    before = files_of(tmp_path)
+    assert any(path.endswith("-wal") for path in before)
+    values = json.loads(run_kprep("info", tmp_path, "--json").stdout)["unfinished"]["val"]
+    assert values["outcomes"] == {"ok": 0, "failed": 2, "duplicate": 0, "pending": 0}
+    assert values["failures"] == {"bad row": 2}
+    after = files_of(tmp_path)
+    assert all(after[path] == before[path] for path in before if not path.endswith("-shm"))
+    Journal(work / "journal.sqlite", "val").close()  # which merges the log
+    before = files_of(tmp_path)
+    assert json.loads(run_kprep("info", tmp_path, "--json").stdout)["unfinished"]["val"] == values
+    assert files_of(tmp_path) == before
+
+
+ENDLESS = (
+    "CREATE VIEW rows AS WITH RECURSIVE n(status, reason) AS "
+    "(SELECT 'ok', '' UNION ALL SELECT status, reason FROM n) SELECT status, reason FROM n"
+)
+SETTINGS = (
+    "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;"
+    "INSERT INTO settings VALUES ('identity', '{}');"
+)
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        (ENDLESS, "no strict table rows"),
+        ("CREATE TABLE rows (status)", "no strict table rows"),
+        ("CREATE TABLE rows (x INT) STRICT", "no such column"),
+        ("CREATE TABLE rows (x INT, status TEXT AS (hex(zeroblob(x)))) STRICT", "computed"),
+        ("CREATE TABLE rows (status TEXT, reason TEXT) STRICT; INSERT INTO rows VALUES ('failed', zeroblob(99000000) || '')", "too big"),
+    ],
+)  # fmt: skip
+def test_a_strangers_journal_is_one_sentence(tmp_path, schema, says):
+    path = work_folder(tmp_path) / "journal.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SETTINGS + schema)
+    with pytest.raises(DatasetError, match=f"cannot be read as the journal .*{says}"):
+        unfinished(tmp_path)
+
+
+def test_a_query_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    path = work_folder(tmp_path) / "journal.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SETTINGS + "CREATE TABLE rows (status TEXT, reason TEXT) STRICT;")
+        db.executemany("INSERT INTO rows VALUES ('failed', ?)", ((f"{n}",) for n in range(5000)))
+        db.commit()
+    assert sum(unfinished(tmp_path)["val"][1].values()) == 5000
+    monkeypatch.setattr("prep.journal_reader._STEP", 50)
+    with pytest.raises(DatasetError, match="interrupted"):
+        unfinished(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000, "{", "null"])
+def test_a_setting_that_is_none_is_no_plan(tmp_path, value):
+    path = work_folder(tmp_path) / "journal.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SETTINGS)
+        db.execute("UPDATE settings SET value = ?", (value,))
+        db.commit()
+    assert unfinished(tmp_path) == {}
+
+
+def test_a_journal_that_is_no_file_of_this_root_is_not_opened(tmp_path):
+    victim = tmp_path / "places.sqlite"
+    with contextlib.closing(sqlite3.connect(victim)) as db:
+        db.executescript("CREATE TABLE history (url TEXT)")
+    before = victim.read_bytes()
+    journal = work_folder(tmp_path / "root") / "journal.sqlite"
+    journal.symlink_to(victim)
+    done = run_kprep("info", tmp_path / "root", check=False)
+    assert done.returncode == 1
+    assert f"{journal} is a link" in done.stderr
+    assert victim.read_bytes() == before
+    journal.unlink()
+    os.mkfifo(journal)  # which would wait for somebody to write into it
+    assert unfinished(tmp_path / "root") == {}
+    journal.unlink()
+    journal.write_bytes(b"no database")
+    assert unfinished(tmp_path / "root") == {}
 
 
 @pytest.mark.parametrize("path", ["index/val.parquet", "ledger/val.parquet"])
