@@ -222,25 +222,53 @@ def _split_folder(root: Path, split: str) -> str:
     return ""
 
 
-def _unreadable(error: OSError) -> None:
+def _unreadable(error: OSError) -> UsageError:
     """Refuse a folder that cannot be searched: its clips would be left out in silence."""
-    raise UsageError(f"folder {error.filename} cannot be read: {error.strerror}") from error
+    return UsageError(f"folder {error.filename} cannot be read: {error.strerror}")
 
 
-def walk(root: Path) -> list[str]:
+def walk(root: Path, dead_links: set[str] | None = None) -> list[str]:
     """Return the paths of all files below `root` that are not hidden, relative to it, sorted.
 
-    Links are followed, as dataset folders are often made of them; a loop of links ends.
+    Links are followed, as dataset folders are often made of them; a loop of links ends. Those that
+    lead nowhere count as files; they are added to `dead_links`.
     """
-    found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
-        status = Path(folder).stat()
+    found, seen, folders = [], set(), [""]
+    while folders:
+        inside = folders.pop()
+        try:
+            status = (root / inside).stat()
+            entries = sorted(os.scandir(root / inside), key=lambda entry: entry.name)
+        except OSError as error:
+            raise _unreadable(error) from error
         if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        found += [f"{prefix}{name}" for name in files if not name.startswith(".")]
+        below = []
+        for entry in entries:
+            path = f"{inside}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                below.append(f"{path}/")
+                continue
+            found.append(path)
+            if dead_links is not None and entry.is_symlink() and _leads_nowhere(entry):
+                dead_links.add(path)
+        folders += reversed(below)
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles
+        return False
+
+
+def _leads_nowhere(link: os.DirEntry[str]) -> bool:
+    try:
+        link.stat()
+    except OSError:
+        return True
+    return False

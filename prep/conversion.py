@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prep.source import Offer, Source
 
 _COMMIT_ROWS = 256
+_WAY_OUT = "see that there is room and that the disk is sound, then run the same command again"
 _WAIT_SECONDS = 0.2  # for a result, before a signal is looked for
 
 
@@ -178,6 +179,8 @@ class Conversion:
             if outcome.status == Status.OK:
                 self._settle(offer.row, outcome, facts)
             elif outcome.reason is not None:
+                if outcome.reason == Reason.STORAGE:
+                    source.check()
                 self._answer(source, offer.row, outcome.reason, outcome.detail)
             self.journal.commit()
             offer.release()
@@ -234,6 +237,7 @@ def encode_job(options: ShardOptions, work: Path, offer: Offer) -> dict[str, Any
                 "source": candidate.source,
                 "start": candidate.start_seconds,
                 "end": candidate.end_seconds,
+                "was_there": candidate.was_there,
             }
             for candidate in offer.candidates
         ],
@@ -269,7 +273,7 @@ def _outcome(result: dict[str, Any]) -> tuple[Outcome, dict[str, Any] | None]:
 def check_fatal(result: dict[str, Any]) -> None:
     """Raise KprepError for a result that no row is to blame for: a full disk, a fault of ours."""
     if "fatal" in result:
-        raise KprepError(f"{result['fatal']}; make room, then run the same command again")
+        raise KprepError(f"{result['fatal']}; {_WAY_OUT}")
     if "error" in result:
         raise KprepError(f"a worker failed; this is a fault in kprep:\n{result['error']}")
 

@@ -22,7 +22,10 @@ from prep.outcome import Reason, RowFailure
 from prep.probe import SourceFacts, probe
 from prep.profile import EncodingProfile, profile_from_json
 from prep.source import Candidate
-from prep.transcode import Limits, command, run
+from prep.transcode import Limits, OutputError, command, run
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_MOST_READ = 1 << 30  # of a file that failed
 
 
 @dataclass(frozen=True)
@@ -39,27 +42,58 @@ class Expectation:
 def encode(job: dict[str, Any]) -> dict[str, Any]:
     """Try the candidates of a row in order; return the first clip that passes, or why none did.
 
-    A full disk is nobody's row: it is reported as `fatal`, and the run stops.
+    What may pass with time outweighs the rest. A disk that takes no more is nobody's row: it is
+    reported as `fatal`, and the run stops.
     """
     profile = profile_from_json(job["profile"])
     limits = Limits(job["cpu_seconds"], job["wall_seconds"])
     failures: list[RowFailure] = []
     for values in job["candidates"]:
         candidate = Candidate(
-            Path(values["path"]), values["source"], values["start"], values["end"]
+            Path(values["path"]),
+            values["source"],
+            values["start"],
+            values["end"],
+            values["was_there"],
         )
         try:
             return _encode_one(candidate, profile, limits, job)
         except RowFailure as failure:
-            failures.append(failure)
+            failures.append(_fair(failure, candidate))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if isinstance(error, OutputError) or error.errno in _DISK_ERRORS:
                 return {"fatal": f"{job['work']} cannot be written: {error.strerror}"}
             failures.append(RowFailure(Reason.STORAGE, f"{error.strerror}"))
-    first = failures[0]
-    others = "; ".join(f"then {failure.reason}" for failure in failures[1:])
+    first = min(failures, key=lambda failure: not failure.reason.retryable)
+    failures.remove(first)
+    others = "; ".join(f"then {failure.reason}" for failure in failures)
     detail = "; ".join(part for part in (first.detail, others) if part)
     return {"status": "failed", "reason": str(first.reason), "detail": detail}
+
+
+def _fair(failure: RowFailure, candidate: Candidate) -> RowFailure:
+    """Return the failure, or that of the storage where the file is gone or cannot be read.
+
+    Libraries tell a file that cannot be read on from one that ends there only by chance.
+    """
+    if failure.reason.retryable or failure.reason == Reason.UNSAFE_INPUT:
+        return failure
+    name = candidate.path.name
+    if failure.reason != Reason.MISSING:
+        try:
+            _read_through(candidate.path)
+        except OSError as error:
+            return RowFailure(Reason.STORAGE, f"{name}: {error.strerror}")
+    elif candidate.was_there:
+        return RowFailure(Reason.STORAGE, f"{name} was there when the run began, and is gone")
+    return failure
+
+
+def _read_through(path: Path) -> None:
+    """Raise OSError where a file cannot be read, in its first gigabyte."""
+    with path.open("rb", buffering=0) as file:
+        while file.tell() < _MOST_READ and file.read(1 << 20):
+            pass
 
 
 def _encode_one(
@@ -69,6 +103,8 @@ def _encode_one(
     wanted = expectation(facts, candidate, profile)
     if wanted.seconds < job["min_seconds"]:
         raise RowFailure(Reason.TOO_SHORT, f"{wanted.seconds:.2f} s")
+    if wanted.short:
+        _read_through(candidate.path)
     work, worker = Path(job["work"]), _worker_name()
     target = work / "temporary" / f"{worker}.mp4"
     try:
@@ -144,9 +180,12 @@ def _worker_name() -> str:
 
 def append(pack: Path, data: bytes) -> int:
     """Append a clip to a pack file and return its offset; bytes of a broken run before it stay."""
-    with pack.open("ab") as file:
-        offset = file.tell()
-        file.write(data)
-        file.flush()
-        os.fdatasync(file.fileno())
+    try:
+        with pack.open("ab") as file:
+            offset = file.tell()
+            file.write(data)
+            file.flush()
+            os.fdatasync(file.fileno())
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror) from error
     return offset

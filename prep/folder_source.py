@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prep.annotations import walk
-from prep.errors import UsageError
+from prep.errors import KprepError, UsageError
 from prep.outcome import Reason
 from prep.source import Candidate, Offer
 
@@ -33,10 +33,13 @@ class FolderSource:
         if not root.is_dir():
             raise UsageError(f"source folder {root} does not exist; give the folder of the videos")
         self.root = root
+        self._identity = _identity(root)
+        self._dead_links: set[str] = set()
         self._by_stem: dict[str, list[str]] = {}
-        for path in walk(root):
-            stem = path.rpartition("/")[2].rpartition(".")[0]
-            self._by_stem.setdefault(stem, []).append(path)
+        for path in walk(root, self._dead_links):
+            self._by_stem.setdefault(_stem(path), []).append(path)
+        if not self._by_stem:
+            raise UsageError(f"source folder {root} holds no file; see that it is mounted")
 
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Yield an offer for every pending row, in the order of the plan."""
@@ -48,6 +51,14 @@ class FolderSource:
         """Say that no file has the row's name."""
         return Reason.MISSING, ""
 
+    def check(self) -> None:
+        """Raise KprepError when the folder is gone, or another one stands in its place."""
+        if _identity(self.root) != self._identity:
+            raise KprepError(
+                f"source {self.root} is gone, or no longer the folder that it was when this run "
+                "began; see that it is mounted, then run the same command again"
+            )
+
     def stop(self) -> None:
         """Do nothing: the search is over before the first offer."""
 
@@ -58,7 +69,7 @@ class FolderSource:
     def candidates(self, segment: Segment) -> list[Candidate]:
         """Return the files to try, the likeliest first; none when the folder has none."""
         if segment.path is not None:
-            return [Candidate(self.root / segment.path, self.name, segment.start_seconds, None)]
+            return [self._candidate(segment.path, segment.start_seconds, None)]
         start, end = segment.start_seconds, segment.end_seconds
         if end is None:
             return []
@@ -78,8 +89,22 @@ class FolderSource:
 
         return sorted(self._by_stem.get(stem, []), key=unlikely)
 
-    def _candidate(self, path: str, start: float, end: float) -> Candidate:
-        return Candidate(self.root / path, self.name, start, end)
+    def _candidate(self, path: str, start: float, end: float | None) -> Candidate:
+        listed = path in self._by_stem.get(_stem(path), ())
+        was_there = listed and path not in self._dead_links
+        return Candidate(self.root / path, self.name, start, end, was_there)
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def torchvision_folder(label: str) -> str:

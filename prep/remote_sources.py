@@ -47,6 +47,9 @@ class MirrorSource:
             return Reason.NETWORK, f"{len(unread)} archives could not be read, {named} the first"
         return Reason.MISSING_UPSTREAM, ""
 
+    def check(self) -> None:
+        """Do nothing: what the mirror does not have is its answer."""
+
     def stop(self) -> None:
         """End the transfer that is under way."""
         self.mirror.client.stop()
@@ -107,6 +110,9 @@ class VideoSiteSource:
     def absence(self) -> tuple[Reason, str]:
         """Say that the site was not asked any more: it may answer in another run."""
         return Reason.BOT_CHECK, self._ended
+
+    def check(self) -> None:
+        """Do nothing: what the site does not have is its answer."""
 
     def stop(self) -> None:
         """End the download that is under way."""

@@ -19,12 +19,16 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that may hold a row's clip, and where in it. `end_seconds` None: to its end."""
+    """A file that may hold a row's clip, and where in it. `end_seconds` None: to its end.
+
+    `was_there`: it was when the source was opened, so that it is not missing when it is gone.
+    """
 
     path: Path
     source: str
     start_seconds: float
     end_seconds: float | None
+    was_there: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class Source(Protocol):
 
     def absence(self) -> tuple[Reason, str]:
         """Return why the rows without an offer have none, after the last offer."""
+        ...
+
+    def check(self) -> None:
+        """Raise KprepError when what the source reads from is not what it was at the start."""
         ...
 
     def stop(self) -> None:

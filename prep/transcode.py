@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import resource
+import signal
 import subprocess
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +25,17 @@ if TYPE_CHECKING:
 # ITU-T H.273 matrix coefficients by the names that ffmpeg's scaler knows
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
 _MAX_ASPECT = 16
+# ffmpeg told by the system that its CPU time is over, and killed a second later
+_AT_ITS_LIMIT = (255, -signal.SIGXCPU, -signal.SIGKILL)
+# An input/output error is also what demuxers say of a file that is cut short
+_NOT_WRITTEN = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system"
+    r"|(?:writing|\bmux|opening output).*: Input/output error"
+)
+
+
+class OutputError(OSError):
+    """No clip can be written, whatever the source."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,11 @@ def command(
 
 
 def run(arguments: list[str], source: Path, limits: Limits) -> None:
-    """Run the command; raise RowFailure with ffmpeg's last word when it fails."""
+    """Run the command.
+
+    Raises RowFailure with ffmpeg's last word when it fails, OutputError when no clip can be
+    written.
+    """
     before = _children_cpu_seconds()
     try:
         done = subprocess.run(
@@ -134,11 +152,16 @@ def run(arguments: list[str], source: Path, limits: Limits) -> None:
         raise RowFailure(Reason.STORAGE, f"ffmpeg cannot be started: {error.strerror}") from error
     if done.returncode == 0:
         return
-    if _children_cpu_seconds() - before >= limits.cpu_seconds * 0.9:
+    spent = _children_cpu_seconds() - before
+    if done.returncode in _AT_ITS_LIMIT and spent >= limits.cpu_seconds * 0.9:
         raise RowFailure(Reason.CPU_LIMIT, f"over {limits.cpu_seconds} s of CPU time")
+    if done.returncode < 0:
+        raise RowFailure(Reason.CRASHED, f"ffmpeg ended with signal {-done.returncode}")
     message = done.stderr.decode("utf-8", "replace")
-    if "No space left on device" in message:
-        raise OSError(28, "No space left on device")
+    if refused := _NOT_WRITTEN.search(message):
+        raise OutputError(errno.ENOSPC, refused[0].rpartition(": ")[2])
+    if os.strerror(errno.ENOMEM) in message:
+        raise RowFailure(Reason.CRASHED, f"ffmpeg: {os.strerror(errno.ENOMEM)}")
     raise RowFailure(Reason.ENCODE_FAILED, last_word(message, source))
 
 

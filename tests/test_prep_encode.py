@@ -47,7 +47,8 @@ def convert(tmp_path, source, start=0.0, end=None, profile=SMALL, **more):
     job = {
         "profile": profile.to_json(), "cpu_seconds": 60, "wall_seconds": 60, "min_seconds": 1.0,
         "work": str(work), "shard": 0,
-        "candidates": [{"path": str(source), "source": "folder", "start": start, "end": end}], **more,
+        "candidates": [{"path": str(source), "source": "folder", "start": start, "end": end,
+                        "was_there": True}], **more,
     }  # fmt: skip
     result = encode(json.loads(json.dumps(job)))
     data = b""
@@ -365,7 +366,7 @@ def test_the_next_candidate_is_tried(tmp_path):
     (tmp_path / "empty.mp4").touch()
     good = make(tmp_path / "a.mp4")
     both = [
-        {"path": str(path), "source": "folder", "start": 0.0, "end": None}
+        {"path": str(path), "source": "folder", "start": 0.0, "end": None, "was_there": False}
         for path in (tmp_path / "empty.mp4", good)
     ]
     assert convert(tmp_path, good, candidates=both)[0]["status"] == "ok"
@@ -392,6 +393,57 @@ def test_rows_that_fail_leave_nothing_behind(tmp_path):
     (tmp_path / "zeros.mp4").write_bytes(bytes(1000))
     convert(tmp_path, tmp_path / "zeros.mp4")
     assert not list((tmp_path / "work" / "staged").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ("kill -9 $$", "worker crashed"),
+        ("echo 'Error while filtering: Cannot allocate memory' >&2; exit 244", "worker crashed"),
+        ("echo '[in#0] Error during demuxing: Input/output error' >&2; exit 251", "encode failed"),
+        ("rm {source}; exit 254", "storage"),
+        ("echo 'Error writing trailer: Disk quota exceeded' >&2; exit 1", None),
+        ("echo 'Could not open file: Read-only file system' >&2; exit 1", None),
+        ("echo 'Error submitting a packet to the muxer: Input/output error' >&2; exit 1", None),
+    ],
+)
+def test_what_the_machine_does_to_ffmpeg_is_not_the_fault_of_a_file(
+    tmp_path, monkeypatch, ends, reason
+):
+    source = make(tmp_path / "a.mp4")
+    fake = tmp_path / "ffmpeg"
+    fake.write_text("#!/bin/sh\n" + ends.format(source=source))
+    fake.chmod(0o755)
+    monkeypatch.setenv("KPREP_FFMPEG", str(fake))
+    result, _ = convert(tmp_path, source)
+    assert result.get("reason") == reason
+    assert ("cannot be written" in result.get("fatal", "")) == (reason is None)
+
+
+def test_a_file_that_was_there_is_not_missing(tmp_path):
+    found = {"path": str(tmp_path / "gone.mp4"), "source": "folder", "start": 0.0, "end": None}
+    result, _ = convert(tmp_path, None, candidates=[{**found, "was_there": True}])
+    assert result["reason"] == "storage"
+    result, _ = convert(tmp_path, None, candidates=[{**found, "was_there": False}])
+    assert result["reason"] == "missing"
+    empty = {**found, "path": str(tmp_path / "empty.mp4"), "was_there": True}
+    (tmp_path / "empty.mp4").touch()
+    result, _ = convert(tmp_path, None, candidates=[empty, {**found, "was_there": True}])
+    assert (result["reason"], result["detail"].endswith("then empty file")) == ("storage", True)
+
+
+@pytest.mark.parametrize("content", [b"no video" * 999, None], ids=["no video", "ends early"])
+def test_a_file_that_cannot_be_read_to_its_end_is_not_blamed(tmp_path, monkeypatch, content):
+    source = make(tmp_path / "a.mp4")
+    if content is not None:
+        source.write_bytes(content)
+
+    def breaks(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("prep.encode._read_through", breaks)
+    result, _ = convert(tmp_path, source, 1.0, 9.0)
+    assert (result["reason"], result["detail"].endswith("Input/output error")) == ("storage", True)
 
 
 def test_a_full_disk_is_fatal_and_nobodys_row(tmp_path, monkeypatch):

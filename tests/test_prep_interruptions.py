@@ -431,6 +431,24 @@ def test_a_clip_of_a_split_published_meanwhile_is_no_clip_of_this_one(two_lists,
 # -- places --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["gone", "another"])
+def test_a_source_that_goes_away_costs_no_row(videos, reference, tmp_path, back):
+    source, root = tmp_path / "v", tmp_path / "root"
+    shutil.copytree(videos, source)
+    again = f"mkdir {source};" if back else ""  # as the place of a mount looks without it
+    away = f"[ -e {tmp_path}/once ] && {{ rm {tmp_path}/once; mv {source} {source}.away; {again} }}"
+    fake = fake_ffmpeg(tmp_path, "up/", away)
+    (tmp_path / "once").touch()
+    done = run_kprep(*arguments(source, root), check=False, KPREP_FFMPEG=str(fake))
+    assert done.returncode == 1
+    assert "is gone, or no longer the folder" in done.stderr
+    if back:
+        source.rmdir()
+    source.with_name("v.away").rename(source)
+    run_kprep(*arguments(source, root), KPREP_FFMPEG=str(fake))
+    assert [row["status"] for row in ledger(root, "train")] == ["ok"] * 6
+
+
 def test_root_and_work_inside_the_source_are_refused(videos, tmp_path):
     for words in (
         arguments(videos, videos / "out"),
