@@ -43,6 +43,7 @@ from stream.sampling import (
     num_starts,
     training_starts,
 )
+from stream.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from stream.index import IndexedClip
 
 _CLIPS_AHEAD = 48  # whose reads a process has begun
+MOST_FRAMES = 100_000
+"""Of one clip: nearly two hours at 15 frames a second."""
 
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
@@ -86,9 +89,11 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
-        for name in ("frames", "clips_per_video", "shuffle_block"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} ({getattr(self, name)}) must be at least 1")
+        limits = {"frames": (1, MOST_FRAMES), "clips_per_video": (1, None),
+                  "shuffle_block": (1, None), "seed": (None, None)}  # fmt: skip
+        for name, (least, most) in limits.items():
+            value = whole_number(name, getattr(self, name), least=least, most=most)
+            object.__setattr__(self, name, value)
         if self.fps <= 0:
             raise UsageError(f"fps ({self.fps}) must be above 0")
         choices = {
@@ -250,6 +255,8 @@ class ClipStream(Dataset[ClipBatch]):
 
     def batch(self, address: BatchAddress, room: Room) -> ClipBatch:
         """Read and decode one batch into memory that `room` gives; see `__getitem__`."""
+        places = zip(BatchAddress._fields, address, strict=True)
+        address = BatchAddress(*(whole_number(name, place, least=0) for name, place in places))
         try:
             planar, kept, bad = self._decode(address.epoch, self._reads(address), room)
         except BaseException:  # the reads that are still under way must not wait for the storage

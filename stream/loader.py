@@ -24,6 +24,7 @@ from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
 from stream.roots import RootLike, WeightedRootLike, data_roots
 from stream.state import STATE_VERSION, StreamState
+from stream.whole_numbers import whole_number
 from stream.workers import begin_worker, fork_server_context, start_fork_server
 
 if TYPE_CHECKING:
@@ -66,6 +67,22 @@ class _Guarded(Dataset["ClipBatch | LentBatch | _Failure"]):
             return _Failure(type(error).__name__, str(error))
 
 
+@dataclass
+class _Iteration:
+    """One way through an epoch, from a step of it on.
+
+    delivered   batches that the caller has got
+    is_running  whether somebody may still ask for its next batch
+    is_left     whether another epoch was chosen meanwhile, for the iteration behind this one
+    """
+
+    epoch: int
+    begun_at: int
+    delivered: int = 0
+    is_running: bool = True
+    is_left: bool = False
+
+
 class _Addresses(Sampler[BatchAddress]):
     """What is still to be made of a loader's current iteration.
 
@@ -81,19 +98,19 @@ class _Addresses(Sampler[BatchAddress]):
         """Batches of the iteration that need no worker any more."""
 
     def __iter__(self) -> Iterator[BatchAddress]:
-        return islice(self.since(self.begun_at), self.made_here, None)
+        return islice(self.since(self.epoch, self.begun_at), self.made_here, None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def since(self, first_step: int) -> Iterator[BatchAddress]:
-        """Yield this rank's addresses from a step of the epoch to its end."""
+    def since(self, epoch: int, first_step: int) -> Iterator[BatchAddress]:
+        """Yield this rank's addresses from a step of an epoch to its end."""
         plan = self._plan
         for step in range(first_step, plan.num_steps):
             for micro in range(plan.accumulate):
                 # an evaluation's last step can leave a rank without clips
                 if len(plan.positions(step, micro, self._rank)):
-                    yield BatchAddress(self.epoch, step, micro)
+                    yield BatchAddress(epoch, step, micro)
 
 
 def _as_is(batch: Any) -> Any:
@@ -121,8 +138,9 @@ class ClipLoader:
         self.num_workers = num_workers
         self.next_step = 0
         """The step at which the next iteration begins: 0, or where a loaded state continues."""
+        self._epoch = 0
+        self._iteration: _Iteration | None = None
         self._addresses = _Addresses(stream)
-        self._delivered = 0
         self._bad_clips = BadClipSummary(bad_clip_limit)
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
@@ -131,8 +149,8 @@ class ClipLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is iterated over."""
-        return self._addresses.epoch
+        """The epoch that was chosen: the next iteration is over it."""
+        return self._epoch
 
     @property
     def class_names(self) -> list[str]:
@@ -176,37 +194,58 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets from here to the end of the epoch."""
-        return sum(1 for _ in self._addresses.since(self.next_step))
+        return sum(1 for _ in self._addresses.since(self.epoch, self.next_step))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate over; the one of a loaded state continues in its middle."""
-        if epoch < 0:
-            raise UsageError(f"epoch ({epoch}) must be at least 0")
+        """Choose the epoch to iterate over; the one of a loaded state continues in its middle.
+
+        An iteration that is under way keeps its own: the next one is over this epoch.
+        """
+        epoch = whole_number("epoch", epoch, least=0)
         if epoch != self.epoch:
-            self._addresses.epoch = epoch
-            self.next_step = self._addresses.begun_at = self._delivered = 0
+            self._epoch, self.next_step = epoch, 0
+            if self._iteration is not None:
+                self._iteration.is_left = True
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Yield the batches from the current place to the end of the epoch.
 
-        Iterating again without `set_epoch` repeats the epoch from its beginning.
+        Iterating again without `set_epoch` repeats the epoch from its beginning. Raises UsageError
+        where more is asked of an iteration after another one has begun, or a state was loaded.
         """
-        self._addresses.begun_at, self._addresses.made_here = self.next_step, 0
-        self._delivered = 0
-        for batch in self._batches():
+        iteration = self._iteration = _Iteration(self.epoch, self.next_step)
+        addresses = self._addresses
+        addresses.epoch, addresses.begun_at, addresses.made_here = self.epoch, self.next_step, 0
+        try:
+            for batch in self._batches():
+                self._begin_anew(iteration)
+                if self._slots is not None:
+                    self._slots.free_kept()
+                if isinstance(batch, _Failure):
+                    raise getattr(errors, batch.kind, KprepError)(batch.message)
+                iteration.delivered += 1
+                self._bad_clips.add(batch.bad_clips)
+                if len(batch):  # an evaluation's batch can lose all its clips
+                    yield batch
+                    self._check_current(iteration)
+            self._begin_anew(iteration)
+            # an evaluation's last steps can have no clips for this rank; they are over all the same
+            steps = self.steps_per_epoch - iteration.begun_at
+            iteration.delivered = steps * self.stream.plan.accumulate
+        finally:
+            iteration.is_running = False
+
+    def _begin_anew(self, iteration: _Iteration) -> None:
+        """Let the iteration behind this one begin at the first step of its epoch."""
+        if not iteration.is_left:
             self.next_step = 0
-            if self._slots is not None:
-                self._slots.free_kept()
-            if isinstance(batch, _Failure):
-                raise getattr(errors, batch.kind, KprepError)(batch.message)
-            self._delivered += 1
-            self._bad_clips.add(batch.bad_clips)
-            if len(batch):  # an evaluation's batch can lose all its clips
-                yield batch
-        self.next_step = 0
-        # an evaluation's last steps can have no clips for this rank; they are over all the same
-        steps = self.steps_per_epoch - self._addresses.begun_at
-        self._delivered = steps * self.stream.plan.accumulate
+
+    def _check_current(self, iteration: _Iteration) -> None:
+        if iteration is not self._iteration:
+            raise UsageError(
+                "this iteration over the loader ended when another one began or a state was "
+                "loaded; iterate over the loader anew, with one iteration at a time"
+            )
 
     def _batches(self) -> Iterator[ClipBatch | _Failure]:
         """Yield what workers make; the first batch of all is made in this process.
@@ -215,17 +254,32 @@ class ClipLoader:
         """
         if self.num_workers and self._torch_loader is None:
             for address in islice(self._addresses, 1):
-                batch: Any = _Guarded(self.stream)[address]
-                if self._pin_memory and isinstance(batch, ClipBatch):
-                    batch = batch.pin_memory()
                 self._addresses.made_here = 1
-                yield batch
+                yield self._made_here(address)  # and kept by nobody but the caller
         yield from self._loader()
 
+    def _made_here(self, address: BatchAddress) -> ClipBatch | _Failure:
+        """Return a batch as workers make them, pinned where torch's DataLoader would do so."""
+        batch: Any = _Guarded(self.stream)[address]
+        if self._pin_memory and _can_pin() and isinstance(batch, ClipBatch):
+            return batch.pin_memory()
+        found: ClipBatch | _Failure = batch
+        return found
+
     def state_dict(self) -> dict[str, Any]:
-        """Return where the sequence stands, counting whole optimiser steps; under 1 KiB of JSON."""
-        step = self._addresses.begun_at + self._delivered // self.stream.plan.accumulate
-        return self._state(self.epoch, step).to_json()
+        """Return where the sequence stands, counting whole optimiser steps; under 1 KiB of JSON.
+
+        That is where the iteration under way stands, also when `set_epoch` has chosen another epoch
+        for the next one.
+        """
+        iteration = self._iteration
+        if iteration is None:
+            return self._state(self.epoch, self.next_step).to_json()
+        step = iteration.begun_at + iteration.delivered // self.stream.plan.accumulate
+        is_over = not iteration.is_running or step == self.steps_per_epoch
+        if iteration.is_left and is_over:
+            return self._state(self.epoch, self.next_step).to_json()
+        return self._state(iteration.epoch, step).to_json()
 
     def load_state_dict(self, state: Any) -> None:
         """Continue behind the last step that `state` counts.
@@ -236,8 +290,8 @@ class ClipLoader:
         saved.check_continues(self._state(0, 0))
         if saved.step > self.steps_per_epoch:
             raise UsageError(f"cannot resume: step {saved.step} is behind the end of the epoch")
-        self._addresses.epoch, self._delivered = saved.epoch, 0
-        self.next_step = self._addresses.begun_at = saved.step
+        self._epoch, self.next_step = saved.epoch, saved.step
+        self._iteration = None
 
     def _state(self, epoch: int, step: int) -> StreamState:
         stream, options = self.stream, self.stream.options
@@ -260,6 +314,8 @@ class ClipLoader:
             shuffle_block=options.shuffle_block,
             short=options.short,
             bad_clips=options.bad_clips,
+            mode=options.mode,
+            placement=options.placement if options.mode == "eval" else "",
         )
 
     def _loader(self) -> DataLoader[Any]:
@@ -277,6 +333,8 @@ class ClipLoader:
                 persistent_workers=workers > 0,
                 prefetch_factor=self._prefetch_batches if workers else None,
                 worker_init_fn=begin_worker,
+                # torch draws seeds for its workers; the caller's generator is left as it is
+                generator=torch.Generator(),
             )
         return self._torch_loader
 
@@ -288,6 +346,12 @@ class ClipLoader:
         with contextlib.suppress(OSError):
             return BatchSlots(self.stream.most_batch_bytes(), self.num_workers, each)
         return None  # batches are made in fresh memory
+
+
+def _can_pin() -> bool:
+    """Whether torch's DataLoader pins memory on this machine; where it does not, it warns."""
+    accelerator = torch.accelerator.current_accelerator()
+    return torch.accelerator.is_available() and (accelerator is None or accelerator.type != "mps")
 
 
 def _objects_digest(stream: ClipStream) -> str:
@@ -382,9 +446,15 @@ def clip_loader(
         StorageError: the root cannot be read.
     """
     rank, world_size = _topology(rank, world_size)
-    _check_least(1, batch_size=batch_size, accumulate=accumulate)
-    _check_least(0, num_workers=num_workers, bad_clip_limit=bad_clip_limit)
-    _check_least(0, storage_patience_seconds=storage_patience_seconds)
+    batch_size = whole_number("batch_size", batch_size, least=1)
+    accumulate = whole_number("accumulate", accumulate, least=1)
+    num_workers = whole_number("num_workers", num_workers, least=0)
+    prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=1)
+    bad_clip_limit = whole_number("bad_clip_limit", bad_clip_limit, least=0)
+    if not storage_patience_seconds >= 0:
+        raise UsageError(
+            f"storage_patience_seconds ({storage_patience_seconds}) must be at least 0"
+        )
     if num_workers:
         start_fork_server()
     options = StreamOptions(
@@ -419,12 +489,6 @@ def _storages(
     ]
 
 
-def _check_least(least: int, **amounts: float) -> None:
-    for name, amount in amounts.items():
-        if amount < least:
-            raise UsageError(f"{name} ({amount}) must be at least {least}")
-
-
 def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise UsageError("rank and world_size must be given together, or neither")
@@ -434,6 +498,7 @@ def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
         else:
             rank = int(os.environ.get("RANK", "0"))
             world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
     if not 0 <= rank < world_size:
         raise UsageError(f"rank ({rank}) must be from 0 to world_size - 1 ({world_size - 1})")
     return rank, world_size

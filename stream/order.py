@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +35,11 @@ _TABLE_SIZE = 1024  # up to here a sorted table of hashes is cheaper and better 
 
 def derive_keys(count: int, *parts: int | str) -> UInt64:
     """Return `count` uint64 keys that depend on every part and on their order."""
-    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    # an integer of whatever kind, such as NumPy's, is the number that it stands for
+    text = "\0".join(
+        f"str:{part}" if isinstance(part, str) else f"int:{operator.index(part):d}"
+        for part in parts
+    )
     digest = hashlib.shake_256(f"kprep order {ORDER_VERSION}\0{text}".encode()).digest(8 * count)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 

@@ -18,6 +18,7 @@ class StreamState:
     `step` counts optimiser steps of `epoch` that were consumed. The other fields decide the
     sequence; a state is refused by the name of the first one that differs. `roots` tells several
     roots apart, by the beginnings of their splits' fingerprints in order; it is empty for one.
+    `placement` is empty in training, where it decides nothing.
     """
 
     version: int
@@ -37,6 +38,8 @@ class StreamState:
     shuffle_block: int
     short: str
     bad_clips: str
+    mode: str
+    placement: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -50,8 +53,8 @@ class StreamState:
                 values = json.loads(values)
             except ValueError as error:
                 raise UsageError(f"the loader's state is not JSON: {error}") from error
-        if isinstance(values, dict):  # before there were several roots
-            values = {"roots": "", "weights": "1", **values}
+        if isinstance(values, dict):  # what older states do not say: they have one root, and train
+            values = {"roots": "", "weights": "1", "mode": "train", "placement": "", **values}
         kinds = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(cls)}
         if not isinstance(values, dict) or values.get("version") != STATE_VERSION:
             raise UsageError(
@@ -59,7 +62,7 @@ class StreamState:
                 "resume with the kprep that wrote it, or start anew"
             )
         for name, kind in kinds.items():
-            if not isinstance(values.get(name), kind):
+            if type(values.get(name)) is not kind:  # True is an int by isinstance
                 raise UsageError(f"the loader's state has no {name} of type {kind.__name__}")
         if values["epoch"] < 0 or values["step"] < 0:
             raise UsageError("the loader's state has a negative epoch or step")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from itertools import islice
 from pathlib import Path
 
@@ -258,6 +259,131 @@ def test_iterating_again_repeats_the_whole_epoch(root):
     assert (len(sequence(one)), len(sequence(one))) == (6, 18)
 
 
+def keys(batches) -> list[list[str]]:
+    return [batch.key for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_iteration_keeps_the_epoch_that_it_began_with(root, workers):
+    epochs = []
+    for epoch in range(2):
+        one = loader(root, batch_size=4)
+        one.set_epoch(epoch)
+        epochs.append(keys(one))
+    assert epochs[0] != epochs[1]
+    one = loader(root, batch_size=4, num_workers=workers)
+    found = []
+    for number, batch in enumerate(one):
+        found.append(batch.key)
+        if not number:
+            one.set_epoch(1)
+        place = one.state_dict()["epoch"], one.state_dict()["step"]
+        assert place == ((0, number + 1) if number + 1 < one.steps_per_epoch else (1, 0))
+        assert one.epoch == 1
+    assert found == epochs[0]
+    assert (one.state_dict()["epoch"], one.state_dict()["step"]) == (1, 0)
+    assert keys(one) == epochs[1]
+
+
+def test_a_state_of_an_iteration_that_another_epoch_follows_continues_it(root):
+    whole = keys(loader(root, batch_size=4))
+    one = loader(root, batch_size=4)
+    batches = iter(one)
+    next(batches)
+    one.set_epoch(1)
+    next(batches)
+    other = loader(root, batch_size=4)
+    other.load_state_dict(one.state_dict())
+    assert keys(other) == whole[2:]
+    del batches  # given up: the epoch that was chosen is next
+    assert (one.state_dict()["epoch"], one.state_dict()["step"]) == (1, 0)
+
+
+@pytest.mark.parametrize("what", ["load", "iterate"])
+def test_an_iteration_that_another_has_replaced_says_so(root, what):
+    whole = keys(loader(root, batch_size=4))
+    one = loader(root, batch_size=4)
+    old = iter(one)
+    next(old)
+    if what == "load":
+        one.load_state_dict({**one.state_dict(), "step": 3})
+    new = iter(one)
+    first = next(new).key
+    with pytest.raises(UsageError, match="iterate over the loader anew"):
+        next(old)
+    assert [first, *keys(new)] == (whole[3:] if what == "load" else whole)
+    assert one.state_dict()["step"] == one.steps_per_epoch
+
+
+@pytest.mark.parametrize("number", [np.int64(1), np.array(1), torch.tensor(1)])
+def test_an_integer_of_any_kind_is_its_number(root, number):
+    plain = {"seed": 1, "clips_per_video": 1, "shuffle_block": 1, "accumulate": 1, "rank": 1,
+             "world_size": 2, "frames": 8, "batch_size": 4}  # fmt: skip
+    given = {name: number * value for name, value in plain.items()}
+    one, other = loader(root, **plain), loader(root, **given)
+    one.set_epoch(1)
+    other.set_epoch(number)
+    assert sequence(one) == sequence(other)
+    assert json.loads(json.dumps(other.state_dict())) == one.state_dict()
+    address = BatchAddress(number, number, 0 * number)  # as a sampler of one's own may have it
+    assert one.stream[BatchAddress(1, 1, 0)].start_frame.tolist() == (
+        one.stream[address].start_frame.tolist()
+    )
+
+
+@pytest.mark.parametrize("value", [1.0, True, "1", np.float64(1), torch.tensor(1.0)])
+@pytest.mark.parametrize("name", ["seed", "frames", "batch_size", "num_workers", "epoch"])
+def test_what_is_no_integer_is_refused(root, name, value):
+    with pytest.raises(UsageError, match=rf"{name} \(.*\) must be a whole number"):
+        if name == "epoch":
+            loader(root).set_epoch(value)
+        else:
+            loader(root, **{name: value})
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_callers_generator_is_left_alone(root, workers):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one = loader(root, num_workers=workers)
+    for _ in range(2):
+        list(one)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_memory_is_for_machines_with_an_accelerator(root, monkeypatch, workers):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert sequence(loader(root, num_workers=workers, pin_memory=True)) == sequence(loader(root))
+
+
+@pytest.mark.slow
+def test_nobody_but_the_caller_keeps_the_first_batch(root):
+    one = loader(root, num_workers=1)
+    batches = iter(one)
+    first = weakref.ref(next(batches).video)
+    next(batches)
+    assert first() is None
+
+
+def test_an_evaluations_state_has_its_mode_and_placement(root):
+    options = {"mode": "eval", "clips_per_video": 2, "batch_size": 4}
+    state = loader(root, **options).state_dict()
+    with pytest.raises(UsageError, match="placement was even and is middle now"):
+        loader(root, **options, placement="middle").load_state_dict(state)
+    with pytest.raises(UsageError, match="mode was eval and is train now"):
+        loader(root, **{**options, "mode": "train"}).load_state_dict(state)
+    loader(root, placement="middle").load_state_dict(loader(root).state_dict())
+
+
+def test_a_state_from_before_modes_were_in_it_continues(root):
+    state = loader(root).state_dict()
+    loader(root).load_state_dict({name: state[name] for name in state
+                                  if name not in ("mode", "placement")})  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -276,8 +402,22 @@ def test_a_state_of_another_sequence_is_refused_by_name(root, change, field):
         loader(root, **change).load_state_dict(loader(root).state_dict())
 
 
-@pytest.mark.parametrize("state", [None, 7, "{", {}, {"version": 2}, {"version": 1, "step": "x"}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        7,
+        "{",
+        {},
+        {"version": 2},
+        {"version": 1, "step": "x"},
+        {"version": 1, "step": True},
+        {"version": 1, "epoch": True},
+    ],
+)
 def test_a_state_that_is_none_is_refused(root, state):
+    if isinstance(state, dict) and len(state) > 1:
+        state = {**loader(root).state_dict(), **state}
     with pytest.raises(UsageError, match="state"):
         loader(root).load_state_dict(state)
 
@@ -552,6 +692,8 @@ def test_a_hostile_index_is_refused(copy, column, change, words):
         ({"rank": 2, "world_size": 2}, "rank"),
         ({"layout": "nv12"}, "layout"),
         ({"num_workers": -1}, "num_workers"),
+        ({"prefetch_batches": 0}, "prefetch_batches"),
+        ({"frames": 10**9}, "frames .* must be at most 100000"),
     ],
 )
 def test_mistakes_get_one_sentence(root, change, words):
