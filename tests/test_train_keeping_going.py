@@ -22,8 +22,14 @@ from hypothesis import strategies as st
 
 from prep.errors import KprepError, UsageError
 from train import load_recipe, run
-from train.attempts import agree_on_attempt
-from train.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, save_checkpoint
+from train.attempts import agree_on_attempt, is_restarted, note_launch
+from train.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    checkpoints_in,
+    load_checkpoint,
+    save_checkpoint,
+)
 from train.distributed import World
 from train.launch import launch
 from train.regroup import keep_global_batch, share_step
@@ -145,6 +151,70 @@ def test_every_attempt_has_a_name_of_its_own() -> None:
         agree_on_attempt(server, 0, 2, timedelta(seconds=0))
 
 
+def _torchrun_variables(store: torch.distributed.TCPStore) -> dict[str, str]:
+    return {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}  # fmt: skip
+
+
+def test_only_the_launch_that_began_a_run_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if "SLURM" not in name}
+    stores = [
+        torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for _ in range(2)
+    ]
+    job = {"SLURM_JOB_ID": "77"}
+    launches: dict[str, dict[str, str]] = {
+        "by hand": {},
+        "job": job,
+        "requeued job": {**job, "SLURM_RESTART_COUNT": "1"},
+        "other job": {"SLURM_JOB_ID": "78", "SLURM_RESTART_COUNT": "1"},
+        "torchrun": _torchrun_variables(stores[0]),
+        "other torchrun": _torchrun_variables(stores[1]),
+        "torchrun in a job": {**_torchrun_variables(stores[0]), **job},
+    }
+    restarts = set()
+    for began, place in launches.items():
+        monkeypatch.setattr(os, "environ", {**kept, **place})
+        note_launch(tmp_path)
+        for later, other in launches.items():
+            monkeypatch.setattr(os, "environ", {**kept, **other})
+            if is_restarted(tmp_path):
+                restarts.add((began, later))
+    assert restarts == {
+        *((began, "requeued job") for began in ("job", "requeued job", "torchrun in a job")),
+        ("other job", "other job"),
+        *((a, b) for a in ("torchrun", "torchrun in a job") for b in ("torchrun", "torchrun in a job")),
+        ("other torchrun", "other torchrun"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", [None, "auto", "older", "other"])
+def test_a_run_that_is_started_again_takes_its_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str | None
+) -> None:
+    older, newest = (
+        _saved(checkpoint_path(tmp_path / "run" / "checkpoints", epoch), ranks=1)
+        for epoch in (1, 2)
+    )
+    other = _saved(tmp_path / "other.pt", ranks=1)
+    given = {"older": str(older), "other": str(other)}.get(resume or "", resume)
+    world, output = World(0, 1, CPU, None), tmp_path / "run"
+    monkeypatch.setattr(os, "environ", {**os.environ, "SLURM_JOB_ID": "77"})
+    note_launch(output)
+    if resume in ("older", "auto"):
+        first = run._checkpoint_to_load(given, output, world, overwrites=True)
+        assert first == (older if resume == "older" else newest)
+    else:
+        with pytest.raises(UsageError, match="has the checkpoints of an earlier run"):
+            run._checkpoint_to_load(given, output, world, overwrites=True)
+    os.environ["SLURM_RESTART_COUNT"] = "1"
+    assert run._checkpoint_to_load(given, output, world, overwrites=True) == newest
+    if resume == "older":  # an evaluation takes what it is told
+        assert run._checkpoint_to_load(given, output, world, overwrites=False) == older
+
+
 # Real runs below: 160 clips, 12 a step, 13 steps an epoch.
 SETTINGS = (
     "model.freeze_batchnorm=true", "optim.name=sgd", "optim.lr=0.01", "optim.lr_batch=12",
@@ -236,7 +306,7 @@ def test_two_ranks_then_three_then_one_and_one_again_train_on_the_same_clips(
 
 
 STEPWISE = ("--recipe", "tiny", "--epochs", "1", "--val-split", "none", "--device", "cpu",
-            "--resume", "auto", "--set", "run.checkpoint_steps=1", "--set", "data.workers=1",
+            "--set", "run.checkpoint_steps=1", "--set", "data.workers=1",
             "--set", "run.deterministic=true")  # fmt: skip
 
 
@@ -291,7 +361,7 @@ def _srun(data: Path, output: Path, size: int, log: Path) -> list[subprocess.Pop
     place = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
              "SLURM_STEP_NUM_TASKS": str(size)}  # fmt: skip
     command = (sys.executable, "-P", "-m", "prep", "train", "--data", data, "--output", output,
-               "--set", "data.batch_size=6", "--set", "data.clips_per_video=1", *STEPWISE)  # fmt: skip
+               "--set", "data.batch_size=6", "--set", "data.clips_per_video=1", "--resume", "auto", *STEPWISE)  # fmt: skip
     return [
         _start(command, log, {**place, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
         for rank in range(size)

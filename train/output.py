@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prep.errors import KprepError, UsageError
 from prep.storage import write_atomic
 from train.agreement import raise_together
+from train.attempts import note_launch
 from train.checkpoint import (
     ABANDONED_NAME,
     BEST_NAME,
@@ -74,6 +75,7 @@ class RunOutput:
             if beyond:
                 names = ", ".join(path.name for path in beyond)
                 log.info("beyond step %d, moved to checkpoints/%s: %s", step, ABANDONED_NAME, names)
+            note_launch(self._directory)
             text = self._recipe.to_toml()
             (self._directory / "recipe.toml").write_text(text, encoding="utf-8")
             self._metrics = MetricsFile(self._directory / "metrics.jsonl", keep_until_step=step)

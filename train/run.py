@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
 from stream import clip_loader
+from train.attempts import is_restarted
 from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
 from train.data_roots import describe_roots
@@ -57,7 +58,8 @@ def train(
         val_split: split to evaluate; None evaluates nothing.
         resume: "auto" goes on from the newest checkpoint in `output`, if there is one; else a
             checkpoint, or a run's output directory. None starts from the beginning; that and
-            another run's checkpoint are refused where `output` has checkpoints of its own.
+            another run's checkpoint are refused where `output` has checkpoints of its own. When
+            torchrun or SLURM starts again what had begun to train into `output`, it is "auto".
         weights: to begin with, where there is no checkpoint to resume from: see `find_weights`.
         device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
         test_only: evaluate the checkpoint named by `resume`, or `weights`; train nothing. The
@@ -131,6 +133,8 @@ def _checkpoint_to_load(
     resume: str | None, output: Path, world: World, *, overwrites: bool
 ) -> Path | None:
     """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one."""
+    if overwrites and resume != "auto" and _goes_on_by_itself(output, world):
+        resume = "auto"
     found = find_checkpoint(resume, output / "checkpoints") if resume is not None else None
     own = (output / "checkpoints").resolve()
     is_own = found is not None and found.parent.resolve().is_relative_to(own)
@@ -142,6 +146,15 @@ def _checkpoint_to_load(
         )
     shared = broadcast_text(world, str(found or ""))
     return Path(shared) if shared else None
+
+
+def _goes_on_by_itself(output: Path, world: World) -> bool:
+    """Return, on all ranks, whether an earlier attempt of this launch left checkpoints."""
+    goes_on = False
+    if world.is_first and checkpoints_in(output / "checkpoints") and is_restarted(output):
+        goes_on = True
+        log.info("started again by torchrun or SLURM: going on as with --resume auto")
+    return bool(broadcast_text(world, "yes" if goes_on else ""))
 
 
 def training_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
