@@ -60,7 +60,7 @@ class Contender:
             keep_channels_last(network)
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
         if ours:
-            use_tensor_cores(network)
+            use_tensor_cores(network, pads_between=True)
         self._clips = clips
         self._labels = torch.randint(_CLASSES, (asked.batch,), device=_DEVICE)
         self._optimizer = torch.optim.SGD(

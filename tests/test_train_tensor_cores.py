@@ -29,7 +29,7 @@ def _twins(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     plain = build().double().to(memory_format=LAST)
     changed = copy.deepcopy(plain)
-    use_tensor_cores(changed)
+    use_tensor_cores(changed, pads_between=True)
     return plain, changed
 
 
@@ -136,6 +136,37 @@ def test_a_sequential_with_a_forward_of_its_own_keeps_its_channels() -> None:
     _assert_same(plain, changed, _clips(4, 6, 6, channels=8))
 
 
+class _Looking(nn.Module):
+    """A user's network that slices a plain Sequential and keeps what is in between."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        first = nn.Conv3d(3, 13, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        last = nn.Conv3d(13, num_classes, (3, 1, 1), padding=(1, 0, 0))
+        self.layers = nn.Sequential(first, nn.BatchNorm3d(13), nn.ReLU(), last)
+        self.side = nn.Linear(13, num_classes)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        middle = self.layers[:3](clips)
+        return self.layers[3](middle).mean((2, 3, 4)) + self.side(middle.mean((2, 3, 4)))
+
+
+def test_a_network_of_ones_own_keeps_the_channels_it_looks_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = _Looking(4).double()
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_: self)  # there need not be a GPU
+    settings = ("run.channels_last_3d=true", "run.precision=bf16")
+    name = f"model.name={__name__}:_Looking"
+    world = World(0, 1, torch.device("cuda"), None)
+    changed = draw_model(load_recipe("tiny", [*settings, name]), 4, world).double()
+    assert [type(layer) for layer in changed.modules()] != [
+        type(layer) for layer in plain.modules()
+    ]
+    changed.load_state_dict(plain.state_dict())
+    _assert_same(plain, changed, _clips(4, 6, 6))
+
+
 @pytest.mark.parametrize(("own", "given"), [(16, 24), (13, 16), (3, 1), (3, 4), (3, 8), (3, 12)])
 def test_wrong_channels_are_still_refused(own: int, given: int) -> None:
     _, changed = _twins(lambda: nn.Sequential(nn.Conv3d(own, 5, 3)))
@@ -165,7 +196,7 @@ def test_networks_on_a_gpu_in_reduced_precision_get_it(
 ) -> None:
     monkeypatch.setattr(nn.Module, "to", lambda self, *_: self)  # there need not be one
     called: list[nn.Module] = []
-    monkeypatch.setattr(models, "use_tensor_cores", called.append)
+    monkeypatch.setattr(models, "use_tensor_cores", lambda model, **_: called.append(model))
     for device, wanted in (("cuda", is_used), ("cpu", False)):
         called.clear()
         draw_model(load_recipe("tiny", settings), 4, World(0, 1, torch.device(device), None))

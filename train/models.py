@@ -80,7 +80,8 @@ def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
     if run.channels_last_3d:
         keep_channels_last(model)
         if run.precision != "float32" and world.device.type == "cuda":
-            use_tensor_cores(model)
+            # a network of the user's may look at what one layer gives the next
+            use_tensor_cores(model, pads_between=recipe.model.name in model_names())
     # dropout and its like must not be the same on every rank
     torch.manual_seed((run.seed + 1 + world.rank) % 2**63)
     return model

@@ -2,7 +2,8 @@
 
 Tensor cores read bf16 and fp16 activations in groups of 8 channels. R(2+1)D's middle layers have
 45, 230, 460 and 921 channels, and every network begins with 3: cuDNN then takes kernels that are
-several times slower. Here such layers compute with zeros up to the next multiple of 8. And
+several times slower. Here such layers compute with zeros up to the next multiple of 8, those in the
+middle where the network is kprep's or torchvision's. And
 convolutions along space or time alone, which cuDNN does better in two dimensions, are done there:
 with channels last that is another view of the same memory. Weights, their names and their gradients
 stay as they were. What it gives: docs/performance.md, "Training".
@@ -62,16 +63,17 @@ class _PaddedBatchNorm3d(nn.BatchNorm3d):
         return result
 
 
-def use_tensor_cores(model: nn.Module) -> None:
+def use_tensor_cores(model: nn.Module, *, pads_between: bool) -> None:
     """Give a network's 3-D convolutions that form, in place.
 
-    Channels between two of them are padded where they stand in a row in an nn.Sequential, with a
-    BatchNorm3d and a ReLU between them. Layers that are no plain nn.Conv3d stay as they are.
+    Layers that are no plain nn.Conv3d stay as they are. With `pads_between`, channels between two
+    of them are padded where they stand in a row in an nn.Sequential, with a BatchNorm3d and a ReLU
+    between them: for networks that are known to use nothing in between.
     """
     for module in list(model.modules()):
         if _is_plain(module) and type(module) is nn.Conv3d:
             _become(module, _TensorCoreConv3d)
-    for module in list(model.modules()):
+    for module in list(model.modules()) if pads_between else ():
         # a forward of its own may use what is in between
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             layers = list(module)
