@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import run_kprep
-from stream_datasets import make_dataset, make_other_dataset
+from stream_datasets import make_dataset, make_other_dataset, relist
 
 import train.run
 from prep.errors import DatasetError, KprepError, UsageError
@@ -23,8 +27,11 @@ from train.checkpoint import load_checkpoint
 from train.distributed import World, all_texts, joined_world
 from train.launch import launch
 from train.run import train as run_training
+from train.trainer import Trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from s3_server import S3Server
 
     from stream import ClipBatch
@@ -130,6 +137,62 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_clips_without_a_label_are_refused_before_the_first_step(
+    first: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(first, tmp_path / "root")
+    table = pq.read_table(root / "index/train.parquet")
+    labels = table["label"].to_pylist()
+    labels[3] = labels[9] = -1
+    place = table.column_names.index("label")
+    table = table.set_column(place, table.schema.field(place), pa.array(labels, pa.int32()))
+    pq.write_table(table, root / "index/train.parquet")
+    relist(root, "index/train.parquet")
+    recipe = load_recipe("tiny", [*SMALL, "schedule.epochs=1"])
+    with pytest.raises(DatasetError, match=f"2 clips without a label, {table['key'][3]} the first"):
+        run_training(recipe, root, tmp_path / "run", val_split=None, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+    def label(batch: ClipBatch) -> ClipBatch:
+        return replace(batch, label=batch.label.clamp(min=0))
+
+    labelled = {"val_split": None, "device": "cpu", "transform_batch": label}
+    assert run_training(recipe, root, tmp_path / "run", **labelled)["steps"] == 3
+
+
+def test_a_video_that_a_rank_loses_is_missed_beside_those_too_short(
+    first: Path, tmp_path: Path
+) -> None:
+    class Losing:
+        """A loader whose last batch never comes."""
+
+        def __init__(self) -> None:
+            self._loader = clip_loader(
+                first, split="train", frames=16, batch_size=1, mode="eval", short="skip"
+            )
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._loader, name)
+
+        def __iter__(self) -> Iterator[ClipBatch]:
+            yield from islice(self._loader, self.num_clips - 1)
+
+    recipe = load_recipe(
+        "tiny",
+        [
+            "data.frames=16",
+            "eval.clips_per_video=1",
+            "augment.resize=[16, 16]",
+            "augment.crop=[16, 16]",
+        ],
+    )
+    loader = Losing()
+    assert len(loader.unscored) == 1
+    trainer = Trainer(recipe, World(0, 1, torch.device("cpu"), None), None, loader, tmp_path)
+    with pytest.raises(KprepError, match="1 of the split's 12 videos were neither scored nor"):
+        trainer.evaluate()
 
 
 def test_every_stream_option_reaches_the_loaders(

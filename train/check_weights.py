@@ -20,6 +20,7 @@ import torch
 from prep.errors import KprepError, UsageError
 from train.agreement import raise_together
 from train.evaluation import evaluate
+from train.loader import num_videos
 from train.models import draw_model
 from train.output import RunOutput
 from train.progress import log
@@ -106,7 +107,7 @@ def check_weights(
         num_classes=len(published.class_names),
         unscored=lambda: loader.unscored,
         damaged=loader.bad_clip_summary().clips.values,
-        num_videos=loader.num_clips,
+        num_videos=num_videos(loader),
         transform_batch=lambda batch: frames.note(with_labels(batch, labels)),
     )
     result = _compare(accuracy, published, len(loader.class_names))

@@ -55,7 +55,7 @@ def evaluate(
         unscored: returns the keys of the split's clips that this rank knows it cannot score; it is
             asked after the last batch, since damage is found only by reading.
         damaged: returns those among them that are damaged, likewise.
-        num_videos: of the whole split, which must all be scored or unscored.
+        num_videos: of the whole split, which must all be scored or unscored: `loader.num_videos`.
         transform_batch: changes a decoded batch before it is prepared.
 
     Returns:

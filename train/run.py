@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
 from stream import clip_loader
+from stream.clip_stream import check_labels
 from train.attempts import is_restarted
 from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from stream.batch import ClipBatch
+    from stream.loader import ClipLoader
     from stream.roots import RootLike, WeightedRootLike
     from train.loader import Loader
     from train.recipe import Recipe
@@ -84,7 +86,11 @@ def train(
         given = recipe
         if checkpoint is not None and not test_only:
             recipe = keep_global_batch(recipe, checkpoint, world)
-        training = None if test_only else training_loader(recipe, data, train_split, world)
+        training = None
+        if not test_only:
+            training = training_loader(
+                recipe, data, train_split, world, is_labelled=transform_batch is None
+            )
         scored = _val_loader(recipe, data, val_split, world) if val_split else None
         trainer = Trainer(
             recipe, world, training, scored, output, transform_batch=transform_batch, given=given
@@ -157,9 +163,14 @@ def _goes_on_by_itself(output: Path, world: World) -> bool:
     return bool(broadcast_text(world, "yes" if goes_on else ""))
 
 
-def training_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
-    """Open a split for this rank's part of a training, as the recipe says."""
-    return _loader(
+def training_loader(
+    recipe: Recipe, data: Roots, split: str, world: World, *, is_labelled: bool = True
+) -> Loader:
+    """Open a split for this rank's part of a training, as the recipe says.
+
+    Raises DatasetError for a clip without a label, unless the labels come later (`is_labelled`).
+    """
+    loader = _loader(
         recipe,
         world,
         data,
@@ -174,6 +185,9 @@ def training_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Lo
         bad_clips=recipe.data.bad_clips,
         bad_clip_limit=_COUNTED_OVER_ALL_RANKS,
     )
+    if is_labelled:
+        check_labels(loader.stream)
+    return loader
 
 
 def _val_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader:
@@ -194,7 +208,7 @@ def _val_loader(recipe: Recipe, data: Roots, split: str, world: World) -> Loader
 
 def _loader(
     recipe: Recipe, world: World, data: Roots, split: str, *, frames: int, **more: Any
-) -> Loader:
+) -> ClipLoader:
     """Make a loader with what training and evaluation have in common; say what it reads."""
     settings = recipe.data
     loader = clip_loader(

@@ -20,7 +20,7 @@ from train.bad_clips import SharedBadClips
 from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
 from train.ema import WeightAverage
 from train.evaluation import evaluate
-from train.loader import Loader, common_class_names
+from train.loader import Loader, common_class_names, num_videos
 from train.models import distribute, draw_model, set_training
 from train.optim import build_optimizer, describe_groups, load_optimizer_state
 from train.output import RunOutput
@@ -151,7 +151,7 @@ class Trainer:
                 num_classes=len(self.class_names),
                 unscored=lambda: loader.unscored,
                 damaged=loader.bad_clip_summary().clips.values,
-                num_videos=loader.num_clips,
+                num_videos=num_videos(loader),
                 transform_batch=self._transform,
             )
         self._log("after %d epochs: %s", self.epoch, accuracy)
