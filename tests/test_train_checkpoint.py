@@ -21,6 +21,9 @@ from train.checkpoint import (
     rotate_checkpoints,
     save_checkpoint,
 )
+from train.distributed import World
+from train.output import RunOutput
+from train.recipe import Recipe
 
 SAVED = Checkpoint(
     epoch=3,
@@ -126,6 +129,54 @@ def test_checkpoints_beyond_one_are_moved_aside(
     assert [path.name for path in moved] == [path.name for path in paths[kept:]]
     assert (tmp_path / "best.pt").exists()
     assert abandon_checkpoints(tmp_path, epoch, step) == []
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "is_beyond"),
+    [(2, None, True), (2, 11, True), (3, None, False), (3, 13, False), (4, None, False)],
+)
+def test_the_best_network_is_moved_with_the_way_it_is_of(
+    tmp_path: Path, epoch: int, step: int | None, *, is_beyond: bool
+) -> None:
+    """SAVED is the network after three epochs."""
+    save_checkpoint(tmp_path / "best.pt", SAVED)
+    moved = [tmp_path / "abandoned" / "best.pt"] if is_beyond else []
+    assert abandon_checkpoints(tmp_path, epoch, step) == moved
+    assert (tmp_path / "best.pt").exists() != is_beyond
+
+
+def _evaluate(files: RunOutput, epoch: int, top1: float) -> bool:
+    """As the trainer does after an epoch of four steps."""
+    if is_best := files.is_best(top1):
+        files.save_network(replace(SAVED, epoch=epoch, step=4 * epoch), best=True)
+    (files._directory / f"evaluation/epoch-{epoch:04d}").mkdir(parents=True)
+    files.write("eval", step=4 * epoch, video_top1=top1)
+    return is_best
+
+
+def test_after_going_back_the_best_network_is_one_of_the_new_way(tmp_path: Path) -> None:
+    world = World(0, 1, torch.device("cpu"), None)
+    best = tmp_path / "checkpoints" / "best.pt"
+    files = RunOutput(tmp_path, world, Recipe())
+    files.open(0, 0, in_epoch=False)
+    found = [_evaluate(files, epoch, top1) for epoch, top1 in ((1, 0.3), (2, 0.4), (3, 0.9))]
+    assert found == [True, True, True]
+    again = RunOutput(tmp_path, world, Recipe())
+    again.open(4, 1, in_epoch=False)  # the network after epoch 1 is gone, best.pt was that of 3
+    assert load_checkpoint(best.parent / "abandoned" / "best.pt").epoch == 3
+    assert _evaluate(again, 2, 0.25)
+    assert not _evaluate(again, 3, 0.2)
+    resumed = RunOutput(tmp_path, world, Recipe())
+    resumed.open(12, 3, in_epoch=False)
+    assert load_checkpoint(best).epoch == 2
+    assert not _evaluate(resumed, 4, 0.25)
+    assert _evaluate(resumed, 5, 0.28)
+    assert load_checkpoint(best).epoch == 5
+    evaluations = tmp_path / "evaluation"
+    names = [f"epoch-{epoch:04d}" for epoch in range(1, 6)]
+    assert sorted(path.name for path in evaluations.iterdir()) == ["abandoned", *names]
+    left = sorted(path.name for path in (evaluations / "abandoned").iterdir())
+    assert left == ["epoch-0002", "epoch-0003"]
 
 
 def test_which_checkpoint_resume_means(tmp_path: Path) -> None:

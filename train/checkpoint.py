@@ -129,14 +129,24 @@ def abandon_checkpoints(directory: Path, epoch: int, step: int | None = None) ->
     """Move the checkpoints beyond that of `checkpoint_path` into `abandoned/`; return them there.
 
     For a run that goes back to an older one: the newest is what it goes on with, and rotation
-    keeps, so none of the way that it left may stand before its own.
+    keeps, so none of the way that it left may stand before its own. `best.pt` is moved likewise.
     """
-    place = _place(checkpoint_path(directory, epoch, step))
+    place, best = _place(checkpoint_path(directory, epoch, step)), directory / BEST_NAME
     beyond = [path for path in checkpoints_in(directory) if _place(path) > place]
+    if _place_of_best(best) > place:
+        beyond.append(best)
     abandoned = directory / ABANDONED_NAME
     if beyond:
         abandoned.mkdir(exist_ok=True)
     return [path.replace(abandoned / path.name) for path in beyond]
+
+
+def _place_of_best(path: Path) -> tuple[int, ...]:
+    """Return the place of `best.pt`, which is written after an epoch; () without a good one."""
+    try:
+        return (load_checkpoint(path, in_place=True).epoch, 0)
+    except KprepError:
+        return ()
 
 
 def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:

@@ -146,3 +146,17 @@ def _remove_leftovers(directory: Path) -> None:
     for path in directory.parent.iterdir():
         if form.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def abandon_evaluations(directory: Path, epoch: int) -> None:
+    """Move the evaluations after more than `epoch` epochs into `abandoned/`.
+
+    For a run that goes back: they are not of its own way. Raises OSError.
+    """
+    abandoned = directory / "abandoned"
+    for path in list(directory.glob("epoch-*")):
+        number = path.name.removeprefix("epoch-")
+        if number.isdecimal() and int(number) > epoch:
+            abandoned.mkdir(exist_ok=True)
+            shutil.rmtree(abandoned / path.name, ignore_errors=True)
+            path.replace(abandoned / path.name)

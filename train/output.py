@@ -16,12 +16,13 @@ from train.checkpoint import (
     abandon_checkpoints,
     checkpoint_before,
     checkpoint_path,
+    load_checkpoint,
     rotate_checkpoints,
     save_checkpoint,
 )
 from train.curves import open_curves
 from train.distributed import broadcast_text
-from train.evaluation_files import write_evaluation
+from train.evaluation_files import abandon_evaluations, write_evaluation
 from train.progress import MetricsFile, log
 from train.report_page import read_metrics, report_page
 
@@ -48,15 +49,17 @@ class RunOutput:
         self._metrics: MetricsFile | None = None
         self._curves: list[Curves] = []
         self._saved_at = time.monotonic()
+        self._best: float | None = None
         self.place = ""
         """Path of the checkpoint that was written last, on all ranks; "" for none."""
 
     def open(self, step: int, epoch: int, *, in_epoch: bool) -> None:
         """Make the directory; put aside what an earlier attempt left beyond `step`.
 
-        Its metrics are dropped, and its checkpoints moved to `checkpoints/abandoned/`. `in_epoch`
-        says whether epoch number `epoch` has begun. Raises, on all ranks, UsageError where the
-        directory cannot be written or curves are asked for that a package is missing for.
+        Its metrics are dropped, its checkpoints moved to `checkpoints/abandoned/`, `best.pt` among
+        them, and its evaluations to `evaluation/abandoned/`. `in_epoch` says whether epoch number
+        `epoch` has begun. Raises, on all ranks, UsageError where the directory cannot be written or
+        curves are asked for that a package is missing for.
         """
         self._saved_at = time.monotonic()
         error: KprepError | None = None
@@ -72,6 +75,7 @@ class RunOutput:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             beyond = abandon_checkpoints(self._checkpoints, epoch, step_in_epoch)
+            abandon_evaluations(self._directory / "evaluation", epoch)
             if beyond:
                 names = ", ".join(path.name for path in beyond)
                 log.info("beyond step %d, moved to checkpoints/%s: %s", step, ABANDONED_NAME, names)
@@ -79,6 +83,7 @@ class RunOutput:
             text = self._recipe.to_toml()
             (self._directory / "recipe.toml").write_text(text, encoding="utf-8")
             self._metrics = MetricsFile(self._directory / "metrics.jsonl", keep_until_step=step)
+            self._best = self._score_of_best(self._metrics.video_top1)
             self._curves = open_curves(self._recipe, self._directory, self._metrics.entries)
         except OSError as error:
             raise UsageError(f"--output {self._directory} cannot be written: {error}") from error
@@ -102,10 +107,23 @@ class RunOutput:
         return bool(broadcast_text(self._world, "yes" if found else ""))
 
     def is_best(self, video_top1: float) -> bool:
-        """Return, on all ranks, whether all evaluations so far were worse; before it is written."""
-        earlier = self._metrics.video_top1.values() if self._metrics is not None else ()
-        is_best = all(video_top1 > before for before in earlier)
+        """Return, on all ranks, whether an evaluation beats that of `best.pt`; it is the best then.
+
+        Where there is no `best.pt`, as after going back to before it, any does.
+        """
+        is_best = self._best is None or video_top1 > self._best
+        if is_best:
+            self._best = video_top1
         return bool(broadcast_text(self._world, "yes" if is_best else ""))
+
+    def _score_of_best(self, scores: dict[int, float]) -> float | None:
+        """Return the video top-1 of `best.pt`; None without it, or where nothing was evaluated."""
+        try:
+            step = load_checkpoint(self._checkpoints / BEST_NAME, in_place=True).step
+        except KprepError:
+            return None
+        # one that was written before its line in the metrics is better than all of those
+        return scores.get(step, max(scores.values(), default=None))
 
     def is_checkpoint_late(self) -> bool:
         """Return whether `run.checkpoint_minutes` are over; rank 0's clock counts."""
