@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_USUAL_FPS = Fraction(15)
+
 _SNIPPETS = {
     "kprep": """\
 from stream import clip_loader
 
-loader = clip_loader(ROOT, split="{split}", frames=16, fps=15, batch_size=8)
+loader = clip_loader(ROOT, split="{split}", frames=16, fps={fps}, batch_size=8)
 for batch in loader:  # video uint8 (N, T, H, W, 3), label int64, key, start_frame, view
     print(batch.key, batch.video.shape, batch.label)
     break
@@ -75,10 +78,15 @@ print(sample["__key__"], len(sample["mp4"]["bytes"]), sample["json"]["label"])
 }
 
 
-def loading_snippets(splits: Sequence[str]) -> str:
-    """Return one short program for each reader, of the first split in order of name."""
+def loading_snippets(splits: Sequence[str], stored_fps: Fraction) -> str:
+    """Return one short program for each reader, of the first split in order of name.
+
+    Clips are read at 15 frames a second, or at the stored rate where that is less.
+    """
     split = "train" if "train" in splits else next(iter(splits), "train")
+    fps = min(_USUAL_FPS, stored_fps)
+    number = str(fps) if fps.denominator == 1 else f'"{fps}"'
     parts = ['`ROOT` is this directory, `ROOT = "path/to/it"`.']
     for reader, code in _SNIPPETS.items():
-        parts += [f"With {reader}:", f"```python\n{code.format(split=split)}```"]
+        parts += [f"With {reader}:", f"```python\n{code.format(split=split, fps=number)}```"]
     return "\n\n".join(parts)

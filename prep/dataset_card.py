@@ -102,7 +102,7 @@ def dataset_card(manifest: Manifest, tallies: Mapping[str, RowTally]) -> bytes:
             "meaning, and a reader refuses a version that it does not know."
         ),
         "## Loading",
-        loading_snippets(sorted(manifest.splits)),
+        loading_snippets(sorted(manifest.splits), manifest.profile.fps),
     ]
     return ("\n\n".join(parts) + "\n").encode("utf-8")
 

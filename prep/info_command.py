@@ -60,12 +60,16 @@ def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
         check_outside(csv_path, storage)
     begun = unfinished(storage.local_root) if storage.local_root is not None else {}
     published = not begun or storage.exists(MANIFEST_PATH)
+    if csv_path is not None and not published:
+        raise UsageError(
+            f"--csv: {root} has no published split yet, so there is no ledger to write; leave it"
+        )
     info = dataset_info(storage) if published else None
     if as_json:
         click.echo(json.dumps(info_json(storage.root, info, begun), indent=1))
     else:
         click.echo("\n".join(info_lines(storage.root, info, begun)))
-    if csv_path is not None and published:
+    if csv_path is not None:
         try:
             write_ledger_csv(storage, csv_path)
         except OSError as error:

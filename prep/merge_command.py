@@ -49,7 +49,7 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--work",
             type=click.Path(path_type=Path),
-            help="Where shards are built for a bucket.  [default: OUT/.kprep-work]",
+            help="Where unfinished work is kept; needed for a bucket.  [default: OUT/.kprep-work]",
         ),
         click.option("--dry-run", is_flag=True, help="Say what would be made; write nothing."),
     ]

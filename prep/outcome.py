@@ -84,7 +84,7 @@ EXPLANATIONS = {
     Reason.CONFLICT: "the same segment stands in the list with two labels",
     Reason.EMPTY_FILE: "the file has no bytes",
     Reason.NOT_A_VIDEO: "no allowed demuxer reads the file",
-    Reason.UNSAFE_INPUT: "a playlist or script, which could open other files",
+    Reason.UNSAFE_INPUT: "a playlist, a script or a web page, which could open other files",
     Reason.NO_VIDEO_STREAM: "audio, subtitles or cover art only",
     Reason.NO_FRAMES: "a video stream without a frame",
     Reason.ENCRYPTED: "the samples are encrypted",

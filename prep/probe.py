@@ -31,7 +31,8 @@ DEMUXERS = (
 FORMAT_WHITELIST = ",".join(DEMUXERS)
 MAX_PIXELS = 8192 * 4320
 _PQ, _HLG = 16, 18  # ITU-T H.273 transfer characteristics
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"[playlist]", b"<html", b"<!DOCTYPE")
+_PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]", b"<html", b"<!doctype")
+_LONGEST_MARK = max(map(len, _PLAYLISTS))
 _MISSING_MOOV = "moov"
 
 
@@ -140,7 +141,7 @@ def _read_moov(path: Path, head: bytes) -> bytes:
 
 def _cannot_open(head: bytes, error: Exception) -> RowFailure:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(_PLAYLISTS):
+    if start[:_LONGEST_MARK].lower().startswith(_PLAYLISTS):
         return RowFailure(Reason.UNSAFE_INPUT, "the file is a playlist, a script or a web page")
     if head[4:8] == b"ftyp":
         return RowFailure(Reason.TRUNCATED, "the mp4 has no complete moov box")

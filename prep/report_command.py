@@ -30,8 +30,8 @@ def report_command(root: str, out: Path, samples: int, seed: int) -> None:
 
     Sample clips that play when pointed at, by class, split and text; histograms of duration,
     picture size and bytes; class balance; failures by reason; and warnings: videos in two splits,
-    clips that repeat or overlap, empty and tiny classes. Reads the manifest, the indices and the
-    sampled clips only. An earlier page at OUT is replaced.
+    clips that repeat or overlap, empty and tiny classes. Reads the manifest, the indices, the
+    ledgers, and of the tars the sampled clips only. An earlier page at OUT is replaced.
 
     \b
     Example:

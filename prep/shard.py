@@ -225,6 +225,8 @@ def _already_published(options: ShardOptions, manifest: Manifest) -> ShardResult
             f"({'; '.join(different)}); convert into a new root"
         )
     note = f"split {options.split} is already published in {options.root}; nothing to do"
+    if options.retry:
+        note += "; --retry changes no published split: convert into a new root, and merge both"
     return ShardResult(manifest, published.outcomes, {}, notes=[note])
 
 

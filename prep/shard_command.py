@@ -112,7 +112,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
-    help="Where unfinished work is kept.  [default: ROOT/.kprep-work]",
+    help="Where unfinished work is kept; needed for a bucket.  [default: ROOT/.kprep-work]",
 )
 @click.option(
     "--dry-run",
@@ -273,4 +273,5 @@ def _report(result: ShardResult, options: ShardOptions) -> None:
         )
         sys.exit(1)
     split = result.manifest.splits[options.split]
-    click.echo(f"published {split.num_clips} clips in {len(split.shards)} shards: {options.root}")
+    shards = f"{len(split.shards)} shard{'s' * (len(split.shards) != 1)}"
+    click.echo(f"published {split.num_clips} clips in {shards}: {options.root}")

@@ -115,11 +115,11 @@ SLURM_SHARD = (
 ONLY_PARSED = {
     ("README.md", "make demo"): f"{INSTALLS}, docs/commands.md runs `kprep demo`",
     ("README.md", "make test"): TESTS,
-    ("README.md", "pip install kprep"): INSTALLS,
-    ("README.md", "pip install 'kprep[train]'"): INSTALLS,
-    ("docs/index.md", "pip install kprep"): INSTALLS,
-    ("docs/index.md", "pip install 'kprep[train]'"): INSTALLS,
-    ("docs/tutorial.md", "pip install 'kprep[train]'"): INSTALLS,
+    ("README.md", "pip install ."): INSTALLS,
+    ("README.md", "pip install '.[train]'"): INSTALLS,
+    ("docs/index.md", "pip install ."): INSTALLS,
+    ("docs/index.md", "pip install '.[train]'"): INSTALLS,
+    ("docs/tutorial.md", "pip install '.[train]'"): INSTALLS,
     **{("docs/conformance.md", f"def read_{name}(root: str, split: str) -> Iterator[Clip]:"): READERS
        for name in ("kprep", "webdataset", "wids", "energon", "datasets")},
     ("docs/format.md", "def read_dataset(root):"): "tests/test_format_reader.py runs it, without site-packages",

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,15 @@ def test_hostile_names_reasons_sources_and_tools_leave_the_card_whole():
     assert kinds <= {token.type for token in rendered(plain)}
     headings = [token for token in rendered(text) if token.type == "heading_open"]
     assert len(headings) == len([token for token in rendered(plain) if token.type == "heading_open"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [("30", "15"), ("15", "15"), ("10", "10"), ("15/2", '"15/2"'), ("30000/1001", "15")],
+)
+def test_the_card_reads_no_more_frames_than_are_stored(stored, read):
+    profile = replace(PROFILES["small"], name="mine", fps=Fraction(stored))
+    assert f"frames=16, fps={read}, batch_size=8" in card(replace(manifest(), profile=profile))
 
 
 def test_the_front_matter_lists_the_tars_and_nothing_else():

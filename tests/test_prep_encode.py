@@ -314,6 +314,8 @@ def test_a_stalled_encode_is_ended(tmp_path, monkeypatch):
         ("empty.mp4", b"", "empty file"),
         ("zeros.mp4", bytes(5000), "not a video"),
         ("page.mp4", b"<!DOCTYPE html><html>404</html>", "unsafe input"),
+        ("page5.mp4", b"\n<!doctype html><title>404</title>", "unsafe input"),
+        ("old page.mp4", b"<HTML><BODY>404</BODY></HTML>", "unsafe input"),
         ("noise.mp4", bytes(range(256)) * 40, "not a video"),
         (
             "list.mp4",

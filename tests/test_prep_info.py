@@ -122,6 +122,9 @@ def test_a_journal_that_a_killed_run_left_is_read_and_not_written(tmp_path):
         "os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", run, work / "journal.sqlite"], check=False)
+    refused = run_kprep("info", tmp_path, "--csv", tmp_path.parent / "rows.csv", check=False)
+    assert refused.returncode == 2
+    assert "has no published split yet, so there is no ledger" in " ".join(refused.stderr.split())
     before = files_of(tmp_path)
     assert any(path.endswith("-wal") for path in before)
     values = json.loads(run_kprep("info", tmp_path, "--json").stdout)["unfinished"]["val"]

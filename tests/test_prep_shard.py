@@ -290,6 +290,17 @@ def test_the_same_command_again_says_that_all_is_done(videos, dataset):
         "shard", videos, dataset, "--split", "train", "--profile", "small", "--clips-per-shard", 6
     )
     assert "already published" in done.stdout
+    assert "--retry" not in done.stdout
+    assert files_of(dataset) == before
+
+
+def test_a_retry_of_a_published_split_says_that_it_comes_too_late(videos, dataset):
+    before = files_of(dataset)
+    done = run_kprep(
+        "shard", videos, dataset, "--split", "train", "--profile", "small",
+        "--clips-per-shard", 6, "--retry", "truncated",
+    )  # fmt: skip
+    assert "--retry changes no published split" in " ".join(done.stdout.split())
     assert files_of(dataset) == before
 
 

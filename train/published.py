@@ -111,8 +111,9 @@ def published_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if not _FREE.fullmatch(key):
             raise UsageError(
                 f"--set {key} would make another protocol than that of the published accuracy; "
-                "only batch sizes, data.workers, data.layout and [run] can be set with "
-                "--check-weights; for other protocols use --test-only --weights"
+                "only batch sizes, data.workers, data.layout, data.cache_dir, data.cache_limit, "
+                "eval.bad_clip_limit and [run] can be set with --check-weights; for other "
+                "protocols use --test-only --weights"
             )
     preset, protocol = _weights(name).transforms(), PROTOCOLS[name]
     values: dict[str, dict[str, Any]] = {
