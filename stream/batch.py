@@ -63,6 +63,18 @@ class ClipBatch:
         if self.layout == "rgb" and shape[-1] != 3:
             raise ValueError(f"video in layout rgb must end in 3 channels, not {shape}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a copy of pixels in a loader's memory.
+
+        torch moves a tensor that it sends. A NumPy view of it, made before, would stay behind in
+        memory that nobody seems to use any more.
+        """
+        from stream.batch_slots import stands_in_slot  # here, as it imports this module
+
+        if not stands_in_slot(self.video):
+            return self.__dict__
+        return {**self.__dict__, "video": self.video.clone()}
+
     def __len__(self) -> int:
         """Return the number of clips."""
         return len(self.key)

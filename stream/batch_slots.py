@@ -3,8 +3,8 @@
 A batch in fresh shared memory costs the worker a page fault for every 4 KiB, nearly half of what
 decoding costs. Here each worker has a few slots in one anonymous memory file: it fills a free one
 and lends it; the loader's process reads the same pages, and when nothing there refers to the
-batch any more, the slot is free again. With no free slot a batch is made in fresh memory, so
-nobody ever waits for one.
+batch any more, the slot is free again. With no free slot a batch is made in the worker's own memory
+and sent by value, so nobody ever waits for one, and nothing is in /dev/shm.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from stream.batch import ClipBatch
-from stream.batch_memory import fresh_room
+from stream.batch_memory import private_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,26 +77,35 @@ class BatchSlots:
         self._open(file.detach())
 
     def room(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return uint8 of any content in a free slot of this worker; fresh if there is none."""
+        """Return uint8 of any content in a free slot of this worker; else of its own memory."""
         worker = get_worker_info()
         if worker is None or math.prod(shape) > self.slot_bytes:
-            return fresh_room(shape)
+            return private_room(shape)
         mine = range(worker.id * self.per_worker, (worker.id + 1) * self.per_worker)
         free = next((slot for slot in mine if self._states[slot] == _FREE), None)
-        return fresh_room(shape) if free is None else torch.from_numpy(self._array(free, shape))
+        return private_room(shape) if free is None else torch.from_numpy(self._array(free, shape))
 
-    def lend(self, batch: ClipBatch) -> ClipBatch | LentBatch:
-        """Return what to send of a batch: itself, or its slot if its video stands in one."""
-        offset = batch.video.data_ptr() - self._states.ctypes.data - self._first
-        slot, inside = divmod(offset, self.slot_bytes)
-        if inside or not 0 <= slot < self.count or not batch.video.is_contiguous():
-            return batch
-        self._states[slot] = _LENT
-        rest = {one.name: getattr(batch, one.name) for one in fields(batch) if one.name != "video"}
+    def lend(self, batch: ClipBatch) -> LentBatch:
+        """Return what to send of a batch: its slot, or its video if that stands in none."""
+        rest = {one.name: getattr(batch, one.name) for one in fields(batch)}
         for name, value in rest.items():
             if isinstance(value, torch.Tensor):  # torch would send each as a file of its own
                 rest[name] = value.numpy()
-        return LentBatch(self.name, slot, tuple(batch.video.shape), rest)
+        offset = batch.video.data_ptr() - self._first_address
+        slot, inside = divmod(offset, self.slot_bytes)
+        if inside or not 0 <= slot < self.count or not batch.video.is_contiguous():
+            return LentBatch(self.name, None, rest)
+        self._states[slot] = _LENT
+        rest["video"] = tuple(batch.video.shape)
+        return LentBatch(self.name, slot, rest)
+
+    def holds(self, video: torch.Tensor) -> bool:
+        """Whether a tensor of this process stands in a slot."""
+        return 0 <= video.data_ptr() - self._first_address < self.count * self.slot_bytes
+
+    @property
+    def _first_address(self) -> int:
+        return int(self._states.ctypes.data) + self._first
 
     @property
     def in_use(self) -> bool:
@@ -149,30 +158,36 @@ class BatchSlots:
 
 @dataclass(frozen=True)
 class LentBatch:
-    """A batch on its way from a worker, its video in a slot; it arrives as a ClipBatch.
+    """A batch on its way from a worker; it arrives as a ClipBatch.
 
-    `rest` are its other fields, with arrays in place of tensors.
+    `values` are its fields, with arrays in place of tensors, and of a video in a slot its shape.
     """
 
     slots: str
-    slot: int
-    shape: tuple[int, ...]
-    rest: dict[str, Any]
+    slot: int | None
+    values: dict[str, Any]
 
     def __reduce__(self) -> tuple[Callable[..., ClipBatch | None], tuple[Any, ...]]:
         """Arrive as what `_arrived` makes of it."""
-        return _arrived, (self.slots, self.slot, self.shape, self.rest)
+        return _arrived, (self.slots, self.slot, self.values)
 
 
-def _arrived(name: str, slot: int, shape: tuple[int, ...], rest: dict[str, Any]) -> Any:
+def _arrived(name: str, slot: int | None, values: dict[str, Any]) -> Any:
     """Return the batch; None where the loader is gone, of which a queue is being emptied."""
     slots = _here.get(name)
     if slots is None:
         return None
-    for field, value in rest.items():
+    for field, value in values.items():
         if isinstance(value, np.ndarray):
-            rest[field] = torch.from_numpy(value)
-    return ClipBatch(video=slots.claim(slot, shape), **rest)
+            values[field] = torch.from_numpy(value)
+    if slot is not None:
+        values["video"] = slots.claim(slot, values["video"])
+    return ClipBatch(**values)
+
+
+def stands_in_slot(video: torch.Tensor) -> bool:
+    """Whether a tensor is in memory of a loader of this process, which is used again."""
+    return video.is_cpu and any(slots.holds(video) for slots in list(_here.values()))
 
 
 class _Fork:

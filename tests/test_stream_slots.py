@@ -1,5 +1,6 @@
 """Batches in memory that is used again: never while anybody can still see the old one."""
 
+import dataclasses
 import gc
 import os
 from multiprocessing.reduction import ForkingPickler
@@ -12,7 +13,7 @@ from stream_datasets import make_dataset, sequence
 
 from stream import clip_loader
 from stream.batch import ClipBatch
-from stream.batch_slots import BatchSlots
+from stream.batch_slots import BatchSlots, stands_in_slot
 
 SMALL = {"split": "train", "frames": 4, "batch_size": 3, "clips_per_video": 6, "seed": 3}
 
@@ -53,10 +54,14 @@ def test_reused_memory_gives_the_same_pixels(root, expected, layout):
 
 
 def test_batches_that_are_kept_do_not_change(root, expected):
-    """More of them than there are slots: the others come in fresh memory."""
+    """More of them than there are slots: the others come by value, and cost no files."""
     one = loader(root)
     batches = list(one)
     assert len(batches) > one._slots.count
+    assert not any(map(stands_in_slot, [batches[-1].video, torch.empty(0)]))
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert not any("shm/torch_" in one for one in (*maps, *files))
     assert set(states(one)) == {1}
     list(one)
     assert sequence(batches) == expected["yuv420"]
@@ -210,13 +215,32 @@ def test_a_lent_batch_travels_without_files():
         layout="yuv420",
     )
     batch.video[:] = 9
-    sent = ForkingPickler.dumps(slots.lend(batch))
-    assert b"torch" not in bytes(sent)
-    arrived = ForkingPickler.loads(sent)
-    assert arrived.video.data_ptr() == batch.video.data_ptr()
-    assert sequence([arrived]) == sequence([batch])
-    for name in ("size", "label", "start_frame", "view"):
-        assert torch.equal(getattr(arrived, name), getattr(batch, name))
+    own = dataclasses.replace(batch, video=batch.video.clone())  # as where no slot was free
+    for lent in (batch, own):
+        sent = ForkingPickler.dumps(slots.lend(lent))
+        assert b"torch" not in bytes(sent)
+        arrived = ForkingPickler.loads(sent)
+        assert (arrived.video.data_ptr() == batch.video.data_ptr()) == (lent is batch)
+        assert sequence([arrived]) == sequence([batch])
+        for name in ("size", "label", "start_frame", "view"):
+            assert torch.equal(getattr(arrived, name), getattr(batch, name))
+
+
+def test_a_numpy_view_of_a_batch_that_was_sent_does_not_change(root, expected):
+    """torch moves the memory of a tensor that it sends, and a view of it stays behind."""
+    one = loader(root)
+    batches = iter(one)
+    next(batches)
+    batch = next(batches)
+    view = batch.video.numpy()
+    before = view.copy()
+    sent = ForkingPickler.dumps(batch)
+    assert sum(states(one)) >= 1
+    del batch, batches
+    for _ in range(2):
+        list(one)
+    assert np.array_equal(view, before)
+    assert torch.equal(ForkingPickler.loads(sent).video, torch.from_numpy(before))
 
 
 def test_without_memory_files_batches_are_made_as_torch_makes_them(root, expected, monkeypatch):
