@@ -50,7 +50,8 @@ _BLOCK_BYTES = 4096
 _NAME_BYTES = 128  # what an entry costs its directory, rounded up
 _LEFT_AFTER_EVICTION = 0.95  # of the limit, so that the directory is not listed for every clip
 _LOCK_SECONDS = 1.0
-_AVOID_SECONDS = 30.0  # after the lock was not to be had
+_AVOID_SECONDS = 30.0  # after the lock was not to be had, or nothing could be written
+_MOST_BEGUN = 256  # files open in a process; of more that are begun the bytes are read at once
 _TOUCH_SECONDS = 60.0  # a time of last use that is younger is left as it is
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _ACCOUNT = struct.Struct("<8sQ")
@@ -85,6 +86,55 @@ class _Entry(NamedTuple):
     last_used: float
     path: str
     disk_bytes: int
+
+
+class CachedClip:
+    """A cached clip on its way: its file is open, and the disk was asked for its bytes.
+
+    The file is closed when the bytes are read, or with this object.
+    """
+
+    _begun = 0
+
+    def __init__(self, path: Path, spans: Sequence[tuple[int, int]]) -> None:
+        """Open the file and let the kernel fetch ranges `[start, end)` of it; raises OSError."""
+        self._descriptor: int | None = None
+        self._descriptor = descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        CachedClip._begun += 1
+        self._spans = spans
+        self._parts: list[memoryview] | None = None
+        status = os.fstat(descriptor)
+        self.size_bytes = status.st_size
+        if time.time() - status.st_mtime > _TOUCH_SECONDS:
+            with contextlib.suppress(OSError):  # the file of another user
+                os.utime(descriptor)
+        if CachedClip._begun > _MOST_BEGUN:
+            self.read()
+        elif hasattr(os, "posix_fadvise"):  # not on macOS
+            with contextlib.suppress(OSError):
+                for start, end in spans:
+                    os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+
+    def read(self) -> list[memoryview] | None:
+        """Return the ranges, unchecked; None if the disk fails."""
+        descriptor = self._descriptor
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._parts = [
+                    memoryview(os.pread(descriptor, end - start, start))
+                    for start, end in self._spans
+                ]
+            self._close()
+        return self._parts
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+            CachedClip._begun -= 1
+
+    def __del__(self) -> None:
+        self._close()
 
 
 @dataclass
@@ -129,25 +179,20 @@ class ClipCache:
             return False
         return int.from_bytes(clip.content_hash[:4], "big") < self._admitted
 
-    def read(self, clip: IndexedClip, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
-        """Return ranges `[start, end)` of a clip's payload, unchecked; None if it is not here."""
+    def takes(self, clip: IndexedClip) -> bool:
+        """Whether it is worth while to read a clip whole: not where nothing could be stored."""
+        return self.admits(clip) and time.monotonic() >= self._avoid_until
+
+    def begin(self, clip: IndexedClip, spans: Sequence[tuple[int, int]]) -> CachedClip | None:
+        """Ask the disk for ranges `[start, end)` of a clip's payload; None if it is not here."""
         try:
-            descriptor = os.open(self._path(clip), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            cached = CachedClip(self._path(clip), spans)
         except OSError:
             return None
-        try:
-            status = os.fstat(descriptor)
-            if status.st_size != clip.video_bytes:  # cut by a power failure: `put` would keep it
-                self.drop(clip)
-                return None
-            parts = [memoryview(os.pread(descriptor, end - start, start)) for start, end in spans]
-            if time.time() - status.st_mtime > _TOUCH_SECONDS:
-                os.utime(descriptor)
-        except OSError:
+        if cached.size_bytes != clip.video_bytes:  # cut by a power failure: `put` would keep it
+            self.drop(clip)
             return None
-        finally:
-            os.close(descriptor)
-        return parts
+        return cached
 
     def drop(self, clip: IndexedClip) -> None:
         """Remove a clip whose cached bytes are damaged."""
@@ -171,7 +216,8 @@ class ClipCache:
                 if path.exists():
                     return True
                 return self._add(lock, path, payload)
-        except OSError:
+        except OSError:  # such as a full disk: clips need not be read whole for it meanwhile
+            self._avoid_until = time.monotonic() + _AVOID_SECONDS
             return False
 
     def _add(self, lock: int, path: Path, payload: memoryview) -> bool:

@@ -6,6 +6,7 @@ arrive.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from stream.cache import ClipCache
+    from stream.cache import CachedClip, ClipCache
     from stream.index import IndexedClip
 
     _Body = Callable[[], memoryview]
@@ -53,12 +54,12 @@ class ClipBytes:
 
 
 class PendingClip:
-    """Bytes of one request of a batch: `cached`, or got by `fetch`, possibly still on their way."""
+    """Bytes of one request of a batch, on their way: out of the cache, or got by `fetch`."""
 
     def __init__(self, request: ClipRequest, reader: ClipReader) -> None:
         self.request = request
         self._reader = reader
-        self.cached: ClipBytes | None = None
+        self.cached: CachedClip | None = None
         self.fetch: Callable[[], list[memoryview]] | None = None
 
     def get(self) -> ClipBytes:
@@ -68,7 +69,10 @@ class PendingClip:
         and offset, when it fails again; StorageError when the bytes cannot be had.
         """
         if self.cached is not None:
-            return self.cached
+            found = self._reader.checked(self.request, self.cached)
+            if found is not None:
+                return found
+            return self._reader.begin([self.request], past_cache=True)[0].get()
         if self.fetch is None:
             return self.fresh()
         try:
@@ -98,10 +102,13 @@ class ClipReader:
         self.versions = versions
         self.cache = cache
 
-    def begin(self, requests: list[ClipRequest]) -> list[PendingClip]:
-        """Send the requests of a batch; return its clips in order, to be waited for one by one."""
+    def begin(self, requests: list[ClipRequest], *, past_cache: bool = False) -> list[PendingClip]:
+        """Send the requests of a batch; return its clips in order, to be waited for one by one.
+
+        What is in the cache is taken from there, unless `past_cache`.
+        """
         pending = [PendingClip(request, self) for request in requests]
-        missing = [clip for clip in pending if not self._from_cache(clip)]
+        missing = [clip for clip in pending if past_cache or not self._from_cache(clip)]
         wanted = [clip.request for clip in missing]
         whole = {clip.row for clip in (request.clip for request in wanted) if self._keeps(clip)}
         gap = 0 if self.storage.local_root is not None else REMOTE_GAP_BYTES
@@ -150,23 +157,27 @@ class ClipReader:
         return parts
 
     def _keeps(self, clip: IndexedClip) -> bool:
-        return self.cache is not None and self.cache.admits(clip)
+        return self.cache is not None and self.cache.takes(clip)
 
     def _from_cache(self, pending: PendingClip) -> bool:
-        """Take a clip from the cache if it is there and sound; a damaged file is dropped."""
+        """Ask the disk for a clip if it is in the cache."""
         clip = pending.request.clip
         if self.cache is None or not self.cache.admits(clip):
             return False
         base = clip.video_offset
         spans = [(part.start - base, part.end - base) for part in pending.request.ranges]
-        parts = self.cache.read(clip, spans)
-        if parts is None:
-            return False
-        try:
-            pending.cached = _split(pending.request, parts)
-        except BadClipError:
-            self.cache.drop(clip)
+        pending.cached = self.cache.begin(clip, spans)
         return pending.cached is not None
+
+    def checked(self, request: ClipRequest, cached: CachedClip) -> ClipBytes | None:
+        """Return what a cached clip holds; None for a damaged or unreadable file, which goes."""
+        parts = cached.read()
+        if parts is not None:
+            with contextlib.suppress(BadClipError):
+                return _split(request, parts)
+        if self.cache is not None:
+            self.cache.drop(request.clip)
+        return None
 
 
 def _split(request: ClipRequest, parts: list[memoryview]) -> ClipBytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import random
@@ -59,6 +60,12 @@ def disk_use(folder: Path) -> int:
     return used
 
 
+def read(cache, one, spans):
+    """Return what a cache has of a clip."""
+    begun = cache.begin(one, spans)
+    return None if begun is None else begun.read()
+
+
 def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.clip"))
 
@@ -69,16 +76,16 @@ def files(folder: Path) -> list[Path]:
 def test_what_is_put_is_read(tmp_path):
     cache = ClipCache(tmp_path, 10**7)
     one, payload = clip(1)
-    assert cache.read(one, [(0, 10)]) is None
+    assert read(cache, one, [(0, 10)]) is None
     assert cache.put(one, payload)
     assert cache.put(one, payload)
-    parts = cache.read(one, [(0, 10), (500, 10_000)])
+    parts = read(cache, one, [(0, 10), (500, 10_000)])
     assert [bytes(part) for part in parts] == [payload[:10], payload[500:]]
     (path,) = files(tmp_path)
     name = one.content_hash.hex()
     assert path.relative_to(tmp_path).as_posix() == f"kprep-clips-1/{name[:2]}/{name}-10000.clip"
     cache.drop(one)
-    assert cache.read(one, [(0, 10)]) is None
+    assert read(cache, one, [(0, 10)]) is None
 
 
 def test_a_file_that_a_power_failure_cut_is_replaced(tmp_path):
@@ -86,10 +93,52 @@ def test_a_file_that_a_power_failure_cut_is_replaced(tmp_path):
     one, payload = clip(1)
     cache.put(one, payload)
     os.truncate(cache._path(one), 5000)
-    assert cache.read(one, [(0, 10)]) is None
+    assert read(cache, one, [(0, 10)]) is None
     assert cache.put(one, payload)
-    (part,) = cache.read(one, [(0, len(payload))])
+    (part,) = read(cache, one, [(0, len(payload))])
     assert part == payload
+
+
+def test_a_time_of_use_that_cannot_be_set_costs_nothing(tmp_path, monkeypatch):
+    """As where another user keeps the clip."""
+    cache = ClipCache(tmp_path, 10**7)
+    one, payload = clip(1)
+    cache.put(one, payload)
+    os.utime(cache._path(one), (1, 1))
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("stream.cache.os.utime", refused)
+    (part,) = read(cache, one, [(0, len(payload))])
+    assert part == payload
+
+
+def open_clips() -> int:
+    found = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sum(".clip" in file for file in found)
+
+
+def test_what_is_begun_is_read_later_and_holds_few_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("stream.cache._MOST_BEGUN", 3)
+    cache = ClipCache(tmp_path, 10**7)
+    clips = [clip(number) for number in range(6)]
+    for one, payload in clips:
+        cache.put(one, payload)
+    asked = []
+    monkeypatch.setattr("stream.cache.os.posix_fadvise", lambda _, *span: asked.append(span))
+    begun = [cache.begin(one, [(0, 10), (500, 900)]) for one, _ in clips]
+    assert open_clips() == 3
+    assert len(asked) == 6
+    assert asked[:2] == [(0, 10, os.POSIX_FADV_WILLNEED), (500, 400, os.POSIX_FADV_WILLNEED)]
+    for file in files(tmp_path):
+        file.unlink()  # what is begun is had all the same
+    for _ in range(2):
+        parts = [[bytes(part) for part in one.read()] for one in begun[1:]]
+        assert parts == [[payload[:10], payload[500:900]] for _, payload in clips[1:]]
+    assert open_clips() == 1
+    del begun  # given up
+    assert open_clips() == 0
 
 
 def test_equal_hashes_of_other_lengths_do_not_mix(tmp_path):
@@ -97,7 +146,7 @@ def test_equal_hashes_of_other_lengths_do_not_mix(tmp_path):
     one, payload = clip(1)
     other = SimpleNamespace(content_hash=one.content_hash, video_bytes=9_000)
     cache.put(one, payload)
-    assert cache.read(other, [(0, 10)]) is None
+    assert read(cache, other, [(0, 10)]) is None
 
 
 def test_the_limit_holds_after_every_clip_and_the_oldest_go(tmp_path):
@@ -108,7 +157,7 @@ def test_the_limit_holds_after_every_clip_and_the_oldest_go(tmp_path):
         assert cache.put(one, payload)
         os.utime(cache._path(one), (number, number))
         assert disk_use(tmp_path / "kprep-clips-1") <= limit
-    held = [cache.read(one, [(0, 1)]) is not None for one, _ in clips]
+    held = [read(cache, one, [(0, 1)]) is not None for one, _ in clips]
     first = held.index(True)
     assert first > 0
     assert all(held[first:])  # exactly the most recently used
@@ -133,7 +182,7 @@ def test_a_file_that_is_being_read_survives_its_eviction(tmp_path, monkeypatch):
         return real(descriptor)
 
     monkeypatch.setattr("stream.cache.os.fstat", fstat)
-    (part,) = cache.read(one, [(0, 10_000)])
+    (part,) = read(cache, one, [(0, 10_000)])
     assert part == payload
     assert not files(tmp_path)
 
@@ -195,10 +244,13 @@ def test_a_full_disk_or_a_lost_directory_only_cost_the_cache(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)
+        assert cache.takes(clip(0)[0])
         assert not cache.put(*clip(0))
+    assert not cache.takes(clip(0)[0])  # for a while, it is not read whole in vain
+    cache._avoid_until = 0
     assert not list(tmp_path.rglob("*.tmp"))
     shutil.rmtree(tmp_path / "c")
-    assert cache.read(clip(0)[0], [(0, 1)]) is None
+    assert read(cache, clip(0)[0], [(0, 1)]) is None
     assert cache.put(*clip(0))
 
 
@@ -294,7 +346,28 @@ def test_a_cache_serves_foreign_clips_and_local_roots_too(root, tmp_path, monkey
     assert sequence(one) == expected  # the same content, so the same files
 
 
-def test_a_damaged_cached_file_is_dropped_and_read_fresh(root, tmp_path):
+def test_clips_of_the_cache_are_asked_for_ahead_and_read_when_decoded(root, tmp_path, monkeypatch):
+    options = {"short": "pad", "cache_dir": tmp_path, "cache_limit": "10MB"}
+    expected = reference(root, 1, short="pad")[0]
+    assert sequence(loader(root, **options)) == expected
+    one, reads = loader(root, **options), []
+    real = os.pread
+    monkeypatch.setattr("stream.cache.os.pread", lambda *given: reads.append(1) or real(*given))
+    batches = iter(one)
+    found = sequence([next(batches), next(batches)])  # the second begins what is behind it
+    assert 0 < len(reads) <= 2 * 2 * one.global_batch  # of these batches alone
+    assert open_clips() > 0
+    assert found + sequence(batches) == expected
+    del batches
+    assert open_clips() == 0
+    batches = iter(one)
+    sequence([next(batches), next(batches)])
+    del batches, one  # given up in the middle
+    gc.collect()
+    assert open_clips() == 0
+
+
+def test_a_damaged_cached_file_is_dropped_and_read_fresh(root, tmp_path, monkeypatch):
     options = {"short": "pad", "cache_dir": tmp_path, "cache_limit": "10MB"}
     expected = reference(root, 1, short="pad")[0]
     sequence(loader(root, **options))
@@ -311,6 +384,8 @@ def test_a_damaged_cached_file_is_dropped_and_read_fresh(root, tmp_path):
     one = loader(root, **options, bad_clips="substitute")
     assert sequence(one) == expected
     assert not one.bad_clip_summary().clips
+    monkeypatch.setattr(Storage, "read_range", lambda *a, **k: pytest.fail("a request"))
+    assert sequence(one) == expected  # what was dropped is kept again
 
 
 def test_a_damaged_clip_never_enters_the_cache(root, tmp_path):
