@@ -7,25 +7,35 @@ same paths. dask-jobqueue and dask-kubernetes bring such a cluster to SLURM and 
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
+import logging
+import os
 import queue
 import time
 import uuid
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import click
 
 from prep.encode import encode
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import find_ffmpeg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from prep.worker_pool import Job
 
 _AHEAD = 2
+_LOOK_SECONDS = 1.0  # between two looks at which workers there are
 _CONNECT_SECONDS = 30
 _NO_WORKERS_SECONDS = 300.0
+# What the client raises once its scheduler does not answer
+_LOST = (OSError, RuntimeError, asyncio.CancelledError, concurrent.futures.CancelledError)
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
@@ -36,9 +46,30 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def report(marker: str) -> tuple[str, bool]:
-    """Say which ffmpeg a worker would use, and whether it sees a file in the work folder."""
-    return find_ffmpeg().sha256, Path(marker).exists()
+def report(marker: str, folders: list[str]) -> tuple[str, str]:
+    """Say which ffmpeg a worker would use, and which of some places it does not see: "" for none.
+
+    `marker` is a file in the work folder. A source folder without an entry is the place of a mount
+    that is not there.
+    """
+    sha256 = find_ffmpeg().sha256
+    if not Path(marker).exists():
+        return sha256, str(Path(marker).parent.parent)
+    return sha256, next((folder for folder in folders if not _has_entries(folder)), "")
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+class _InWork(NamedTuple):
+    job: Job
+    begun: float
+    workers: frozenset[str]
 
 
 class DaskPool:
@@ -46,11 +77,17 @@ class DaskPool:
 
     A worker that dies costs what it had in flight: Dask gives those jobs to others, and gives a job
     up that several workers have died of. Raises UsageError when the cluster cannot be reached, or
-    a worker has another ffmpeg or does not see the work folder.
+    a worker has another ffmpeg or does not see the work folder or a source. A worker that comes
+    later gets jobs once it was found to be like the others; one that is not is left alone.
     """
 
     def __init__(
-        self, scheduler: str | None, work: Path, ffmpeg_sha256: str, wall_seconds: float
+        self,
+        scheduler: str | None,
+        work: Path,
+        folders: Sequence[Path],
+        ffmpeg_sha256: str,
+        wall_seconds: float,
     ) -> None:
         if not scheduler:
             raise UsageError("--engine dask needs --scheduler ADDRESS, e.g. tcp://10.0.0.1:8786")
@@ -59,71 +96,101 @@ class DaskPool:
         except ImportError:
             raise UsageError("--engine dask needs Dask; pip install 'kprep[dask]'") from None
         self.wall_seconds = wall_seconds
-        self._client: Any
+        self._scheduler = scheduler
+        self._ffmpeg_sha256 = ffmpeg_sha256
+        self._marker = work / "temporary" / f"marker-{uuid.uuid4().hex}"
+        self._places = (str(self._marker), [str(folder) for folder in folders])
         self._answers: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
-        self._futures: dict[Any, tuple[Job, float]] = {}
-        self._no_workers_since = 0.0
+        self._waiting: deque[Job] = deque()
+        self._futures: dict[Any, _InWork] = {}
+        self._checks: dict[str, Any] = {}
+        self._faults: dict[str, str] = {}  # of the workers that were checked; "" for none
+        self._threads: dict[str, int] = {}  # of the workers that get jobs
+        self._looked = self._no_workers_since = 0.0
+        if not os.environ.get("KPREP_DEBUG"):  # what it means for us is said in a sentence
+            for name in ("distributed", "distributed.client", "distributed.utils"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client: Any = distributed.Client
-            self._client = client(scheduler, timeout=_CONNECT_SECONDS)
+            self._client: Any = client(scheduler, timeout=_CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError) as error:
             raise UsageError(f"no Dask scheduler answers at {scheduler}: {error}") from error
         try:
-            self._check_workers(work, ffmpeg_sha256)
+            self._marker.touch()
+            self._check_first_workers()
         except BaseException:
-            self._client.close()
+            self._close()
             raise
 
-    def _check_workers(self, work: Path, ffmpeg_sha256: str) -> None:
-        marker = work / "temporary" / f"marker-{uuid.uuid4().hex}"
-        marker.touch()
+    def _check_first_workers(self) -> None:
         try:
-            reports = self._client.run(report, str(marker))
+            reports = self._client.run(report, *self._places)
         except Exception as error:
-            raise UsageError(
-                f"a Dask worker cannot run kprep ({type(error).__name__}: {error}); install the "
-                "same kprep on every worker"
-            ) from error
-        finally:
-            marker.unlink()
+            raise UsageError(f"a Dask worker {_cannot_run(error)}") from error
         if not reports:
             raise UsageError("the Dask cluster has no workers; start some, then run again")
-        for address, (sha256, sees) in reports.items():
-            if not sees:
-                raise UsageError(
-                    f"Dask worker {address} does not see {work}; choose a --work folder that is "
-                    "shared with all workers"
-                )
-            if sha256 != ffmpeg_sha256:
-                raise UsageError(
-                    f"Dask worker {address} has another ffmpeg (sha256 {sha256[:16]}…, here "
-                    f"{ffmpeg_sha256[:16]}…), so its clips would differ; set KPREP_FFMPEG alike"
-                )
+        for address, answer in reports.items():
+            self._faults[address] = self._fault(*answer)
+            if self._faults[address]:
+                raise UsageError(f"Dask worker {address} {self._faults[address]}")
+
+    def _fault(self, sha256: str, unseen: str) -> str:
+        """Return what is wrong with a worker, "" where nothing is."""
+        if unseen and unseen in self._places[1]:
+            return f"does not see the source {unseen}, or finds it empty; mount it there"
+        if unseen:
+            return f"does not see {unseen}; choose a --work folder that is shared with all workers"
+        if sha256 != self._ffmpeg_sha256:
+            return (
+                f"has another ffmpeg (sha256 {sha256[:16]}…, here {self._ffmpeg_sha256[:16]}…), so "
+                "its clips would differ; set KPREP_FFMPEG alike"
+            )
+        return ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for future in self._futures:
-            future.cancel()
-        self._client.close()
+        with contextlib.suppress(KprepError), self._reached():
+            for future in self._futures:
+                future.cancel()
+        self._close()
+
+    def _close(self) -> None:
+        with contextlib.suppress(KprepError), self._reached():
+            self._client.close()
+        self._marker.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Say in one sentence that the scheduler is lost."""
+        try:
+            yield
+        except _LOST as error:
+            raise self._lost() from error
+
+    def _lost(self) -> KprepError:
+        return KprepError(
+            f"the Dask scheduler at {self._scheduler} went away, or gave its work up; see that it "
+            "runs, then run the same command again"
+        )
 
     @property
     def wants_jobs(self) -> bool:
         """Whether a worker would otherwise soon be idle."""
-        threads: int = sum(self._client.nthreads().values())
-        return self.unfinished < max(1, threads) * _AHEAD
+        self._look()
+        return self.unfinished < max(1, sum(self._threads.values())) * _AHEAD
 
     @property
     def unfinished(self) -> int:
         """Number of jobs submitted and not answered."""
-        return len(self._futures)
+        return len(self._waiting) + len(self._futures)
 
     def submit(self, job: Job) -> None:
         """Give a job to the cluster."""
-        future: Any = self._client.submit(run_job, job.values, pure=False)
-        self._futures[future] = (job, time.monotonic())
-        future.add_done_callback(lambda done: self._answers.put((job, done)))
+        self._waiting.append(job)
+        self._look()
+        self._hand_out()
 
     def results(self, timeout_seconds: float) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Yield what has been answered by now; wait at most `timeout_seconds` for the first."""
@@ -131,37 +198,100 @@ class DaskPool:
             job, future = self._answers.get(timeout=max(timeout_seconds, 0.001))
             while True:
                 if self._futures.pop(future, None) is not None:
-                    yield job, _value(future)
+                    yield job, self._value(future)
                 job, future = self._answers.get_nowait()
+        self._look()
+        self._take_back()
+        self._hand_out()
         yield from self._overdue()
         self._check_alive()
 
+    def _look(self) -> None:
+        """See which workers there are, and have those that are new checked."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        with self._reached():
+            threads: dict[str, int] = self._client.nthreads()
+            for known in (self._checks, self._faults):
+                for address in set(known) - set(threads):
+                    del known[address]  # where it comes again, it may be another
+            for address in set(threads) - set(self._checks) - set(self._faults):
+                self._checks[address] = self._client.submit(
+                    report, *self._places, workers=[address], pure=False, priority=1
+                )
+            for address, check in list(self._checks.items()):
+                if check.done():
+                    del self._checks[address]
+                    self._judge(address, check)
+        self._threads = {name: n for name, n in threads.items() if self._faults.get(name) == ""}
+        self._looked = now
+
+    def _judge(self, address: str, check: Any) -> None:
+        """Book whether a worker that came late gets jobs."""
+        if check.status == "finished":
+            fault = self._fault(*check.result())
+        else:
+            fault = _cannot_run(check.exception())
+        self._faults[address] = fault
+        if fault:
+            click.echo(f"Dask worker {address} gets no work: it {fault}", err=True)
+
+    def _hand_out(self) -> None:
+        """Give waiting jobs to the workers that were checked, and to no others."""
+        while self._waiting and self._threads:
+            job, workers = self._waiting.popleft(), list(self._threads)
+            with self._reached():
+                future: Any = self._client.submit(run_job, job.values, workers=workers, pure=False)
+            self._futures[future] = _InWork(job, time.monotonic(), frozenset(workers))
+            future.add_done_callback(lambda done, job=job: self._answers.put((job, done)))
+
+    def _take_back(self) -> None:
+        """Take back the jobs of which no worker is left; Dask would let them wait for those."""
+        for future, (job, _, workers) in list(self._futures.items()):
+            if not workers & self._threads.keys():
+                del self._futures[future]
+                with self._reached():
+                    future.cancel()
+                self._waiting.append(job)
+
     def _overdue(self) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Give up jobs that have had their time, with that of the jobs before them in the queue."""
-        threads: int = sum(self._client.nthreads().values())
+        threads = sum(self._threads.values())
         limit = self.wall_seconds * (1 + len(self._futures) / max(1, threads))
         now = time.monotonic()
-        for future, (job, begun) in list(self._futures.items()):
+        for future, (job, begun, _) in list(self._futures.items()):
             if now - begun > limit:
                 del self._futures[future]
-                future.cancel()
+                with self._reached():
+                    future.cancel()
                 yield job, {"stalled": f"no result in {limit:.0f} s on the Dask cluster"}
 
     def _check_alive(self) -> None:
-        """Raise KprepError when the cluster has had no worker for minutes: nobody works on."""
-        if not self._futures or self._client.nthreads():
+        """Raise KprepError when nobody has worked for minutes, and somebody should."""
+        if not self.unfinished or self._threads:
             self._no_workers_since = 0.0
             return
         self._no_workers_since = self._no_workers_since or time.monotonic()
         if time.monotonic() - self._no_workers_since > _NO_WORKERS_SECONDS:
             raise KprepError(
-                "the Dask cluster has no workers left; start some, then run the same command again"
+                "the Dask cluster has no workers left that can be used; start some, then run the "
+                "same command again"
             )
 
+    def _value(self, future: Any) -> dict[str, Any]:
+        with self._reached():
+            if future.status == "finished":
+                value: dict[str, Any] = future.result()
+                return value
+            if future.status != "error":
+                raise self._lost()
+            error = future.exception()
+        return {"crashed": f"{type(error).__name__} on the Dask cluster"}
 
-def _value(future: Any) -> dict[str, Any]:
-    if future.status == "finished":
-        value: dict[str, Any] = future.result()
-        return value
-    error = future.exception()
-    return {"crashed": f"{type(error).__name__} on the Dask cluster"}
+
+def _cannot_run(error: Any) -> str:
+    return (
+        f"cannot run kprep ({type(error).__name__}: {error}); install the same kprep on every "
+        "worker"
+    )

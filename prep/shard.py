@@ -35,7 +35,7 @@ from prep.root_state import (
     remove_leftovers,
 )
 from prep.shard_builder import ShardBuilder
-from prep.sources import open_listing, open_sources
+from prep.sources import open_listing, open_sources, source_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,7 +173,8 @@ def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:
     if options.engine == "dask":
         from prep.dask_pool import DaskPool
 
-        return DaskPool(options.scheduler, work, ffmpeg.sha256, encoders.wall_seconds)
+        folders = source_folders(options)
+        return DaskPool(options.scheduler, work, folders, ffmpeg.sha256, encoders.wall_seconds)
     return encoders
 
 

@@ -63,6 +63,12 @@ def _official_list(options: ShardOptions, work: Path) -> tuple[Path, list[str]]:
     ]
 
 
+def source_folders(options: ShardOptions) -> list[Path]:
+    """Return the sources that are folders."""
+    remote = (_MIRROR, _SITE)
+    return [Path(text) for text in options.sources if not text.startswith(remote)]
+
+
 def open_sources(options: ShardOptions, work: Path) -> list[Source]:
     """Return the sources in the order in which they are tried."""
     found: list[Source] = []

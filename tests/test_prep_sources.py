@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -426,12 +427,11 @@ def test_two_runs_into_one_bucket_are_kept_apart(clips, s3, tmp_path):
 
 @contextlib.contextmanager
 def dask_cluster(count: int, folder: Path):
-    """A scheduler and `count` workers on this machine; yields the address and the workers."""
+    """A scheduler and `count` workers on this machine; yields the address, it, and the workers."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker"]
     address = f"tcp://127.0.0.1:{port}"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     processes = [
@@ -441,14 +441,46 @@ def dask_cluster(count: int, folder: Path):
     ]
     try:
         _wait_for_port(port)
-        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
-        processes += [subprocess.Popen([*worker, address, *options], **quiet) for _ in range(count)]
+        processes += [dask_worker(address, folder) for _ in range(count)]
         _wait_for_workers(address, count)
-        yield address, processes[1:]
+        yield address, processes[0], processes[1:]
     finally:
         for process in reversed(processes):
             process.kill()
             process.wait()
+
+
+def dask_worker(address: str, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+    options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", address, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env={**os.environ, **environment},
+    )
+
+
+@contextlib.contextmanager
+def dask_conversion(clips, root: Path, address: str):
+    """A conversion on a cluster, which has encoded its first clip."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "prep", "shard", str(clips / "videos"), str(root), "--split", "val", "--profile", "small",
+         "--clips-per-shard", "4", "--annotations", str(clips / "val.csv"), "--engine", "dask", "--scheduler", address],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        while not list(root.glob(".kprep-work/val/staged/*.pack")) and process.poll() is None:
+            time.sleep(0.005)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _until(holds: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a file is there, or the process has ended."""
+    while not holds.exists() and process.poll() is None:
+        time.sleep(0.01)
 
 
 def _wait_for_port(port: int) -> None:
@@ -468,17 +500,91 @@ def _wait_for_workers(address: str, count: int) -> None:
 @pytest.mark.slow
 def test_dask_gives_the_same_bytes_also_when_a_worker_dies(clips, reference, tmp_path):
     root = tmp_path / "root"
-    command = [sys.executable, "-P", "-m", "prep", "shard", str(clips / "videos"), str(root), "--split", "val", "--profile", "small",
-               "--clips-per-shard", "4", "--annotations", str(clips / "val.csv")]  # fmt: skip
-    with dask_cluster(2, tmp_path) as (address, workers):
-        process = subprocess.Popen([*command, "--engine", "dask", "--scheduler", address],
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-        while not list(root.glob(".kprep-work/val/staged/*.pack")) and process.poll() is None:
-            time.sleep(0.005)
+    with (
+        dask_cluster(2, tmp_path) as (address, _, workers),
+        dask_conversion(clips, root, address) as process,
+    ):
         workers[0].kill()
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     assert files_of(root) == files_of(reference)
+
+
+@pytest.mark.slow
+def test_a_dask_worker_that_comes_later_gets_work_if_it_is_like_the_others(
+    clips, tmp_path, monkeypatch
+):
+    from prep.ffmpeg_binary import find_ffmpeg
+
+    go, log = tmp_path / "go", tmp_path / "log"
+    # the first clip is encoded at once, the others later
+    waits = f"mkdir {tmp_path}/first || until [ -e {go} ]; do sleep 0.1; done"
+    for name, does in (("ffmpeg", waits), ("other", "")):
+        script = tmp_path / name
+        script.write_text(
+            f'#!/bin/sh\ncase "$*" in *videos*) {does}\necho {name} $PPID >> {log} ;; esac\n'
+            f'exec "{find_ffmpeg().path}" "$@"\n'
+        )
+        script.chmod(0o755)
+    monkeypatch.setenv("KPREP_FFMPEG", str(tmp_path / "ffmpeg"))
+    root = tmp_path / "root"
+    with (
+        dask_cluster(1, tmp_path) as (address, _, workers),
+        dask_conversion(clips, root, address) as process,
+    ):
+        other = dask_worker(address, tmp_path, KPREP_FFMPEG=str(tmp_path / "other"))
+        try:
+            refused = next(line for line in process.stderr if "gets no work" in line)
+            assert "it has another ffmpeg (sha256" in refused
+            alike = dask_worker(address, tmp_path)
+            go.touch()
+            _until(log, process)
+            workers[0].kill()  # what is left is done by the one that is alike
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+        finally:
+            other.kill()
+            other.wait()
+            alike.kill()
+            alike.wait()
+    ran = [line.split() for line in log.read_text().splitlines()]
+    assert {name for name, _ in ran} == {"ffmpeg"}
+    assert str(alike.pid) in {pid for _, pid in ran}
+
+
+@pytest.mark.slow
+def test_a_dask_scheduler_that_goes_away_is_one_sentence_and_no_rows_fault(clips, tmp_path):
+    root = tmp_path / "root"
+    with (
+        dask_cluster(1, tmp_path) as (address, scheduler, _),
+        dask_conversion(clips, root, address) as process,
+    ):
+        process.send_signal(signal.SIGSTOP)
+        scheduler.kill()
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert f"the Dask scheduler at {address} went away" in err
+    assert "Traceback" not in err
+    with sqlite3.connect(root / ".kprep-work/val/journal.sqlite") as journal:
+        found = journal.execute("SELECT DISTINCT status FROM rows").fetchall()
+    journal.close()
+    assert {status for (status,) in found} <= {"ok", "pending"}
+
+
+def test_what_a_dask_worker_reports(tmp_path):
+    from prep.dask_pool import report
+    from prep.ffmpeg_binary import find_ffmpeg
+
+    marker, mounted = tmp_path / "work/val/temporary/marker", tmp_path / "videos"
+    for folder in (marker.parent, mounted / "a", tmp_path / "unmounted"):
+        folder.mkdir(parents=True)
+    folders = [str(mounted), str(tmp_path / "unmounted")]
+    assert report(str(marker), folders) == (find_ffmpeg().sha256, str(tmp_path / "work/val"))
+    marker.touch()
+    assert report(str(marker), folders)[1] == folders[1]
+    assert report(str(marker), [*folders[:1], str(tmp_path / "none")])[1] == str(tmp_path / "none")
+    assert report(str(marker), folders[:1])[1] == ""
 
 
 @pytest.mark.slow
