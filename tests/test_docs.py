@@ -173,7 +173,7 @@ def check_command(words: list[str], example: Example) -> None:
 def check_extras(names: list[str], example: Example) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for name in names:
-        found = re.fullmatch(r"kprep(\[(.+)\])?", name)
+        found = re.fullmatch(r"(?:kprep|\.)(\[(.+)\])?", name)
         assert found, f"{example.where}: {name} is not ours; say in a sentence why it is needed"
         for extra in (found[2] or "").split(","):
             assert not extra or extra in project["optional-dependencies"], f"{example.where}: {extra}"  # fmt: skip
