@@ -63,6 +63,7 @@ def read_ledger(data: bytes, where: str, num_rows: int | None = None) -> pa.Tabl
     try:
         table = read_parquet(data, SCHEMA.names, where, num_rows)
         table = table.select(SCHEMA.names).cast(SCHEMA)
+        table.validate(full=True)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DatasetError(f"{where} is not a ledger: {error}") from error
     import pyarrow.compute as pc  # slow to import, and only readers need it

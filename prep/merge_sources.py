@@ -124,11 +124,20 @@ def _with_flat_keys(table: pa.Table, where: str) -> pa.Table:
 
 def _check_index(table: pa.Table, manifest: Manifest, split: str, where: str) -> None:
     """Raise DatasetError for rows that point outside the dataset."""
-    shards = {shard.path for shard in manifest.splits[split].shards}
-    strange = set(pc.unique(table["shard"].cast("string")).to_pylist()) - shards
+    sizes = {
+        shard.path: manifest.files[shard.path].bytes for shard in manifest.splits[split].shards
+    }
+    paths = table["shard"].cast("string")
+    strange = set(pc.unique(paths).to_pylist()) - set(sizes)
     highest = pc.max(table["label"]).as_py()
     if strange:
         raise DatasetError(f"{where} has rows of {min(strange)}, which the split does not have")
+    ends = pc.add(table["entry_offset"], table["entry_bytes"]).to_pylist()
+    for path, end in zip(paths.to_pylist(), ends, strict=True):
+        if end > sizes[path]:
+            raise DatasetError(
+                f"{where} has a clip that ends at byte {end:,} of {path}, which has {sizes[path]:,}"
+            )
     if highest is not None and highest >= len(manifest.class_names):
         raise DatasetError(
             f"{where} has label {highest}, the manifest {len(manifest.class_names)} classes"

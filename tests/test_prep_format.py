@@ -1,7 +1,10 @@
 import dataclasses
+import io
 import json
 from fractions import Fraction
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ from prep.format import (
     split_fingerprint,
     write_index,
 )
+from prep.ledger import SCHEMA, read_ledger
 from prep.profile import PROFILES
 from prep.storage import Storage, check_relative_path
 
@@ -39,22 +43,50 @@ FOREIGN = dataclasses.replace(
 
 
 def test_index_round_trip_and_row_groups():
-    import io
-
-    import pyarrow.parquet as pq
-
     data = write_index([index_table([RECORD]), index_table([FOREIGN])])
     assert list(iter_records(read_index(data, "index"))) == [RECORD, FOREIGN]
     assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == 2
 
 
 @pytest.mark.parametrize(
-    "change", [{"label": -2}, {"num_frames": 0}, {"video_offset": -1}, {"width": 1 << 25}]
-)
+    "change",
+    [
+        {"label": -2}, {"num_frames": 0}, {"video_offset": -1}, {"width": 1 << 25},
+        {"entry_bytes": 1 << 62}, {"entry_offset": 1 << 62}, {"video_bytes": 1 << 62},
+    ],
+)  # fmt: skip
 def test_index_rows_that_no_writer_makes_are_refused(change):
     data = write_index([index_table([dataclasses.replace(RECORD, **change)])])
     with pytest.raises(DatasetError, match=next(iter(change))):
         read_index(data, "index")
+
+
+def no_text(length: int) -> pa.Array:
+    """Texts that are no UTF-8, which Arrow takes as they are."""
+    data = pa.array([b"\xff%d" % number for number in range(length)], pa.binary())
+    return pa.Array.from_buffers(pa.string(), length, data.buffers())
+
+
+@pytest.mark.parametrize("name", ["key", "shard", "video_id", "source"])
+def test_an_index_whose_text_is_none_is_refused(name):
+    table = index_table([RECORD, FOREIGN])
+    at, strange = table.schema.get_field_index(name), no_text(2)
+    if pa.types.is_dictionary(table.schema.field(at).type):
+        strange = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), strange)
+    sink = io.BytesIO()
+    pq.write_table(table.set_column(at, name, strange), sink)
+    with pytest.raises(DatasetError, match=r"^val\.parquet .*UTF8"):
+        read_index(sink.getvalue(), "val.parquet")
+
+
+@pytest.mark.parametrize("name", ["key", "status", "reason", "detail"])
+def test_a_ledger_whose_text_is_none_is_refused(name):
+    values = {"row": [1], "status": ["ok"], "detail": [""]}
+    table = pa.table({**{name: [None] for name in SCHEMA.names}, **values}, schema=SCHEMA)
+    at, sink = SCHEMA.get_field_index(name), io.BytesIO()
+    pq.write_table(table.set_column(at, name, no_text(1)), sink)
+    with pytest.raises(DatasetError, match=r"^val\.parquet is not a ledger: .*UTF8"):
+        read_ledger(sink.getvalue(), "val.parquet")
 
 
 def test_index_that_is_no_parquet():
@@ -63,10 +95,6 @@ def test_index_that_is_no_parquet():
 
 
 def test_index_without_a_column():
-    import io
-
-    import pyarrow.parquet as pq
-
     sink = io.BytesIO()
     pq.write_table(index_table([RECORD]).drop(["crc32"]), sink)
     with pytest.raises(DatasetError, match="lacks the columns crc32"):
@@ -100,6 +128,13 @@ def manifest():
     )
 
 
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def add_shard(values, path):
     values["files"][path] = {"bytes": 1, "sha256": "0" * 64}
     values["splits"]["val"]["shards"].append({"path": path, "num_clips": 1})
@@ -118,7 +153,13 @@ def test_manifest_round_trip():
         lambda m: m["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}),
         lambda m: m["files"].update({"/etc/passwd": {"bytes": 1, "sha256": "0" * 64}}),
         lambda m: m["files"].update({"x": {"bytes": -1, "sha256": "0" * 64}}),
+        lambda m: m["files"].update({"x": {"bytes": 10**400, "sha256": "0" * 64}}),
+        lambda m: m["files"].update({"x": {"bytes": 1 << 63, "sha256": "0" * 64}}),
         lambda m: m["files"].update({"x": {"bytes": 1, "sha256": "zz"}}),
+        lambda m: m["splits"]["val"]["outcomes"].update(ok=1 << 63),
+        lambda m: m["splits"]["val"]["settings"].update(made_from=nested(700)),
+        lambda m: m["splits"]["val"]["tools"].update(kprep={"a": nested(900)}),
+        lambda m: m["class_names"].append("\ud800"),
         lambda m: m["splits"]["val"].update(fingerprint=7),
         lambda m: m["splits"]["val"]["shards"].append({"path": "val/../../x.tar", "num_clips": 1}),
         lambda m: m["splits"].update({"../x": m["splits"]["val"]}),

@@ -731,6 +731,10 @@ def setting(name: str, value: object):
     return change
 
 
+def endless_entry(storage: Storage) -> None:
+    change_index(storage, "val", entry_bytes=lambda values: [*values[:-1], 1 << 50])
+
+
 VERIFY, SUBSET = ("verify", "ROOT"), ("subset", "ROOT", "OUT", "--split", "val", "--workers", 1)
 PUSH = ("push", "ROOT", "OUT", "--split", "val")
 
@@ -746,6 +750,8 @@ PUSH = ("push", "ROOT", "OUT", "--split", "val")
         (no_path, VERIFY, "manifest.json holds '\\udfff', half a character"),
         (bogus_status, VERIFY, "it has the status 'bogus'"),
         (bogus_status, SUBSET, "ledger/val.parquet is not a ledger: it has the status 'bogus'"),
+        (endless_entry, VERIFY, "does not stand where the index says"),
+        (endless_entry, SUBSET, "has a clip that ends at byte 1,125,899,9"),  # 2^50 = 1.126e15
         (setting("annotation_lists", 5), SUBSET, "annotation_lists 5, which is no list"),
     ],
 )

@@ -95,8 +95,9 @@ def read_index(data: bytes, where: str, num_rows: int | None = None) -> pa.Table
         raise DatasetError(f"{where} lacks the columns {', '.join(missing)}")
     try:
         table = table.select(list(_COLUMNS)).cast(index_schema())
+        table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
-        raise DatasetError(f"{where} has a column of another type: {error}") from error
+        raise DatasetError(f"{where} has a column that is none of an index: {error}") from error
     _check_ranges(table, where)
     return table
 
@@ -116,9 +117,14 @@ def _check_ranges(table: pa.Table, where: str) -> None:
         smallest = pc.min(table[name]).as_py()
         if smallest is not None and smallest < low:
             raise DatasetError(f"{where}: column {name} holds {smallest}, below {low}")
-    for name in ("width", "height", "num_frames"):
+    at_most = dict.fromkeys(("width", "height", "num_frames"), 1 << 24)
+    # so that the sum of two is an int64 too
+    at_most |= dict.fromkeys(
+        ("entry_offset", "entry_bytes", "video_offset", "video_bytes"), 1 << 60
+    )
+    for name, high in at_most.items():
         largest = pc.max(table[name]).as_py()
-        if largest is not None and largest > 1 << 24:
+        if largest is not None and largest > high:
             raise DatasetError(f"{where}: column {name} holds {largest}, which no clip has")
 
 

@@ -23,6 +23,8 @@ from prep.storage import Storage, check_relative_path
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_MAX_COUNT = (1 << 63) - 1  # what readers in other languages, and Arrow, can hold
+_MAX_DEPTH = 32  # of the JSON; a manifest of kprep has 6
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -119,6 +121,7 @@ class Manifest:
 
     @classmethod
     def _parse(cls, values: Any) -> Manifest:
+        _check_depth(values)
         if values["format"] != "kprep":
             raise ValueError(f"format is {values['format']!r}")
         if values["format_version"] != FORMAT_VERSION:
@@ -176,9 +179,25 @@ def _split(values: Any) -> Split:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is not a count")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _MAX_COUNT:
+        raise ValueError(f"{str(value)[:40]!r} is not a count")
     return value
+
+
+def _check_depth(values: Any) -> None:
+    """Raise ValueError where lists and objects stand in each other deeper than in any manifest.
+
+    What follows them down (asdict, str, json.dumps) ends with a RecursionError somewhere.
+    """
+    level = [values]
+    for _ in range(_MAX_DEPTH):
+        objects = [value.values() for value in level if isinstance(value, dict)]
+        lists = [value for value in level if isinstance(value, list)]
+        level = [inner for outer in (*objects, *lists) for inner in outer]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
 
 
 def _sha256(value: Any) -> str:
