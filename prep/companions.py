@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from prep.format.layout import yaml_name
+
 if TYPE_CHECKING:
     from prep.format import Split
 
@@ -48,7 +50,7 @@ def energon_files(splits: dict[str, Split]) -> dict[str, bytes]:
         for shard in split.shards
     }
     parts = "".join(
-        f"  {name}:\n" + "".join(f"  - {shard.path}\n" for shard in split.shards)
+        f"  {yaml_name(name)}:\n" + "".join(f"  - {shard.path}\n" for shard in split.shards)
         for name, split in sorted(splits.items())
     )
     info = {"energon_version": ENERGON_VERSION, "shard_counts": counts}

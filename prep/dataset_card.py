@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from prep.card_snippets import loading_snippets
 from prep.errors import DatasetError, StorageError
 from prep.foreign_card import foreign_card
-from prep.format.layout import FORMAT_VERSION, ledger_path
+from prep.format.layout import FORMAT_VERSION, ledger_path, yaml_name
 from prep.ledger import read_ledger
 from prep.markdown_text import inline, table
 from prep.outcome import EXPLANATIONS, Reason
@@ -124,7 +124,10 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def _front_matter(manifest: Manifest) -> str:
     """Nothing but split names comes from the data here, and these are words (layout.py)."""
-    globs = [f'  - split: {name}\n    path: "{name}/*.tar"' for name in sorted(manifest.splits)]
+    globs = [
+        f'  - split: {yaml_name(name)}\n    path: "{name}/*.tar"'
+        for name in sorted(manifest.splits)
+    ]
     return "\n".join(
         [
             "---",

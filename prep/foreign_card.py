@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prep.format.layout import yaml_name
+
 if TYPE_CHECKING:
     from prep.format import Manifest
 
@@ -12,7 +14,7 @@ def foreign_card(manifest: Manifest) -> bytes:
     """Return the dataset card of tars that somebody else wrote; Hugging Face reads its head."""
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for name, split in sorted(manifest.splits.items()):
-        lines += [f"  - split: {name}", "    path:"]
+        lines += [f"  - split: {yaml_name(name)}", "    path:"]
         lines += [f'    - "{shard.path}"' for shard in split.shards]
     lines += [
         "tags: [video, webdataset, kprep]",

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
-from prep.format import check_split_name, is_shard_path
+from prep.format import check_new_split_name, is_shard_path
 from prep.shard_bytes import shown
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def assign_splits(tars: list[str], wanted: tuple[str, ...]) -> dict[str, list[st
 
 def _rule(text: str) -> tuple[str, str]:
     name, _, glob = text.partition("=")
-    return check_split_name(name), glob or "*"
+    return check_new_split_name(name), glob or "*"
 
 
 def _named(path: str) -> str:
@@ -69,7 +69,7 @@ def _named(path: str) -> str:
             return name
     name = first or prefix or "train"
     try:
-        return check_split_name(name)
+        return check_new_split_name(name)
     except UsageError as error:
         raise UsageError(
             f"{path}: {error}; say which tars are a split with --split NAME=GLOB"

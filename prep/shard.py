@@ -18,7 +18,7 @@ from prep.annotations import kinetics_class_list
 from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
-from prep.format import Manifest, check_split_name, index_path
+from prep.format import Manifest, check_new_split_name, index_path
 from prep.format.layout import WORK_NAME
 from prep.journal import Journal
 from prep.local_encoders import local_encoders
@@ -63,7 +63,7 @@ def shard(options: ShardOptions, encoders: Pool | None = None) -> ShardResult:
     Raises UsageError when the options contradict the root or the earlier run, KprepError when the
     conversion cannot go on (a full disk, no clip at all).
     """
-    check_split_name(options.split)
+    check_new_split_name(options.split)
     check_places(options)
     if options.storage.local_root is not None:
         refuse_links_in(options.storage.local_root / WORK_NAME)

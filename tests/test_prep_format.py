@@ -6,9 +6,12 @@ from fractions import Fraction
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prep.companions import energon_files
+from prep.dataset_card import RowTally, dataset_card
 from prep.errors import DatasetError, StorageError, UsageError
 from prep.format import (
     ClipRecord,
@@ -17,6 +20,7 @@ from prep.format import (
     Shard,
     Sidecar,
     Split,
+    check_new_split_name,
     check_split_name,
     index_table,
     iter_records,
@@ -25,6 +29,7 @@ from prep.format import (
     split_fingerprint,
     write_index,
 )
+from prep.format.layout import yaml_name
 from prep.ledger import SCHEMA, read_ledger
 from prep.profile import PROFILES
 from prep.storage import Storage, check_relative_path
@@ -229,6 +234,34 @@ def test_sidecar_round_trip_and_types():
 def test_split_names_that_a_reader_could_not_use(name):
     with pytest.raises(UsageError, match="split name"):
         check_split_name(name)
+
+
+@pytest.mark.parametrize("name", ["all", "y", "n", "yes", "no", "on", "off", "true", "false", "null", "Val"])  # fmt: skip
+def test_names_that_mean_something_to_yaml_or_hugging_face_are_for_no_new_split(name):
+    with pytest.raises(UsageError, match="split name"):
+        check_new_split_name(name)
+
+
+@given(st.from_regex(r"[a-z][a-z0-9_]{0,3}", fullmatch=True))
+def test_every_name_of_a_new_split_is_that_string_to_yaml(name):
+    try:
+        check_new_split_name(name)
+    except UsageError:
+        return
+    assert yaml.safe_load(name) == name
+    assert yaml_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["no", "true", "null", "all"])
+def test_a_split_of_such_a_name_is_read_and_quoted(name):
+    values = json.loads(manifest().to_bytes())
+    values["splits"] = {name: values["splits"]["val"]}
+    read = Manifest.from_bytes(json.dumps(values).encode(), "m")
+    files = energon_files(read.splits)
+    parts = yaml.safe_load(files[".nv-meta/split.yaml"])["split_parts"]
+    assert parts == {name: ["val/val-000000.tar"]}
+    head = dataset_card(read, {name: RowTally()}).decode().split("---")[1]
+    assert yaml.safe_load(head)["configs"][0]["data_files"][0]["split"] == name
 
 
 @pytest.mark.parametrize("path", ["/a", "../a", "a/../b", "a//b", "", "a\\b", "a\0b", ".", "a/./b"])

@@ -396,7 +396,7 @@ def test_keys_that_are_not_unique_get_the_shard_before_them(tmp_path):
         (["train-0.tar", "val-0.tar"], (), {"train": ["train-0.tar"], "val": ["val-0.tar"]}),
         (["train/0.tar", "validation/0.tar"], (), {"train": ["train/0.tar"], "validation": ["validation/0.tar"]}),
         (["shards/train_00.tar", "shards/test_00.tar"], (), {"train": ["shards/train_00.tar"], "test": ["shards/test_00.tar"]}),
-        (["a.tar", "b.tar"], ("all",), {"all": ["a.tar", "b.tar"]}),
+        (["a.tar", "b.tar"], ("everything",), {"everything": ["a.tar", "b.tar"]}),
         (["a.tar", "b.tar"], ("val=b*", "train"), {"train": ["a.tar"], "val": ["b.tar"]}),
         (["a.tar", "b.tar"], ("val=b*",), {"val": ["b.tar"]}),
     ],
@@ -405,10 +405,16 @@ def test_splits_follow_names_or_patterns(paths, wanted, splits):
     assert assign_splits(paths, wanted) == splits
 
 
-@pytest.mark.parametrize("wanted", [("Train",), ("val=c*",), ("index",)])
+@pytest.mark.parametrize("wanted", [("Train",), ("val=c*",), ("index",), ("all",), ("no=*",)])
 def test_splits_that_cannot_be_are_refused(wanted):
     with pytest.raises(UsageError):
         assign_splits(["a.tar"], wanted)
+
+
+@pytest.mark.parametrize("path", ["all/0.tar", "on-000.tar"])
+def test_a_split_that_readers_could_not_load_is_not_made_of_a_name(path):
+    with pytest.raises(UsageError, match="say which tars are a split with --split"):
+        assign_splits([path], ())
 
 
 def test_misleading_shard_names_are_refused(tmp_path):

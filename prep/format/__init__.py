@@ -11,6 +11,7 @@ from prep.format.containers import CONTAINER_OPTIONS
 from prep.format.foreign import foreign_settings
 from prep.format.layout import (
     FORMAT_VERSION,
+    check_new_split_name,
     check_split_name,
     index_path,
     is_shard_path,
@@ -45,6 +46,7 @@ __all__ = [
     "Shard",
     "Sidecar",
     "Split",
+    "check_new_split_name",
     "check_split_name",
     "foreign_settings",
     "index_path",

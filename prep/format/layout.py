@@ -14,8 +14,28 @@ COPY_MARKER_PATH = f"{WORK_NAME}/copy.json"
 _SHARD_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 
+# What YAML 1.1 takes for a truth value or nothing, so that it cannot be a name without quotes
+_YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
+_NOT_NEW = _YAML_WORDS | {"all"}  # Hugging Face's word for all splits together
+
+
+def check_new_split_name(split: str) -> str:
+    """Return `split` when every reader of the dataset can use it; UsageError otherwise."""
+    if split in _NOT_NEW:
+        raise UsageError(
+            f"split name {split!r} means something else to YAML or to Hugging Face, whose readers "
+            "could not load the dataset; choose another one"
+        )
+    return check_split_name(split)
+
+
+def yaml_name(split: str) -> str:
+    """Return a split's name as a value or key of YAML."""
+    return f'"{split}"' if split in _YAML_WORDS else split
+
+
 def check_split_name(split: str) -> str:
-    """Return `split` when every reader of the format can use it as a name.
+    """Return `split` when it is a name of the format; UsageError otherwise.
 
     Hugging Face wants a word, the tar names want ASCII; `index` and `ledger` are folders already.
     """

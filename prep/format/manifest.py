@@ -179,8 +179,7 @@ def _split(values: Any) -> Split:
 
 
 def _count(value: Any) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= _MAX_COUNT:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
         raise ValueError(f"{str(value)[:40]!r} is not a count")
     return value
 
