@@ -146,7 +146,20 @@ def test_overrides_apply_in_order_and_strings_need_no_quotes() -> None:
         ("lr=1", "section.key=value"),
         ("optim.lr=fast", "optim.lr in .* must be of type float, not 'fast'"),
         ("optim.lr=-1", "optim.lr \\(-1.0\\) must be at least 0"),
-        ("optim.lr=nan", "optim.lr \\(nan\\) must be"),
+        ("optim.lr=nan", "optim.lr \\(nan\\) must be finite"),
+        ("optim.lr=inf", "optim.lr \\(inf\\) must be finite"),
+        (f"optim.lr=1{400 * '0'}", "optim.lr \\(inf\\) must be finite"),
+        ("data.fps=inf", "data.fps \\(inf\\) must be finite"),
+        ("augment.mean=[nan, 0, 0]", "augment.mean \\(\\(nan, 0.0, 0.0\\)\\) must be finite"),
+        ("augment.mixup=inf", "augment.mixup \\(inf\\) must be finite"),
+        ("augment.mixup=1e300", "augment.mixup .* from 0 to 1000000"),
+        ("schedule.warmup_epochs=inf", "schedule.warmup_epochs \\(inf\\) must be finite"),
+        ("schedule.warmup_epochs=1e300", "schedule.warmup_epochs .* from 0 to 1000000000"),
+        ("schedule.milestones=[1, nan]", "schedule.milestones .* must be finite"),
+        ("schedule.milestones=[-5]", "schedule.milestones \\[-5.0\\] must be epochs from 0"),
+        ("schedule.milestones=[1e300]", "schedule.milestones .* must be epochs from 0"),
+        ("eval.crops=3.0", "eval.crops in .* must be 1 or 3, not 3.0"),
+        ("eval.crops=true", "eval.crops in .* must be 1 or 3, not True"),
         ("optim.name=sdg", "optim.name in .* must be 'sgd' or 'adamw', not 'sdg'"),
         ("data.frames=16.5", "data.frames in .* must be of type int"),
         ("data.frames=true", "data.frames in .* must be of type int"),
@@ -166,6 +179,12 @@ def test_overrides_apply_in_order_and_strings_need_no_quotes() -> None:
 def test_a_wrong_override_is_refused_with_a_clear_sentence(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_recipe("resnet", [override])
+
+
+def test_adamw_must_forget_the_second_moment() -> None:
+    with pytest.raises(UsageError, match=r"optim.beta2 \(1.0\) must be below 1"):
+        load_recipe("mvit", ["optim.beta2=1"])
+    assert load_recipe("resnet", ["optim.beta2=1"]).optim.name == "sgd"  # which has none
 
 
 def test_unknown_recipes_and_files_are_refused(tmp_path: Path) -> None:

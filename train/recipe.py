@@ -6,6 +6,7 @@ the default that stands here. Names that do not exist and values of another type
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from prep.errors import UsageError
 from train.protocol import check_crops
-from train.recipe_checks import check_together
+from train.recipe_checks import MOST_EPOCHS, check_together
 from train.toml_values import check_known, nearest, toml_value, typed
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can be made of; UsageError names the key."""
+        _check_finite(self)
         _check_ranges(self)
         check_crops(self)
         check_together(self)
@@ -292,15 +294,15 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "model.ema_decay": (0, 1),
     "model.stochastic_depth": (-1, 1),
     "schedule.final_factor": (0, 1),
-    "augment.mixup": (0, None),
-    "augment.cutmix": (0, None),
+    "augment.mixup": (0, 10**6),  # Python draws no Beta of much larger ones
+    "augment.cutmix": (0, 10**6),
     "augment.erase": (0, 1),
     "augment.short_side": (0, None),
     "augment.rand_operations": (0, None),
     "augment.rand_magnitude": (0, 30),
     "augment.rand_probability": (0, 1),
-    "schedule.epochs": (1, None),
-    "schedule.warmup_epochs": (0, None),
+    "schedule.epochs": (1, MOST_EPOCHS),
+    "schedule.warmup_epochs": (0, MOST_EPOCHS),
     "schedule.warmup_factor": (0, 1),
     "schedule.gamma": (0, None),
     "augment.flip": (0, 1),
@@ -428,11 +430,19 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     return kind(**fields_typed)
 
 
+def _check_finite(recipe: Recipe) -> None:
+    for section, kind in _SECTIONS.items():
+        for entry in fields(kind):
+            value = getattr(getattr(recipe, section), entry.name)
+            parts = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
+                raise UsageError(f"{section}.{entry.name} ({value}) must be finite")
+
+
 def _check_ranges(recipe: Recipe) -> None:
     for key, (least, most) in _RANGES.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(recipe, section), name)
-        # written so that NaN fails too
         if not ((least is None or value >= least) and (most is None or value <= most)):
             limit = f"at least {least}" if most is None else f"from {least} to {most}"
             raise UsageError(f"{key} ({value}) must be {limit}")

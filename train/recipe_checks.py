@@ -10,12 +10,21 @@ from train.toml_values import check_known
 if TYPE_CHECKING:
     from train.recipe import AugmentRecipe, Recipe
 
+MOST_EPOCHS = 10**9  # as steps they are integers that a float holds exactly
+
 
 def check_together(recipe: Recipe) -> None:
     """Raise UsageError, naming the keys, for settings that exclude each other."""
     augment = recipe.augment
     if not recipe.data.fps > 0:
         raise UsageError(f"data.fps ({recipe.data.fps}) must be above 0")
+    if recipe.optim.name == "adamw" and recipe.optim.beta2 == 1:
+        raise UsageError("optim.beta2 (1.0) must be below 1 for AdamW, such as 0.999")
+    if not all(0 <= milestone <= MOST_EPOCHS for milestone in recipe.schedule.milestones):
+        raise UsageError(
+            f"schedule.milestones {list(recipe.schedule.milestones)} must be epochs from 0 to "
+            f"{MOST_EPOCHS}"
+        )
     if bool(recipe.data.cache_dir) != bool(recipe.data.cache_limit):
         raise UsageError("data.cache_dir and data.cache_limit must be given together, or neither")
     _check_sizes(augment)

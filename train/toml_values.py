@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any, Literal, get_args, get_origin
 
 from prep.errors import UsageError
@@ -33,15 +34,24 @@ def typed(value: Any, hint: Any, key: str, where: str) -> Any:
         wanted = f"a list of {'' if many else f'{len(kinds)} '}{kinds[0].__name__}"
         raise UsageError(f"{key} in {where} must be {wanted}, not {value!r}")
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+        # by type, too: 3.0 and true are equal to choices that they are none of
+        if not any(type(value) is type(choice) and value == choice for choice in get_args(hint)):
             choices = " or ".join(map(repr, get_args(hint)))
             raise UsageError(f"{key} in {where} must be {choices}, not {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = _float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UsageError(f"{key} in {where} must be of type {hint.__name__}, not {value!r}")
     return value
+
+
+def _float(value: int) -> float:
+    """Return the integer as a float; infinity where there is none so large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def toml_value(value: Any) -> str:
