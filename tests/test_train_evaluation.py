@@ -189,9 +189,10 @@ def test_the_protocol_says_all_that_changes_the_number() -> None:
         "centre crop 112x112, averaged probabilities"
     )
     changes = ["eval.crops=3", "eval.average=logits", "eval.placement=middle", "data.short=pad",
-               "model.ema_decay=0.9", "run.precision=bf16", "eval.frames=8", "eval.clips_per_video=2",
+               "run.precision=bf16", "eval.frames=8", "eval.clips_per_video=2",
                "data.fps=7.5", "augment.crop=[96, 96]", "augment.resize=[112, 150]"]  # fmt: skip
     assert len({protocol(load_recipe("resnet", [change])) for change in changes}) == len(changes)
+    assert protocol(recipe, is_averaged=True) == protocol(recipe) + ", averaged weights"
     assert "3 crops 112x112, averaged logits" in protocol(load_recipe("resnet", changes[:2]))
     with pytest.raises(UsageError, match="eval.crops=3 needs augment.resize"):
         load_recipe("resnet", ["eval.crops=3", "augment.crop=[128, 171]"])

@@ -175,6 +175,10 @@ def test_mistakes_are_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.M
         load_trained(tmp_path)
     with pytest.raises(UsageError, match="the directory .*nowhere does not exist"):
         export(trained, "state-dict", tmp_path / "nowhere" / "x.pt")
+    before = saved.read_bytes()
+    with pytest.raises(UsageError, match=r"x.pt is a checkpoint of kprep; name another file"):
+        export(trained, "state-dict", saved)
+    assert saved.read_bytes() == before
     other = replace(load_checkpoint(saved), class_names=CLASSES[1:])
     save_checkpoint(tmp_path / "other.pt", other)
     with pytest.raises(UsageError, match="does not fit 'tiny': .*size mismatch"):

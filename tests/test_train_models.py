@@ -106,6 +106,11 @@ def user_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
+class _Pair(nn.Module):
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return clips.mean((2, 3, 4)), None
+
+
 @pytest.mark.usefixtures("user_module")
 def test_a_users_own_model_is_built_and_its_output_checked() -> None:
     clips = torch.zeros(2, 3, 2, 2, 2)
@@ -116,6 +121,9 @@ def test_a_users_own_model_is_built_and_its_output_checked() -> None:
     model = build_model(recipe, num_classes=5)
     with pytest.raises(UsageError, match=r"returned a tensor of shape \(2, 400\)"):
         run_model(model, clips, recipe, num_classes=5)
+    recipe = _recipe("users_models:pair")
+    with pytest.raises(UsageError, match=r"returned a tuple; .* logits of shape \(2, 3\)"):
+        run_model(_Pair(), clips, recipe, num_classes=3)
 
 
 @pytest.mark.usefixtures("user_module")
@@ -124,6 +132,8 @@ def test_a_users_own_model_is_built_and_its_output_checked() -> None:
     [
         ("r2plus1_18", "did you mean 'r2plus1d_18'"),
         ("no_such_package:net", "cannot be imported"),
+        (":net", "'' is no name of a module"),
+        (".models:net", "'.models' is no name of a module"),
         ("users_models:liner", "did you mean 'linear'"),
         ("users_models:no_classes", "num_classes=..."),
         ("users_models:no_module", r"must return a torch.nn.Module"),

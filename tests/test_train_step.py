@@ -54,6 +54,16 @@ def test_the_average_of_the_weights_is_the_sum_by_hand() -> None:
     assert not any(weight.requires_grad for weight in average.model.parameters())
 
 
+def test_a_weight_under_two_names_is_averaged_once() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    model[1].weight = model[0].weight
+    nn.init.zeros_(model[0].weight)
+    average = WeightAverage(model, 0.9)
+    nn.init.ones_(model[0].weight)
+    average.update(10**6)
+    assert average.model[0].weight.item() == average.model[1].weight.item() == pytest.approx(0.1)
+
+
 def test_the_average_is_evaluated_and_saved_beside_the_weights(tmp_path: Path) -> None:
     recipe = _recipe("model.ema_decay=0.9", "run.checkpoint_steps=5", "run.keep_checkpoints=9")
     whole = _trainer(tmp_path, recipe)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_train_trainer import _batch, _recipe, _trainer, _weights
-from torch import distributed
+from torch import distributed, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from prep.errors import UsageError
 from train import models
 from train.determinism import determinism
-from train.models import build_model, check_clip_size, tiny
+from train.models import build_model, check_clip_size, freeze_weights, tiny
 from train.optim import build_optimizer
 from train.recipe import load_recipe, recipe_from_dict
 from train.step import OptimizerStep
@@ -120,6 +120,41 @@ def test_gradients_are_exchanged_once_a_step(accumulate: int) -> None:
             exchanged.clear()
             step.run([_batch([0, 1])] * accumulate, 0.1, epoch)
             assert len(exchanged) == len(set(exchanged)) >= 1
+    finally:
+        distributed.destroy_process_group()
+
+
+class _Unused(nn.Module):
+    """Has weights that no clip goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.never = tiny(3), nn.Linear(2, 2)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.layers(clips)
+
+
+def test_weights_that_no_step_uses_are_named_where_ddp_waits_for_them() -> None:
+    recipe = _recipe()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for is_frozen in (False, True):
+            model = _Unused()
+            if is_frozen:
+                freeze_weights(model, ["never.*"])
+            for wrapped in (model, DistributedDataParallel(model)):
+                step = OptimizerStep(
+                    wrapped, build_optimizer(model, recipe), recipe, torch.device("cpu"),
+                    num_classes=3, transform=None,
+                )  # fmt: skip
+                if wrapped is model or is_frozen:
+                    step.run([_batch([0, 1])], 0.1, 0)
+                    continue
+                before = model.layers[0].weight.clone()
+                with pytest.raises(UsageError, match=r"use never.weight, never.bias: .*freeze"):
+                    step.run([_batch([0, 1])], 0.1, 0)
+                assert torch.equal(model.layers[0].weight, before)
     finally:
         distributed.destroy_process_group()
 

@@ -18,6 +18,7 @@ from train.trainer import Trainer
 from train.weights import Weights, find_weights, head_names, load_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -126,17 +127,49 @@ def test_weights_of_another_network_are_refused_and_extra_ones_listed() -> None:
         load_weights(tiny(3), Weights("w.pt", wrong, None), ["a", "b", "c"], ModelRecipe())
 
 
-@pytest.mark.parametrize("form", ["plain", "model", "module."])
+@pytest.mark.parametrize("form", ["plain", "model"])
 def test_files_of_others_are_read(tmp_path: Path, form: str) -> None:
     path, tensors = tmp_path / "w.pth", tiny(3).state_dict()
-    if form == "module.":
-        saved: object = {f"module.{name}": value for name, value in tensors.items()}
-    else:
-        saved = {"model": tensors, "epoch": 3} if form == "model" else tensors
+    saved = {"model": tensors, "epoch": 3} if form == "model" else tensors
     torch.save(saved, path)
     found = find_weights(str(path))
     assert found.tensors.keys() == tensors.keys()
     assert found.class_names is None
+
+
+class _Child(nn.Module):
+    """A network with a child of its own that has the name of DDP's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("build", [_Child, lambda: tiny(3)])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."]
+)
+def test_prefixes_of_ddp_and_the_compiler_are_no_part_of_a_name(
+    build: Callable[[], nn.Module], prefix: str
+) -> None:
+    source, model = build(), build()
+    tensors = {prefix + name: value for name, value in source.state_dict().items()}
+    report = load_weights(model, Weights("w.pt", tensors, None), ["a", "b", "c"], ModelRecipe())
+    assert (report.fresh, report.skipped) == ([], [])
+    torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+class _Wide(nn.Module):
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Conv3d(3, width, 1)
+        self.head = nn.Linear(width, num_classes)
+
+
+def test_rows_of_a_head_of_another_width_are_refused() -> None:
+    weights = Weights("w.pt", _Wide(16, 4).state_dict(), ["a", "b", "c", "d"])
+    with pytest.raises(UsageError, match=r"another width \(head.weight \[4, 16\] for \[3, 8\]\)"):
+        load_weights(_Wide(8, 3), weights, ["a", "b", "z"], ModelRecipe(remap_classes=True))
 
 
 def test_what_is_no_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +242,30 @@ def test_a_swin_for_images_sees_in_a_still_clip_what_it_sees_in_the_image() -> N
     assert found.fresh == ["head.bias", "head.weight"]
     with pytest.raises(UsageError, match="of another network"):
         load_weights(tiny(3), Weights("w", image.state_dict(), names), names, ModelRecipe())
+
+
+def test_the_protocol_says_what_the_weights_are(tmp_path: Path) -> None:
+    """An average that is kept, or asked for and not there, or taken without being asked for."""
+    loader = _Loader(CPU, 4)
+    found = {}
+    for kept in ("0.5", "0"):
+        recipe = _recipe("schedule.epochs=1", f"model.ema_decay={kept}")
+        trained = _trainer(tmp_path / kept, recipe)
+        trained.fit()
+        trained._val_loader = loader
+        found[kept] = trained.evaluate()[0].protocol
+        for asked in ("0.5", "0"):
+            recipe = _recipe("schedule.epochs=1", f"model.ema_decay={asked}")
+            for way in ("restore", "start_from"):
+                tested = Trainer(recipe, CPU, None, loader, tmp_path / "test")
+                path = tmp_path / kept / "final.pt"
+                if way == "restore":
+                    tested.restore(path, weights_only=True)
+                else:
+                    tested.start_from(str(path))
+                found[f"{kept} {asked} {way}"] = tested.evaluate()[0].protocol
+    averaged = {name for name, text in found.items() if "averaged weights" in text}
+    assert averaged == {"0.5", "0.5 0.5 restore", "0.5 0.5 start_from", "0.5 0 start_from"}
 
 
 def test_a_head_that_is_drawn_is_never_evaluated(tmp_path: Path) -> None:

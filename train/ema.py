@@ -22,17 +22,27 @@ class WeightAverage:
         """The network with the averaged weights."""
         self._decay = decay
         self._source = model
+        self._names = _names(self.model)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
         averages, values = [], []
-        new = self._source.state_dict()
-        for name, average in self.model.state_dict().items():
+        new, own = self._source.state_dict(), self.model.state_dict()
+        for name in self._names:
+            average = own[name]
             if average.is_floating_point():
                 averages.append(average)
                 values.append(new[name])
             else:
                 average.copy_(new[name])
         torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def _names(model: nn.Module) -> list[str]:
+    """Return the names of a network's tensors, one for each that stands under several."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    return list(first.values())

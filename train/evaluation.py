@@ -42,6 +42,7 @@ def evaluate(
     unscored: Callable[[], Sequence[str]] = tuple,
     damaged: Callable[[], Iterable[BadClip]] = tuple,
     num_videos: int = 0,
+    is_averaged: bool = False,
     transform_batch: Callable[[ClipBatch], ClipBatch] | None = None,
 ) -> tuple[Accuracy, VideoScores | None]:
     """Score a split; every rank calls this.
@@ -56,6 +57,7 @@ def evaluate(
             asked after the last batch, since damage is found only by reading.
         damaged: returns those among them that are damaged, likewise.
         num_videos: of the whole split, which must all be scored or unscored: `loader.num_videos`.
+        is_averaged: whether the network's weights are a moving average.
         transform_batch: changes a decoded batch before it is prepared.
 
     Returns:
@@ -81,7 +83,8 @@ def evaluate(
     text, videos = "", None
     try:
         if world.is_first:
-            accuracy, videos = count_hits(parts, recipe, protocol(recipe), sorted(missing))
+            how = protocol(recipe, is_averaged=is_averaged)
+            accuracy, videos = count_hits(parts, recipe, how, sorted(missing))
             _check_complete(accuracy, num_videos)
             text = json.dumps(asdict(accuracy))
     except Exception as caught:  # noqa: BLE001 - likewise

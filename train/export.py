@@ -135,11 +135,13 @@ def export(trained: Trained, form: str, output: Path) -> Parity:
 
     The file takes normalised clips, float32 (N, 3, T, H, W) for any N, and returns logits float32
     (N, classes). It appears when it has given the network's logits. Raises UsageError where a
-    package is missing or the file cannot be written, KprepError where the network cannot be
-    exported or gives other logits.
+    package is missing, the file cannot be written or is a checkpoint, which would be lost;
+    KprepError where the network cannot be exported or gives other logits.
     """
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: the directory {output.parent} does not exist")
+    if _is_checkpoint(output):
+        raise UsageError(f"--output {output} is a checkpoint of kprep; name another file")
     if form == "onnx":
         _check_onnx()
     # the suffix stays the last: torch.export wants its own
@@ -162,6 +164,14 @@ def export(trained: Trained, form: str, output: Path) -> Parity:
 def sidecar_path(output: Path) -> Path:
     """Return the path of the JSON file beside an exported network."""
     return output.with_name(f"{output.name}.json")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        load_checkpoint(path, in_place=True)
+    except KprepError:
+        return False
+    return True
 
 
 def _tensors(saved: Checkpoint, path: Path, *, averaged: bool | None) -> dict[str, Any]:
@@ -304,7 +314,7 @@ def _sidecar(trained: Trained, form: str, parity: Parity) -> bytes:
             "mean": augment.mean,
             "std": augment.std,
         },
-        "protocol": protocol(recipe),
+        "protocol": protocol(recipe, is_averaged=trained.is_averaged),
         "parity": {**vars(parity), "batches": _BATCHES},
         "made_with": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }

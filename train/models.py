@@ -36,6 +36,8 @@ TORCHVISION_MODELS = (
     "swin3d_b",
 )
 
+_LISTED = 8
+
 
 def model_names() -> list[str]:
     """Return the names that `build_model` knows by itself."""
@@ -122,6 +124,24 @@ def distribute(model: nn.Module, world: World) -> DistributedDataParallel:
     return DistributedDataParallel(model, device_ids=device_ids)
 
 
+def check_all_used(model: nn.Module) -> None:
+    """Raise UsageError, with their names, for weights that a backward of DDP gave no gradient.
+
+    DDP waits for all of them: it has exchanged no gradient that shares a message with them.
+    """
+    names = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.grad is None
+    ]
+    if names:
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        raise UsageError(
+            f"the network does not use {', '.join(names[:_LISTED])}{more}: several processes can "
+            "train only weights that every step uses; leave these out with model.freeze"
+        )
+
+
 def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> None:
     """Leave out of training the weights whose names match a pattern (`*`, `?`, `[...]`).
 
@@ -200,6 +220,11 @@ def _builder(name: str) -> Callable[..., object]:
 
 def _user_builder(name: str) -> Callable[..., object]:
     module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UsageError(
+            f"model.name {name!r}: {module_name!r} is no name of a module; "
+            "a model of your own is named package.module:function"
+        )
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -257,6 +282,11 @@ def run_model(
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
     with autocast(recipe.run.precision, clips.device):
         logits: torch.Tensor = model(clips)
+    if not isinstance(logits, torch.Tensor):
+        raise UsageError(
+            f"model.name {recipe.model.name!r} returned a {type(logits).__name__}; "
+            f"it must return a tensor of logits of shape ({len(clips)}, {num_classes})"
+        )
     if tuple(logits.shape) != (len(clips), num_classes):
         raise UsageError(
             f"model.name {recipe.model.name!r} returned a tensor of shape {tuple(logits.shape)}; "

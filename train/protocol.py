@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from train.recipe import Recipe
 
 
-def protocol(recipe: Recipe) -> str:
-    """Return the protocol of evaluation; sizes are height x width, in pixels."""
+def protocol(recipe: Recipe, *, is_averaged: bool = False) -> str:
+    """Return the protocol of evaluation; sizes are height x width, in pixels.
+
+    `is_averaged` says whether the weights that are evaluated are a moving average.
+    """
     augment, how = recipe.augment, recipe.eval
     size = f"short side {augment.short_side}" if augment.short_side else _size(augment.resize)
     crops = "centre crop" if how.crops == 1 else f"{how.crops} crops"
@@ -24,7 +27,7 @@ def protocol(recipe: Recipe) -> str:
         text += ", whole levels"
     if recipe.data.short == "pad":
         text += ", short videos padded"
-    if recipe.model.ema_decay:
+    if is_averaged:
         text += ", averaged weights"
     if recipe.run.precision != "float32":
         text += f", {recipe.run.precision}"

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prep.errors import DatasetError
 from train.compilation import compiled, compiler_errors
 from train.mixing import erase_clips, mix_clips
-from train.models import run_model
+from train.models import check_all_used, run_model
 from train.optim import set_learning_rate
 from train.precision import gradient_scaler
 from train.prefetch import DeviceCopies
@@ -73,6 +73,8 @@ class OptimizerStep:
         for position, batch in enumerate(batches, start=1):
             with nullcontext() if position == len(batches) else self._without_sync():
                 losses.append(self._backward(batch, epoch, len(batches)))
+        if isinstance(self._wrapped, DistributedDataParallel):
+            check_all_used(self._wrapped.module)
         if self._recipe.optim.clip_grad_norm:
             self.scaler.unscale_(self._optimizer)
             weights = [

@@ -96,6 +96,7 @@ class Trainer:
         )
         decay = recipe.model.ema_decay
         self._average = WeightAverage(self.model, decay) if decay else None
+        self._is_averaged = False  # whether what is evaluated is more than the last weights
         self._exchange = StatusExchange(world)
         self._signals = SignalWatch()
         self._files = RunOutput(output, world, recipe)
@@ -152,6 +153,7 @@ class Trainer:
                 unscored=lambda: loader.unscored,
                 damaged=loader.bad_clip_summary().clips.values,
                 num_videos=num_videos(loader),
+                is_averaged=self._is_averaged,
                 transform_batch=self._transform,
             )
         self._log("after %d epochs: %s", self.epoch, accuracy)
@@ -192,6 +194,7 @@ class Trainer:
                 f"checkpoint {path} holds another network than {self.recipe.model.name!r}: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
+        self._is_averaged = self._average is not None and bool(saved.ema)
         self.epoch, self.step, self._saved_step = saved.epoch, saved.step, saved.step
         self._files.place = str(path)
         if not weights_only:
@@ -211,6 +214,7 @@ class Trainer:
             must_be_whole=self._train_loader is None,
         )
         self._log("weights from %s: %s", name, report)
+        self._is_averaged = report is not None and report.is_averaged
         if self._average is not None:
             self._average.model.load_state_dict(self.model.state_dict())
 
@@ -249,6 +253,7 @@ class Trainer:
             self._exchange.add_loss(self.step, self._step.run(fetched, rate, self.epoch))
             if self._average is not None:
                 self._average.update(self.step)
+            self._is_averaged = self._average is not None
             self._reporter.add_step(self.epoch, self.step, rate)
         self._await_losses()
         self._reporter.end_epoch(self.epoch, self.step, schedule.learning_rate(self.step - 1))

@@ -19,6 +19,8 @@ from train.param_groups import head_names
 from train.recipe import parse_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torchvision.models import WeightsEnum
 
     from train.distributed import World
@@ -34,13 +36,15 @@ class Weights:
     """A network's tensors by name.
 
     `class_names` stand in the order of the network's outputs, `crop` is the height and width of the
-    clips it was trained on; None where the file does not say.
+    clips it was trained on; None where the file does not say. `is_averaged` says whether they are a
+    moving average, as far as that is known.
     """
 
     source: str
     tensors: dict[str, torch.Tensor]
     class_names: list[str] | None
     crop: tuple[int, int] | None = None
+    is_averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class LoadReport:
     head     what happened to the classifier, for people
     fitted   loaded, but interpolated to the size of the clips: MViT's position tables
     drawn    classes whose rows of the classifier were drawn at random
+    is_averaged  whether the weights are a moving average
     """
 
     loaded: list[str]
@@ -61,6 +66,7 @@ class LoadReport:
     head: str
     fitted: list[str] = field(default_factory=list)
     drawn: list[str] = field(default_factory=list)
+    is_averaged: bool = False
 
     def __str__(self) -> str:
         """Return one line that names what was not loaded."""
@@ -128,22 +134,34 @@ def _from_file(path: Path) -> Weights:
     if isinstance(values, dict) and values.get("format") == FORMAT:
         saved = load_checkpoint(path)
         crop = parse_recipe(saved.recipe, str(path)).augment.crop
-        return Weights(str(path), saved.ema or saved.model, saved.class_names, crop)
+        tensors, is_averaged = saved.ema or saved.model, bool(saved.ema)
+        return Weights(str(path), tensors, saved.class_names, crop, is_averaged)
     for key in ("model", "state_dict"):
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
     if not isinstance(values, dict) or not values or not _all_tensors(values):
         raise UsageError(f"--weights {path} holds no state dict: names and tensors")
-    return Weights(str(path), {_bare(name): tensor for name, tensor in values.items()}, None)
+    return Weights(str(path), dict(values), None)
 
 
 def _all_tensors(values: dict[Any, Any]) -> bool:
     return all(isinstance(value, torch.Tensor) for value in values.values())
 
 
-def _bare(name: str) -> str:
+def _with_names_of(own: Collection[str], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Take prefixes off all names until one of the network's is among them, or none is left."""
+    while not any(name in own for name in tensors):
+        bare = {_without_prefix(name): tensor for name, tensor in tensors.items()}
+        if bare.keys() == tensors.keys():
+            break
+        tensors = bare
+    return tensors
+
+
+def _without_prefix(name: str) -> str:
     for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
     return name
 
 
@@ -161,6 +179,8 @@ def load_weights(
     Raises UsageError when a tensor below the classifier is missing or of another shape, and, with
     the difference, when there are as many classes but others.
     """
+    named = _with_names_of(model.state_dict().keys(), weights.tensors)
+    weights = replace(weights, tensors=named)
     if (inflated := inflate_swin(model, weights.tensors)) is not None:
         weights = replace(weights, tensors=inflated)
     own = model.state_dict()
@@ -178,6 +198,7 @@ def load_weights(
         head=head.note,
         fitted=sorted(fitted),
         drawn=head.drawn,
+        is_averaged=weights.is_averaged,
     )
 
 
@@ -259,7 +280,8 @@ def _remapped(
         )
     places = {name: place for place, name in enumerate(old)}
     taken = [row for row, name in enumerate(class_names) if name in places]
-    shapes = [len(tensor) == len(old) for tensor in saved.values()]
+    _check_width(own, saved, weights.source)
+    shapes = [tensor.shape[:1] == (len(old),) for tensor in saved.values()]
     if not taken or len(saved) < len(own) or not all(shapes):
         raise UsageError(
             f"--weights {weights.source}: model.remap_classes finds no row for any of the "
@@ -274,6 +296,20 @@ def _remapped(
     note = f"{len(taken)} of the head's {len(class_names)} rows taken by name"
     note += f"; rows drawn at random: {_some(drawn)}; rows not used: {_some(unused)}"
     return _Head(rows, note, drawn)
+
+
+def _check_width(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor], source: str) -> None:
+    """Refuse rows of a classifier that takes other features."""
+    wrong = [
+        f"{name} {list(tensor.shape)} for {list(own[name].shape)}"
+        for name, tensor in saved.items()
+        if tensor.shape[1:] != own[name].shape[1:]
+    ]
+    if wrong:
+        raise UsageError(
+            f"--weights {source}: model.remap_classes cannot take rows of a head of another width "
+            f"({_some(wrong)}); set model.name to the network it is of, or model.new_head=true"
+        )
 
 
 def _row_order(saved: list[str], present: list[str], source: str) -> list[int]:
