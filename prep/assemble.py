@@ -79,8 +79,14 @@ def _samples(
     clips: list[dict[str, Any]], storage: Storage, path: str, lost: list[int]
 ) -> Iterator[dict[str, str | bytes]]:
     """Yield what the tar holds; the rows of clips that are no longer there go to `lost`."""
+    moved: dict[str, int] | None = None
     for clip in clips:
         data = _payload(clip, storage, path)
+        if data is None and clip["file"] is None:
+            # the tar was built again, and the run killed before the journal knew
+            moved = _video_offsets(storage, path) if moved is None else moved
+            offset = moved.get(clip["key"], 0)
+            data = _payload({**clip, "offset": offset}, storage, path) if offset else None
         if data is None:
             lost.append(clip["row"])
             continue
@@ -141,6 +147,16 @@ def _payload(clip: dict[str, Any], storage: Storage, path: str) -> bytes | None:
         return None
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     return data if digest == clip["content_hash"] else None
+
+
+def _video_offsets(storage: Storage, path: str) -> dict[str, int]:
+    """Return where the videos of a tar on disk begin, by key; nothing where that does not show."""
+    if storage.local_root is None:
+        return {}
+    try:
+        return {key: place[-1] for key, *place in scan(storage.local_target(path))[0]}
+    except (OSError, tarfile.TarError):
+        return {}
 
 
 def scan(path: Path) -> tuple[list[tuple[str, int, int, int]], int]:

@@ -78,6 +78,8 @@ class Conversion:
         self._encoders = encoders
         self._signal = 0
         self._in_flight: set[int] = set()
+        self._lost: set[int] = set()  # rows whose staged clips went in this round
+        self._ever_lost: set[int] = set()
         self._pending = journal.pending_by_shard()
         counts = journal.counts()
         total = sum(counts.values())
@@ -114,6 +116,8 @@ class Conversion:
 
     def _ask_all(self) -> None:
         """Ask every source once for what the ones before it did not have."""
+        self.journal.begin_round()
+        self._lost.clear()
         for source in self.sources:
             if not self._signal:
                 self._ask(source)
@@ -141,15 +145,17 @@ class Conversion:
         """Answer for what the source left out; after the last source nothing stays pending."""
         reason, detail = source.absence()
         for row in rows.rows():
-            self._answer(source, row, reason, detail)
+            if row.row not in self._lost:
+                self._answer(source, row, reason, detail)
         if source is self.sources[-1]:  # also rows whose sources of an earlier run are gone now
             for row in self.journal.pending():
-                self._settle(row, _verdict(row.answers), None)
+                if row.row not in self._lost:
+                    self._settle(row, _verdict(row.answers), None)
         self.journal.commit()
 
     def _take(self, source: Source, offer: Offer) -> None:
         row = offer.row
-        if row.row in self._in_flight:
+        if row.row in self._in_flight or row.row in self._lost:  # the first source asks first
             offer.release()
         elif offer.refusal is not None:
             self._answer(source, row, *offer.refusal)
@@ -186,15 +192,27 @@ class Conversion:
             offer.release()
         for lost in self.builder.book(0.0 if encoding else _WAIT_SECONDS):
             for row, shard in lost:
-                self.progress.retreat()
-                self._pending[shard] += 1
-                self.journal.record(row, Outcome(Status.PENDING))
-                self.journal.record_answers(row, ())
+                self._lose(row, shard)
             self.journal.commit()
+
+    def _lose(self, row: int, shard: int) -> None:
+        """Have a row encoded again, in the next round, whose staged clip is gone."""
+        if row in self._ever_lost:
+            raise KprepError(
+                f"{self.work / 'staged'} does not keep what is written there; give a --work "
+                "folder on a sound disk"
+            )
+        self._ever_lost.add(row)
+        self._lost.add(row)
+        self.progress.retreat()
+        self._pending[shard] += 1
+        self.journal.lose(row)
 
     def _answer(self, source: Source, row: Row, reason: Reason, detail: str) -> None:
         """Book that a source has no clip for a row; the last source's answer settles it."""
-        answers = (*row.answers, Answer(source.name, reason, detail))
+        answer = Answer(source.name, reason, detail)
+        # a file that was judged before an interruption may be judged again after it
+        answers = row.answers if answer in row.answers else (*row.answers, answer)
         if source is not self.sources[-1] or source.several_files:
             self.journal.record_answers(row.row, answers)
         else:

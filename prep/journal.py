@@ -199,6 +199,33 @@ class Journal:
         values = [[answer.source, answer.reason, answer.detail] for answer in answers]
         self._db.execute("UPDATE rows SET answers = ? WHERE row = ?", (json.dumps(values), row))
 
+    def lose(self, row: int) -> None:
+        """Make a row pending whose clip is gone, and forget which archives were read to their end.
+
+        Until `begin_round` none is remembered either: one that is being read may be past the row.
+        """
+        self.record(row, Outcome(Status.PENDING))
+        self.record_answers(row, ())
+        self._forget_archives()
+        self.set("lost", value=True)
+
+    def begin_round(self) -> None:
+        """Remember archives again: those that are not known to be done will all be read."""
+        self._db.execute("DELETE FROM settings WHERE name = 'lost'")
+
+    def mark_done(self, source: str, archive: str) -> None:
+        """Remember that an archive was read to its end."""
+        self.commit()
+        if not self.setting("lost"):
+            self.set(f"done {source} {archive}", value=True)
+
+    def is_done(self, source: str, archive: str) -> bool:
+        """Whether an archive was read to its end, in this run or an earlier one."""
+        return bool(self.setting(f"done {source} {archive}"))
+
+    def _forget_archives(self) -> None:
+        self._db.execute("DELETE FROM settings WHERE name LIKE 'done %'")
+
     def commit(self) -> None:
         """Make everything recorded so far survive whatever comes."""
         if self._db.in_transaction:
@@ -221,7 +248,7 @@ class Journal:
         ).rowcount
         self._db.executemany("DELETE FROM shards WHERE shard = ?", {(shard,) for shard, _ in pairs})
         if not {reason for _, reason in pairs} <= _OF_UNREAD_ARCHIVES:
-            self._db.execute("DELETE FROM settings WHERE name LIKE 'done %'")
+            self._forget_archives()
         self._db.execute("COMMIT")
         return changed
 
@@ -230,7 +257,7 @@ class Journal:
         known = self.setting("sources")
         if known is not None and known != sources:
             self._db.execute("UPDATE rows SET answers = '[]' WHERE status = 'pending'")
-            self._db.execute("DELETE FROM settings WHERE name LIKE 'done %'")
+            self._forget_archives()
         self.set("sources", sources)
 
     def counts(self) -> dict[str, int]:

@@ -40,9 +40,8 @@ class JournalRows:
 
     def archive_done(self, name: str) -> bool:
         """Whether an archive was read to its end, in this run or an earlier one."""
-        return bool(self._journal.setting(f"done {self._source} {name}"))
+        return self._journal.is_done(self._source, name)
 
     def mark_done(self, name: str) -> None:
         """Remember that an archive was read to its end."""
-        self._journal.commit()
-        self._journal.set(f"done {self._source} {name}", value=True)
+        self._journal.mark_done(self._source, name)

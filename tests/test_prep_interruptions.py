@@ -1,5 +1,6 @@
 """Conversions that end at the worst moments, meet each other, or are given the wrong places."""
 
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from processes import descendants, is_running
 from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
-from prep.errors import DatasetError
+from prep.errors import DatasetError, KprepError
 from prep.storage import Storage
 from prep.verify import verify
 from prep.worker_pool import Job, WorkerPool
@@ -174,6 +175,64 @@ def test_large_jobs_and_results_do_not_block_each_other(tmp_path):
         while pool.unfinished:
             answers += [(job.tag, len(result["lost"])) for job, result in pool.results(0.1)]
     assert answers == [(0, 40_000), (1, 40_000), (2, 40_000)]
+
+
+def test_a_shard_built_again_whose_run_was_killed_gives_its_clips(tmp_path):
+    """The tar is new, the journal old: clips are found by their names."""
+    from prep.assemble import assemble
+
+    pack = tmp_path / "0.pack"
+    pack.write_bytes(b"".join(bytes([number]) * 1000 for number in range(3)))
+    clips = [
+        {"row": number, "key": f"k{number}", "file": str(pack), "offset": 1000 * number, "bytes": 1000, "sidecar": "{}",
+         "content_hash": hashlib.blake2b(bytes([number]) * 1000, digest_size=16).hexdigest()}
+        for number in range(3)
+    ]  # fmt: skip
+    job = {
+        "root": str(tmp_path / "r"),
+        "options": {},
+        "path": "train/train-000000.tar",
+        "work": str(tmp_path),
+    }
+    before = {key: place[-1] for key, *place in assemble({**job, "clips": clips[1:]})["places"]}
+    whole = assemble({**job, "clips": clips})  # killed here: the journal has the places of before
+    pack.unlink()
+    old = [{**clip, "file": None, "offset": before[clip["key"]]} for clip in clips[1:]]
+    assert assemble({**job, "clips": [clips[0], *old]}) == {"lost": [0]}
+    first = {**clips[0], "file": None, "offset": 0}
+    assert assemble({**job, "clips": [first, *old]}) == whole
+
+
+def test_a_clip_that_is_lost_twice_ends_the_run_and_equal_answers_count_once(tmp_path):
+    from prep.conversion import Conversion
+    from prep.journal import Journal
+    from prep.options import ShardOptions
+    from prep.outcome import Reason
+    from prep.profile import PROFILES
+    from prep.segment import Segment
+    from prep.source import Offer
+
+    class Source:
+        name, several_files = "cvdf", True
+
+    journal = Journal(tmp_path / "journal.sqlite", "val")
+    journal.plan([Segment("aaaaaaaaaaa", 0.0, 1.0, "x", "val")], seed=0, clips_per_shard=4, limit=None,
+                 classes=frozenset(), taken_keys=frozenset())  # fmt: skip
+    options = ShardOptions(("cvdf:k400",), str(tmp_path), "val", PROFILES["small"])
+    conversion = Conversion(options, journal, tmp_path, [Source()], None, None)
+    for _ in range(2):  # the same file, before an interruption and after it
+        row = next(journal.pending())
+        conversion._take(Source, Offer(row, [], refusal=(Reason.TRUNCATED, "no moov")))
+        journal.commit()
+    assert len(next(journal.pending()).answers) == 1
+    journal.mark_done("cvdf", "a.tar")
+    conversion._lose(1, 0)
+    journal.mark_done("cvdf", "b.tar")  # it may have been read past the row
+    assert not journal.is_done("cvdf", "a.tar")
+    assert not journal.is_done("cvdf", "b.tar")
+    with pytest.raises(KprepError, match="does not keep what is written there"):
+        conversion._lose(1, 0)
+    journal.close()
 
 
 def test_info_shows_a_split_in_the_making(videos, tmp_path):
@@ -432,19 +491,19 @@ def test_a_clip_of_a_split_published_meanwhile_is_no_clip_of_this_one(two_lists,
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["gone", "another"])
-def test_a_source_that_goes_away_costs_no_row(videos, reference, tmp_path, back):
+def test_a_source_that_goes_away_costs_no_row(videos, tmp_path, back):
     source, root = tmp_path / "v", tmp_path / "root"
-    shutil.copytree(videos, source)
-    again = f"mkdir {source};" if back else ""  # as the place of a mount looks without it
-    away = f"[ -e {tmp_path}/once ] && {{ rm {tmp_path}/once; mv {source} {source}.away; {again} }}"
-    fake = fake_ffmpeg(tmp_path, "up/", away)
+    source.symlink_to(videos)
+    (tmp_path / "empty").mkdir()  # as the place of a mount looks without it
+    (tmp_path / "other").symlink_to(tmp_path / "empty")
+    away = f"mv -T {tmp_path}/other {source}" if back else f"rm {source}"
+    fake = fake_ffmpeg(tmp_path, "up/", f"rm {tmp_path}/once && {away}")
     (tmp_path / "once").touch()
     done = run_kprep(*arguments(source, root), check=False, KPREP_FFMPEG=str(fake))
     assert done.returncode == 1
     assert "is gone, or no longer the folder" in done.stderr
-    if back:
-        source.rmdir()
-    source.with_name("v.away").rename(source)
+    source.unlink(missing_ok=True)
+    source.symlink_to(videos)
     run_kprep(*arguments(source, root), KPREP_FFMPEG=str(fake))
     assert [row["status"] for row in ledger(root, "train")] == ["ok"] * 6
 

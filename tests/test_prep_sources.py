@@ -167,6 +167,24 @@ def test_a_mirror_that_goes_away_leaves_rows_to_another_run(clips, reference, tm
     assert hashes(root) == hashes(reference)
 
 
+def test_clips_that_a_power_cut_took_are_read_again_from_archives_that_were_done(
+    clips, reference, tmp_path
+):
+    root = tmp_path / "root"
+    with mirror() as server:
+        serve(server, clips)
+        third = server.files["/kinetics/400/val/part_2.tar.gz"]
+        server.put("400/val/part_2.tar.gz", b"<html>come back later</html>")
+        command = ("shard", "cvdf:k400", root, "--split", "val", "--profile", "small", "--clips-per-shard", 4,
+                   "--mirror", server.base)  # fmt: skip
+        assert run_kprep(*command, check=False).returncode == 1
+        for pack in root.glob(".kprep-work/val/staged/*.pack"):
+            pack.write_bytes(bytes(pack.stat().st_size))
+        server.put("400/val/part_2.tar.gz", third)
+        run_kprep(*command)
+    assert hashes(root) == hashes(reference)
+
+
 def test_kinetics_700_of_2019_is_not_silently_replaced(tmp_path):
     done = run_kprep("shard", "cvdf:k700", tmp_path / "r", "--split", "val", check=False)
     assert done.returncode == 2
