@@ -451,10 +451,6 @@ def clip_loader(
     num_workers = whole_number("num_workers", num_workers, least=0)
     prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=1)
     bad_clip_limit = whole_number("bad_clip_limit", bad_clip_limit, least=0)
-    if not storage_patience_seconds >= 0:
-        raise UsageError(
-            f"storage_patience_seconds ({storage_patience_seconds}) must be at least 0"
-        )
     if num_workers:
         start_fork_server()
     options = StreamOptions(
@@ -481,6 +477,8 @@ def clip_loader(
 def _storages(
     root: RootLike | Sequence[WeightedRootLike], options: dict[str, Any], patience_seconds: float
 ) -> list[WeightedStorage]:
+    if not patience_seconds >= 0:
+        raise UsageError(f"storage_patience_seconds ({patience_seconds}) must be at least 0")
     # an endpoint that is mistyped should not take ten minutes to be found
     opening = RetryPolicy(min(_OPENING_PATIENCE_SECONDS, patience_seconds))
     return [
