@@ -110,3 +110,31 @@ def test_a_missing_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(command, ["--data", "x", "--recipe", "tiny"])
     assert isinstance(result.exception, UsageError)
     assert "pip install 'kprep[train]'" in str(result.exception)
+
+
+SIGNALLED = """
+import os, signal, sys
+import train.run
+from train.signals import InterruptedBySignalError
+from prep.cli import main
+
+def run(*_, **__):
+    raise InterruptedBySignalError(signal.SIGTERM, "stopped by SIGTERM")
+
+class Late:
+    def __del__(self):  # while the process ends
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+train.run.train, late = run, Late()
+sys.argv[1:] = ["train", "--data", "d", "--recipe", "tiny"]
+main()
+"""
+
+
+def test_a_second_signal_does_not_take_the_exit_code_away() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGTERM" in done.stderr

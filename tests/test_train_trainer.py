@@ -495,6 +495,24 @@ def test_a_checkpoint_of_spoilt_weights_is_not_gone_back_to(tmp_path: Path) -> N
     assert left == [tmp_path / "checkpoints" / "abandoned" / "epoch-0000-step-00000004.pt"]
 
 
+def test_statistics_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """They do not show in a loss, since training takes each batch's own, but in evaluation."""
+    trainer = _trainer(tmp_path, _recipe("run.checkpoint_steps=2"))
+    run = trainer._step.run
+
+    def spoil(*arguments: Any) -> torch.Tensor:
+        if trainer.step == 3:
+            trainer.model[1].running_var[0] = float("inf")
+        return run(*arguments)
+
+    trainer._step.run = spoil  # type: ignore[method-assign]
+    with pytest.raises(KprepError, match=r"BatchNorm's statistics, are not finite, at step 4 "):
+        trainer.fit()
+    assert [path.name for path in checkpoints_in(tmp_path / "checkpoints")] == [
+        "epoch-0000-step-00000002.pt"
+    ]
+
+
 def test_a_loss_above_the_limit_is_lost_too(tmp_path: Path) -> None:
     settings = ("run.checkpoint_steps=2", "run.max_loss=50")
     trainer = _trainer(tmp_path / "stop", _recipe(*settings))

@@ -15,6 +15,7 @@ from prep.errors import UsageError
 from stream.roots import DataRoot
 from train.launch import launch
 from train.recipe import Recipe, load_recipe
+from train.signals import InterruptedBySignalError, ignore_further
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,10 +151,14 @@ def train(
         check_weights=check_weights,
     )
     _check_torch()
-    if nproc is None:
-        _run(request)
-        return
-    launch(nproc, _run, request)
+    try:
+        if nproc is None:
+            _run(request)
+        else:
+            launch(nproc, _run, request)
+    except InterruptedBySignalError:
+        ignore_further()
+        raise
 
 
 def _published(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, UsageError
 from stream.workers import end_with_parent
-from train.signals import EXIT_CODES, InterruptedBySignalError
+from train.signals import EXIT_CODES, InterruptedBySignalError, ignore_further
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,6 +87,7 @@ def _run_rank(
     try:
         target(*arguments)
     except InterruptedBySignalError as error:
+        ignore_further()
         report.send((-error.number, str(error), time.monotonic()))
         sys.exit(error.exit_code)
     except KprepError as error:

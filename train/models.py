@@ -124,6 +124,17 @@ def distribute(model: nn.Module, world: World) -> DistributedDataParallel:
     return DistributedDataParallel(model, device_ids=device_ids)
 
 
+def is_finite(model: nn.Module) -> bool:
+    """Return whether weights and BatchNorm's statistics are finite; other buffers need not be."""
+    statistics = [
+        statistic
+        for module in _batchnorms(model)
+        for statistic in (module.running_mean, module.running_var)
+        if isinstance(statistic, torch.Tensor)
+    ]
+    return all(bool(tensor.isfinite().all()) for tensor in [*model.parameters(), *statistics])
+
+
 def check_all_used(model: nn.Module) -> None:
     """Raise UsageError, with their names, for weights that a backward of DDP gave no gradient.
 

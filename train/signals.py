@@ -72,6 +72,16 @@ def ending_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ignore_further() -> None:
+    """Ignore SIGTERM and SIGUSR1 from here on, where this process is about to end from one.
+
+    A scheduler may send another: it must not take the first one's exit code away.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
 class _WakeUp(Exception):  # noqa: N818 - control flow, seen by nobody outside of this module
     """Raised by the handler to leave a wait."""
 

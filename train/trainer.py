@@ -18,10 +18,11 @@ from train.agreement import (
 )
 from train.bad_clips import SharedBadClips
 from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
+from train.distributed import broadcast_text
 from train.ema import WeightAverage
 from train.evaluation import evaluate
 from train.loader import Loader, common_class_names, num_videos
-from train.models import distribute, draw_model, set_training
+from train.models import distribute, draw_model, is_finite, set_training
 from train.optim import build_optimizer, describe_groups, load_optimizer_state
 from train.output import RunOutput
 from train.random_state import gather_random_states, kept_random_state, restore_random_states
@@ -414,8 +415,12 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; every rank calls this, between two steps."""
-        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
-            raise self._not_finite(self.step, "the weights are not finite")
+        networks = [self.model, *([self._average.model] if self._average else [])]
+        # rank 0's are saved; BatchNorm's statistics are each rank's own until the next step
+        lost = self.world.is_first and not all(map(is_finite, networks))
+        if broadcast_text(self.world, "lost" if lost else ""):
+            what = "the weights, or BatchNorm's statistics, are not finite"
+            raise_together(self.world, self._not_finite(self.step, what))
         loader = self._training_loader()
         # the loader has handed out a step that is not trained on yet
         place = {"epoch": self.epoch, "step": self.step - self.epoch * loader.steps_per_epoch}
