@@ -13,6 +13,7 @@ from prep.format.layout import MANIFEST_PATH, WORK_NAME
 from prep.journal_reader import read_setting, read_sums
 from prep.local_files import refuse_links_in
 from prep.root_lock import LOCK_NAME
+from prep.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,7 @@ def begun_splits(options: ShardOptions) -> set[str]:
     work = options.work_root
     if not work.is_dir():
         return set()
-    return {path.name for path in work.iterdir() if root_of(path) == options.root}
+    return {path.name for path in work.iterdir() if root_of(path) and not _owner(options, path)}
 
 
 def unfinished(root: Path) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
@@ -134,11 +135,23 @@ def forget(options: ShardOptions, work: Path) -> None:
 
 def check_owner(options: ShardOptions, work: Path) -> None:
     """Raise UsageError when a work folder belongs to the conversion of another root."""
-    owner = root_of(work)
-    if owner is not None and owner != options.root:
+    owner = _owner(options, work)
+    if owner is not None:
         raise UsageError(
             f"work folder {work} belongs to the conversion into {owner}; choose another --work"
         )
+
+
+def _owner(options: ShardOptions, work: Path) -> str | None:
+    """Return the other root that a split's unfinished work belongs to; None where it is ours.
+
+    Work inside a root is that root's, wherever the root was when it was begun.
+    """
+    root = options.storage.local_root
+    if root is not None and work.parent.absolute() == root / WORK_NAME:
+        return None
+    owner = root_of(work)
+    return None if owner is None or Storage(owner).root == options.storage.root else owner
 
 
 def check_places(options: ShardOptions) -> None:

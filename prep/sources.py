@@ -53,9 +53,17 @@ def _official_list(options: ShardOptions, work: Path) -> tuple[Path, list[str]]:
     folder = work / "lists"
     kept = sorted(folder.glob("*-[a-z]*.[ct][sx][vt]")) if folder.is_dir() else []
     named = [path for path in kept if not path.stem.endswith("-archives")]
+    first = options.sources[0]
     if named:
+        begun = named[0].stem.removesuffix(f"-{options.split}")
+        if begun != first.removeprefix(_MIRROR):
+            raise UsageError(
+                f"split {options.split} in {options.root} was begun with the list of "
+                f"{_MIRROR}{begun}, not of {first}; repeat the first command, choose a new root, "
+                "or throw the unfinished work away with --force"
+            )
         return named[0], []
-    mirror = _mirror(options, options.sources[0], work)
+    mirror = _mirror(options, first, work)
     annotations, archives = mirror.fetch_lists(folder)
     return annotations.path, [
         f"fetched {annotations.url} (sha256 {annotations.sha256[:16]}…)",

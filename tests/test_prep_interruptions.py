@@ -20,7 +20,7 @@ from processes import descendants, is_running
 from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
-from prep.errors import DatasetError, KprepError
+from prep.errors import DatasetError, KprepError, UsageError
 from prep.storage import Storage
 from prep.verify import verify
 from prep.worker_pool import Job, WorkerPool
@@ -286,6 +286,41 @@ def test_a_work_folder_belongs_to_one_root(videos, tmp_path):
     assert done.returncode == 2
     assert "belongs to the conversion into" in done.stderr
     run_kprep(*arguments(videos, tmp_path / "one", "train", "--work", work))
+
+
+@pytest.mark.parametrize("more", [(), ("--force",)], ids=["continued", "thrown away"])
+def test_a_root_that_was_moved_keeps_its_unfinished_work(videos, reference, tmp_path, more):
+    fake = fake_ffmpeg(tmp_path, "up/1", f"[ -e {tmp_path}/crash ] && kill -9 $PPID")
+    (tmp_path / "crash").touch()
+    same = {"KPREP_FFMPEG": str(fake)}
+    begun = run_kprep(*arguments(videos, tmp_path / "one"), check=False, **same)
+    assert begun.returncode == 1
+    assert list((tmp_path / "one" / "train").glob("*.tar"))
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "crash").unlink()
+    run_kprep(*arguments(videos, tmp_path / "two", "train", *more), **same)
+    shards = {path: data for path, data in files_of(reference).items() if path.endswith(".tar")}
+    assert shards.items() <= files_of(tmp_path / "two").items()
+
+
+def test_a_bucket_may_be_spelled_with_a_slash(tmp_path):
+    from prep.journal import Journal
+    from prep.options import ShardOptions
+    from prep.profile import PROFILES
+    from prep.root_state import begun_splits, check_owner
+
+    (tmp_path / "val").mkdir()
+    journal = Journal(tmp_path / "val" / "journal.sqlite", "val")
+    journal.set("root", "s3://bucket/prefix")
+    journal.close()
+    for root, owns in (("s3://bucket/prefix/", True), ("s3://bucket/other", False)):
+        options = ShardOptions(("v",), root, "val", PROFILES["small"], work=tmp_path)
+        assert begun_splits(options) == ({"val"} if owns else set())
+        if owns:
+            check_owner(options, tmp_path / "val")
+        else:
+            with pytest.raises(UsageError, match="into s3://bucket/prefix"):
+                check_owner(options, tmp_path / "val")
 
 
 @pytest.mark.parametrize("what", ["ffmpeg_sha256", "profile", "class_list"])

@@ -185,6 +185,19 @@ def test_clips_that_a_power_cut_took_are_read_again_from_archives_that_were_done
     assert hashes(root) == hashes(reference)
 
 
+def test_another_version_of_the_mirror_is_another_conversion(clips, tmp_path):
+    with mirror() as server:
+        serve(server, clips)
+        server.put("400/val/part_2.tar.gz", b"<html>come back later</html>")
+        command = ("--split", "val", "--profile", "small", "--mirror", server.base)
+        assert (
+            run_kprep("shard", "cvdf:k400", tmp_path / "r", *command, check=False).returncode == 1
+        )
+        done = run_kprep("shard", "cvdf:k600", tmp_path / "r", *command, check=False)
+    assert done.returncode == 2
+    assert "was begun with the list of cvdf:k400, not of cvdf:k600" in done.stderr
+
+
 def test_kinetics_700_of_2019_is_not_silently_replaced(tmp_path):
     done = run_kprep("shard", "cvdf:k700", tmp_path / "r", "--split", "val", check=False)
     assert done.returncode == 2
