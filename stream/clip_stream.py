@@ -381,14 +381,16 @@ class ClipStream(Dataset[ClipBatch]):
             except BadClipError as error:
                 if self.options.bad_clips == "raise":
                     raise
-                if self.options.mode == "train" and len(numbers) > 1:
-                    # each by itself: which views need a substitute must not depend on neighbours
+                if len(numbers) > 1:
+                    # each by itself: what becomes of a view must not depend on its neighbours
                     alone = self._reader.begin([self._request(items[number]) for number in numbers])
                     waiting.extendleft(reversed(alone))
                     continue
-                bad.append(_bad_clip(pending, error))
-                for number in numbers:
-                    planar, kept[number] = self._replace(epoch, items[number], planar, number, bad)
+                found_bad = _bad_clip(pending, error)
+                # an evaluation names a clip once, whose views are all lost for one reason
+                if self.options.mode == "train" or all(b.key != found_bad.key for b in bad):
+                    bad.append(found_bad)
+                planar, kept[first] = self._replace(epoch, items[first], planar, first, bad)
                 pixels = planar.numpy()
             first = numbers.stop
         found = [item for item in kept if item is not None]

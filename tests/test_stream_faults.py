@@ -536,6 +536,26 @@ def test_a_damaged_view_costs_its_neighbours_of_the_clip_nothing(root, copy):
         assert all(mine == other for mine, other in both)
 
 
+def test_an_evaluation_loses_the_views_that_are_damaged_and_no_others(root, copy):
+    """In batches of any size, and the clip is named once in each that lost one."""
+    record = spoil_last_gop(copy, 3)
+    options = {"mode": "eval", "frames": 4, "clips_per_video": 5}
+    clean = sequence(loader(root, **options))
+    sound = [
+        (key, *rest) for key, *rest in clean
+        if key != record.key or rest[1] + 3 < (record.num_frames - 1) // 16 * 16
+    ]  # fmt: skip
+    assert 0 < len(clean) - len(sound) < 5
+    for batch_size in (1, 2, 5, 7):
+        one = loader(copy, **options, batch_size=batch_size, bad_clips="substitute")
+        batches = list(one)
+        assert sequence(batches) == sound
+        assert all(len({clip.key for clip in batch.bad_clips}) == len(batch.bad_clips)
+                   for batch in batches)  # fmt: skip
+        assert list(one.bad_clip_summary().clips) == [record.key]
+        assert record.key in one.unscored
+
+
 def test_the_default_is_to_raise_with_shard_key_and_place(copy):
     (record,) = damage(copy, 2)
     with pytest.raises(BadClipError, match=f"{record.shard}: clip {record.key} is damaged at byte"):
