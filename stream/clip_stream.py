@@ -33,10 +33,11 @@ from stream.opened_roots import (
     shares_of,
     too_short_error,
 )
-from stream.order import BatchPlan, Grouping, Int64
+from stream.order import BatchPlan, Grouping, Int64, check_positions
 from stream.ranges import ClipRequest, joined_views
 from stream.reads import PendingClip
 from stream.sampling import (
+    MOST_FRAMES,
     Placement,
     evaluation_starts,
     frame_offsets,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from stream.index import IndexedClip
 
 _CLIPS_AHEAD = 48  # whose reads a process has begun
-MOST_FRAMES = 100_000
-"""Of one clip: nearly two hours at 15 frames a second."""
 
 Mode = Literal["train", "eval"]
 Short = Literal["skip", "pad"]
@@ -160,6 +159,7 @@ class ClipStream(Dataset[ClipBatch]):
             options.grouping,
             options.shuffle_block,
         )
+        check_positions(self.mixture.num_positions)
         self.plan = BatchPlan(
             num_positions=self.mixture.num_positions,
             world_size=world_size,

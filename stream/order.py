@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from prep.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ORDER_VERSION = 1
+MOST_POSITIONS = 10**12
+"""Of an epoch, clips x views: far from where 64-bit arithmetic ends."""
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
@@ -31,6 +35,14 @@ Grouping = Literal["spread", "together"]
 
 _ROUNDS = 12
 _TABLE_SIZE = 1024  # up to here a sorted table of hashes is cheaper and better mixed
+
+
+def check_positions(count: int) -> None:
+    """Raise UsageError for an epoch that is too long for exact arithmetic."""
+    if count > MOST_POSITIONS:
+        raise UsageError(
+            f"{count} clips x views an epoch must be at most {MOST_POSITIONS}; ask for fewer views"
+        )
 
 
 def derive_keys(count: int, *parts: int | str) -> UInt64:

@@ -6,6 +6,7 @@ epoch; nothing is read but the manifest and the index.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from prep.errors import UsageError
-from stream.order import BatchPlan, EpochOrder, Grouping
+from stream.order import BatchPlan, EpochOrder, Grouping, check_positions
 from stream.plan_cache import CachePlan, plan_cache
 from stream.plan_reads import ReadSample, sample_reads
-from stream.sampling import frame_offsets
+from stream.sampling import MOST_FRAMES, frame_offsets
 from stream.shuffle_quality import ShuffleQuality, measure
+from stream.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     from stream.order import Int64
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _QUALITY_POSITIONS = 100_000
 _MAX_RANK_BATCHES = 512
+_MOST = 10**9  # of anything that is counted
+_MOST_GLOBAL_BATCH = 10**7
 
 # Measured (docs/planning.md): PSS of one rank alone on a machine; ranks that share a node share
 # library pages, so that sums are upper bounds
@@ -70,16 +74,21 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
-        for name in ("nodes", "gpus", "batch", "epochs", "frames", "clips_per_video", "accumulate",
+        whole_number("frames", self.frames, least=1, most=MOST_FRAMES)
+        for name in ("nodes", "gpus", "batch", "epochs", "clips_per_video", "accumulate",
                      "shuffle_block", "prefetch_batches"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("workers", "price_per_1000_requests", "price_per_gb", "cache_limit_bytes"):
-            if (getattr(self, name) or 0) < 0:
-                raise UsageError(f"{name} ({getattr(self, name)}) must be at least 0")
-        for name in ("clips_per_second", "fps"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} ({getattr(self, name)}) must be above 0")
+            whole_number(name, getattr(self, name), least=1, most=_MOST)
+        step = self.world_size * self.batch * self.accumulate
+        whole_number("nodes x gpus x batch x accumulate", step, most=_MOST_GLOBAL_BATCH)
+        whole_number("workers", self.workers, least=0, most=_MOST)
+        whole_number("cache_limit_bytes", self.cache_limit_bytes or 0, least=0, most=_MOST**2)
+        for name in ("price_per_1000_requests", "price_per_gb"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} ({getattr(self, name)}) must be a number, at least 0")
+        if not 0 < self.clips_per_second < math.inf:
+            raise UsageError(f"clips_per_second ({self.clips_per_second}) must be a number above 0")
+        if self.fps <= 0:
+            raise UsageError(f"fps ({self.fps}) must be above 0")
 
     @property
     def world_size(self) -> int:
@@ -159,7 +168,11 @@ class Plan:
 
 
 def make_plan(split: PlannedSplit, options: PlanOptions) -> Plan:
-    """Simulate a run on a split; what cannot work is in the plan's `problems`, not raised."""
+    """Simulate a run on a split; what cannot work is in the plan's `problems`, not raised.
+
+    Raises UsageError for numbers that no run has.
+    """
+    check_positions(split.num_rows * options.clips_per_video)
     offsets, problems = _offsets(split, options)
     spans = {rate: int(found[-1]) + 1 for rate, found in offsets.items()}
     placed = (0, 0, 0) if problems else split.place(spans)

@@ -6,6 +6,8 @@ from fractions import Fraction
 
 from prep.errors import UsageError
 
+_MOST_RATE = 1_000_000
+
 
 def parse_rate(value: float | str | Fraction) -> Fraction:
     """Read a frame rate: 15, 7.5, "30000/1001"; raise UsageError for anything else."""
@@ -13,6 +15,9 @@ def parse_rate(value: float | str | Fraction) -> Fraction:
         rate = Fraction(str(value)).limit_denominator(100_000)
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
-    if rate <= 0:
-        raise UsageError(f"fps ({value!r}) must be a number above 0, such as 15, 7.5 or 30000/1001")
+    if not 0 < rate <= _MOST_RATE:
+        raise UsageError(
+            f"fps ({value!r}) must be a number above 0, such as 15, 7.5 or 30000/1001, "
+            f"at most {_MOST_RATE}"
+        )
     return rate

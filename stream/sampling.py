@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Placement = Literal["even", "middle", "torchvision"]
 
+MOST_FRAMES = 100_000
+"""Of one clip: nearly two hours at 15 frames a second."""
+
 
 def frame_offsets(frames: int, fps: Fraction, stored_fps: Fraction) -> Int64:
     """Return the offsets of a clip's frames from its start: `floor(i * stored_fps / fps)`.

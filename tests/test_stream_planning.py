@@ -273,3 +273,32 @@ def test_an_unknown_split_is_named(root):
 
 def test_sizes_are_readable():
     assert [size_text(count) for count in (12, 3400, 5.6e9, 7e15)] == ["12 bytes", "3.4 kB", "5.6 GB", "7.0 PB"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"clips_per_second": math.nan}, "clips_per_second"),
+    ({"clips_per_second": math.inf}, "clips_per_second"),
+    ({"price_per_gb": math.nan}, "price_per_gb"),
+    ({"price_per_1000_requests": math.inf}, "price_per_1000_requests"),
+    ({"frames": 10**9}, "frames"),
+    ({"epochs": 10**400}, "epochs"),
+    ({"cache_limit_bytes": 10**30}, "cache_limit_bytes"),
+    ({"nodes": 10**6, "batch": 10**6}, "nodes x gpus x batch x accumulate"),
+])  # fmt: skip
+def test_numbers_that_no_run_has_are_refused(change, words):
+    with pytest.raises(UsageError, match=rf"{words} \(.*\) must be"):
+        PlanOptions(**change)
+
+
+def test_an_epoch_beyond_exact_arithmetic_is_refused():
+    with pytest.raises(UsageError, match="clips x views an epoch must be at most"):
+        make_plan(SyntheticSplit(10**12), PlanOptions(clips_per_video=2))
+    plan = make_plan(SyntheticSplit(5 * 10**11), PlanOptions(clips_per_video=2))
+    assert plan.steps_per_epoch == 10**12 // 24
+
+
+def test_views_without_end_are_refused(root):
+    with pytest.raises(UsageError, match="clips x views an epoch must be at most"):
+        clip_loader(root, split="train", batch_size=2, clips_per_video=10**12)
+    with pytest.raises(UsageError, match="fps"):
+        clip_loader(root, split="train", batch_size=2, fps="1e400")
