@@ -113,7 +113,7 @@ def test_a_missing_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SIGNALLED = """
-import os, signal, sys
+import atexit, os, signal, sys
 import train.run
 from train.signals import InterruptedBySignalError
 from prep.cli import main
@@ -121,12 +121,12 @@ from prep.cli import main
 def run(*_, **__):
     raise InterruptedBySignalError(signal.SIGTERM, "stopped by SIGTERM")
 
-class Late:
-    def __del__(self):  # while the process ends
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            os.kill(os.getpid(), number)
+def end():  # the last that runs of Python's
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
 
-train.run.train, late = run, Late()
+atexit.register(end)
+train.run.train = run
 sys.argv[1:] = ["train", "--data", "d", "--recipe", "tiny"]
 main()
 """
