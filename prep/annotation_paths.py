@@ -32,6 +32,7 @@ _ROW = re.compile(
     r"(?:(?:\s*[,;\t]\s*|\s+)(?P<label>\S.*))?",
     re.IGNORECASE,
 )
+_MAX_DIGITS = 18
 _NUMBERED_CLASS = re.compile(r"(\d+)[\s,;]+(\S.*)")
 # Files that stand beside videos in every dataset folder and are no videos
 _COMPANIONS = {
@@ -89,7 +90,7 @@ class PathList:
         if written is None:
             return folder
         if self._names and written.isdecimal():
-            return self._names.get(int(written))
+            return self._names.get(int(written)) if len(written) <= _MAX_DIGITS else None
         if self._folders_are_classes and written.isdecimal():
             return folder
         return written
@@ -130,6 +131,8 @@ def read_class_index(path: Path) -> dict[int, str]:
     """Read class names by number: `1 Name` a line (classInd.txt), or names alone from 0 on."""
     rows = [line.strip() if line else "" for _, line in lines(path)]
     numbered = [_NUMBERED_CLASS.fullmatch(row) for row in rows]
+    if any(match and len(match[1]) > _MAX_DIGITS for match in numbered):
+        raise UsageError(f"class index {path} has a class number of over {_MAX_DIGITS} digits")
     pairs = [(int(match[1]), match[2]) for match in numbered if match]
     if len(pairs) != len(rows):
         pairs = list(enumerate(rows))

@@ -28,7 +28,7 @@ _SPLIT_NAMES = {
 # No file stem or id of a video service has them, and each means something to a shell or a path
 _NEVER_IN_IDS = frozenset('/\\"`$<>|*?;:')
 _CLIP_STEM = re.compile(r"([A-Za-z0-9_-]{11})_(\d{6})_(\d{6})")
-_EXTRA = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+_EXTRA = json.JSONEncoder(ensure_ascii=True, sort_keys=True, allow_nan=False, separators=(",", ":"))
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -149,7 +149,10 @@ def timed_segment(
     label = label.strip()
     if label and not _is_name(label):
         return f"label ({shown(label)}) must be printable UTF-8, at most 200 characters"
-    text = _EXTRA.encode(extra) if extra else "{}"
+    try:
+        text = _EXTRA.encode(extra) if extra else "{}"
+    except ValueError:
+        return "its other columns hold a number that is not finite, which JSON does not have"
     if len(text) > _MAX_EXTRA_CHARACTERS:
         return f"its other columns hold {len(text)} characters; at most 10,000 are kept"
     return Segment(video_id, start, end, label or None, split, text)

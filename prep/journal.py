@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prep.outcome import Outcome, Reason, Status
+from prep.plain_text import storable
 from prep.segment import BadRow, Segment
 from prep.shuffle import place
 
@@ -186,7 +187,7 @@ class Journal:
             (
                 outcome.status,
                 outcome.reason,
-                outcome.detail,
+                storable(outcome.detail),
                 json.dumps(facts) if facts else None,
                 row,
             ),
@@ -405,7 +406,7 @@ class Journal:
 
 def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> tuple[Any, ...]:
     if isinstance(item, BadRow):
-        return (None,) * 9 + (Status.FAILED, Reason.BAD_ROW, item.detail)
+        return (None,) * 9 + (Status.FAILED, Reason.BAD_ROW, storable(item.detail))
     key = item.key
     ordinal = place(key, seed)
     columns = (

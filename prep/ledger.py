@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from prep.errors import DatasetError
 from prep.outcome import Status
 from prep.parquet import read_parquet
+from prep.plain_text import storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -90,19 +91,14 @@ def _values(row: Row) -> dict[str, Any]:
     return {
         "row": row.row,
         "key": row.key,
-        "video_id": segment and _text(segment.video_id),
+        "video_id": segment and storable(segment.video_id),
         "start_seconds": segment and segment.start_seconds,
         "end_seconds": segment and segment.end_seconds,
         "label": segment and segment.label,
         "status": str(row.outcome.status),
         "reason": row.outcome.reason and str(row.outcome.reason),
-        "detail": _text(row.outcome.detail),
+        "detail": storable(row.outcome.detail),
         "source": row.facts.get("source"),
         "seconds": row.facts.get("seconds"),
         "short": row.facts.get("short"),
     }
-
-
-def _text(text: str) -> str:
-    """Make text from a stranger's file or file name storable: bad bytes become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

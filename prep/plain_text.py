@@ -15,6 +15,11 @@ def plain(text: str) -> str:
     return "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
 
 
+def storable(text: str) -> str:
+    """Return a stranger's text so that UTF-8 can hold it: bad bytes become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def setting_text(value: Any) -> str:
     """Return a value of a split's settings as a person writes it: `left, up`, `keys member`."""
     if isinstance(value, dict):

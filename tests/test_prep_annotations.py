@@ -541,6 +541,28 @@ def test_class_index_must_be_clear(tmp_path: Path) -> None:
             open_annotations(path, "train")
 
 
+def test_numbers_of_thousands_of_digits_are_refused(tmp_path: Path) -> None:
+    """Python does not turn those into an int."""
+    long = "9" * 5000
+    path = written(tmp_path, f"a/x.mp4 1\na/y.mp4 {long}\n", "list.txt")
+    written(tmp_path, "1 a\n2 b\n", "classInd.txt")
+    good, bad = open_annotations(path, "train")
+    assert isinstance(good, Segment)
+    assert isinstance(bad, BadRow)
+    assert "is not in the class index" in bad.detail
+    written(tmp_path, f"1 a\n{long} b\n", "classInd.txt")
+    with pytest.raises(UsageError, match="class number of over 18 digits"):
+        open_annotations(path, "train")
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "[-Infinity]"])
+def test_numbers_that_json_does_not_have_make_a_bad_row(tmp_path: Path, number: str) -> None:
+    entry = f'{{"annotations": {{"segment": [1, 2], "label": "x"}}, "duration": {number}}}'
+    (bad,) = open_annotations(written(tmp_path, f'{{"aaaaaaaaaaa": {entry}}}', "x.json"), "train")
+    assert isinstance(bad, BadRow)
+    assert "not finite" in bad.detail
+
+
 def files(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -585,6 +585,25 @@ def test_a_pipe_and_a_dead_link_are_no_videos(videos, tmp_path):
     }
 
 
+def test_names_that_are_no_utf8_end_no_conversion(videos, tmp_path):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    shutil.copy(videos / "left" / "0.mp4", folder / "aaaaaaaaaaa_000000_000001.mp4")
+    Path(os.fsdecode(os.fsencode(folder) + b"/bbbbbbbbbbb_000000_000001.m\xff4")).symlink_to("gone")
+    listing = Path(os.fsdecode(os.fsencode(tmp_path) + b"/list\xff.csv"))
+    rows = [("x", letter * 11, 0, end, "val", 0) for letter, end in (("a", 1), ("b", 1), ("c", 0))]
+    kinetics_csv(listing, rows)
+    run_kprep("shard", folder, tmp_path / "root", "--split", "val", "--profile", "small", "--annotations", listing)  # fmt: skip
+    found = [
+        (row["reason"], row["detail"].partition(",")[0]) for row in ledger(tmp_path / "root", "val")
+    ]
+    assert found == [
+        (None, ""),
+        ("missing", "bbbbbbbbbbb_000000_000001.m\ufffd4 is gone"),
+        ("bad row", "list\ufffd.csv"),
+    ]
+
+
 @pytest.mark.parametrize(
     "words",
     [
