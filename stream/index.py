@@ -9,8 +9,10 @@ import os
 import stat
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from prep.errors import DatasetError, StorageError
 from prep.format import index_path, read_index
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prep.format import Manifest
     from prep.storage import Storage
     from stream.order import Int64
@@ -58,7 +62,15 @@ class ClipIndex:
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Send only the path: the other process maps the same file."""
+        """Send only the path: the other process maps the same file.
+
+        One that was removed since, as for its age, is written again from this process's mapping.
+        """
+        try:
+            os.utime(self.path)
+        except FileNotFoundError:
+            _cache_folder()
+            _write(self.path, lambda file: file.write(self._mapping))
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -68,7 +80,8 @@ class ClipIndex:
 
     def _open(self) -> None:
         with pa.memory_map(str(self.path)) as source:
-            table = pa.ipc.open_file(source).read_all()
+            self._mapping = source.read_buffer()  # no copy
+        table = pa.ipc.open_file(self._mapping).read_all()
         columns: dict[str, Any] = {name: _mapped(table[name]) for name in table.column_names}
         self._keys = columns["key"]
         self._shards = _dictionary(columns["shard"])
@@ -193,7 +206,7 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
     data = _read_checked(storage, path, entry.sha256)
     table = read_index(data, storage.where(path), manifest.splits[split].num_clips)
     _check(table, manifest, split, storage.where(path))
-    _write(mapped, table)
+    _write(mapped, partial(_save, table.unify_dictionaries().combine_chunks()))
     return ClipIndex(mapped)
 
 
@@ -223,11 +236,18 @@ def _cache_folder() -> Path:
 
     What is mapped from there is trusted, so it must be ours and closed to others.
     """
-    folder = Path(tempfile.gettempdir()) / f"kprep-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
+    try:
+        folder = Path(tempfile.gettempdir()) / f"kprep-{os.getuid()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+    except OSError as error:
+        raise _no_room(error) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise StorageError(f"{folder} must be a directory that only you can use; remove it")
+        raise StorageError(
+            f"{folder} must be a directory that only you can use; remove it, or set TMPDIR to "
+            "another directory"
+        )
     for path in folder.glob("index-*.arrow*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _KEEP_SECONDS:
@@ -235,17 +255,33 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    table = table.unify_dictionaries().combine_chunks()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _no_room(error: OSError) -> StorageError:
+    return StorageError(
+        f"the split's index cannot be kept for the loader's processes: {error}; set TMPDIR to a "
+        "directory with room"
+    )
+
+
+def _save(table: pa.Table, file: Any) -> None:
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write(path: Path, save: Callable[[Any], object]) -> None:
+    """Let `save` write a file that is there whole or not at all."""
+    # not the process's number: containers that share the directory have the same ones
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        with pa.OSFile(str(temporary), "wb") as sink:
+            save(sink)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise _no_room(error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _check(table: pa.Table, manifest: Manifest, split: str, where: str) -> None:

@@ -69,11 +69,21 @@ def data_roots(given: RootLike | Sequence[WeightedRootLike]) -> list[DataRoot]:
     roots = [_data_root(one) for one in given]
     if not roots:
         raise UsageError("root is an empty list; name at least one dataset")
-    names = [one.root.rstrip("/") for one in roots]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"root {name} is named twice; name it once, with a weight")
+    places = [_place(one.root) for one in roots]
+    for one, place in zip(roots, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"root {one.root} is named twice; name it once, with a weight")
     return roots
+
+
+def _place(root: str) -> str:
+    """Return the same for all spellings of a root: a directory without links, `..` and the like."""
+    if "://" in root:
+        return root.rstrip("/")
+    try:
+        return str(Path(root).resolve())
+    except (OSError, RuntimeError, ValueError):  # what cannot be one is said when it is opened
+        return root.rstrip("/")
 
 
 def _is_directory(path: str) -> bool:

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import weakref
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import av
@@ -768,6 +770,49 @@ def test_an_index_file_that_a_power_failure_cut_is_made_again(root):
         mapped.write_bytes(whole[:length])
         assert sequence(loader(root)) == expected
         assert mapped.read_bytes() == whole
+
+
+@pytest.fixture
+def temporary_directory(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("planted", ["file", "link", "open"])
+def test_what_is_planted_in_the_temporary_directory_is_named(root, temporary_directory, planted):
+    place = temporary_directory / f"kprep-{os.getuid()}"
+    if planted == "file":
+        place.touch()
+    elif planted == "link":
+        place.symlink_to("nowhere")
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    with pytest.raises(StorageError, match=f"{place} must be a directory .* TMPDIR"):
+        loader(root)
+
+
+def test_a_full_temporary_directory_is_named(root, temporary_directory, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stream.index.os.fsync", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*; set TMPDIR"):
+        loader(root)
+    assert not list(temporary_directory.rglob("*.tmp"))
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: full(0))
+    with pytest.raises(StorageError, match=r"No space left on device.*; set TMPDIR"):
+        loader(root)
+
+
+def test_an_index_that_went_for_its_age_is_there_again_for_workers(root, temporary_directory):
+    one = loader(root)
+    path = one.stream.index.path
+    before = path.read_bytes()
+    shutil.rmtree(temporary_directory / f"kprep-{os.getuid()}")
+    other = ForkingPickler.loads(ForkingPickler.dumps(one.stream.index))
+    assert path.read_bytes() == before
+    assert [other.key(row) for row in range(24)] == [one.stream.index.key(n) for n in range(24)]
 
 
 def test_the_index_is_mapped_and_not_copied(root):

@@ -101,6 +101,8 @@ def test_weights_are_taken_as_they_are_written():
     [
         ([], "empty list"),
         (["a", ("a/", 2)], "a is named twice"),
+        (["a", ("./a", 2)], "a is named twice"),
+        (["s3://b/a", "s3://b/a/"], "s3://b/a is named twice"),
         (["a", 3], "3 must be a root or a pair"),
         (3, "must be one root or a list"),
     ],
@@ -108,6 +110,16 @@ def test_weights_are_taken_as_they_are_written():
 def test_lists_of_no_use_are_refused(given_, message):
     with pytest.raises(UsageError, match=message):
         data_roots(given_)
+
+
+def test_a_root_is_noticed_by_any_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    for other in (tmp_path / "a", f"../{tmp_path.name}/a", "link"):
+        with pytest.raises(UsageError, match="is named twice"):
+            data_roots(["a", other])
+    assert len(data_roots(["a", "b", "s3://bucket/a"])) == 3
 
 
 @given(st.lists(st.lists(st.sampled_from("aAbBcC"), unique=True), min_size=1, max_size=4))
