@@ -231,7 +231,9 @@ def _failures(manifest: Manifest, tallies: Mapping[str, RowTally]) -> str:
         parts.append(table(["reason", "meaning", *(name for name, _ in splits)], counts))
     short = sum(tally.num_short for tally in tallies.values())
     if short:
-        parts.append(f"{short} clips are shorter than annotated: their source ended earlier.")
+        parts.append(
+            f"{short} clips are shorter than annotated: their source ended earlier, or began later."
+        )
     parts.append("`ledger/<split>.parquet` says for every annotation row what became of it.")
     return "\n\n".join(parts)
 

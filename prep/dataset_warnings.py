@@ -229,7 +229,8 @@ def _short(tables: Mapping[str, pa.Table]) -> Iterator[Finding]:
             yield Finding(
                 "short",
                 f"{_count(short, 'clip')} of {name} shorter than annotated",
-                "Their source ended earlier; training leaves out those that are too short for it.",
+                "Their source ended earlier or began later; training leaves out those that are too "
+                "short for it.",
             )
 
 

@@ -12,14 +12,14 @@ import os
 import platform
 import threading
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prep.ffmpeg_binary import ffmpeg_path
 from prep.mp4 import ClipForm, FormError, check_form
 from prep.outcome import Reason, RowFailure
-from prep.probe import SourceFacts, probe
+from prep.probe import SourceFacts, plain_cut_seconds, probe
 from prep.profile import EncodingProfile, profile_from_json
 from prep.source import Candidate
 from prep.transcode import Limits, OutputError, command, run
@@ -37,6 +37,12 @@ class Expectation:
     tolerance_frames: float
     short: bool
     detail: str
+    late_seconds: float = 0.0
+    """Between the start that was asked for and the first picture."""
+
+    def fits(self, num_frames: int) -> bool:
+        """Whether a clip has as many frames as it should."""
+        return abs(num_frames - self.frames) <= self.tolerance_frames
 
 
 def encode(job: dict[str, Any]) -> dict[str, Any]:
@@ -108,15 +114,9 @@ def _encode_one(
     work, worker = Path(job["work"]), _worker_name()
     target = work / "temporary" / f"{worker}.mp4"
     try:
-        arguments = command(
-            ffmpeg_path(), candidate.path, target, profile, facts,
-            candidate.start_seconds, candidate.end_seconds, limits,
-        )  # fmt: skip
-        run(arguments, candidate.path, limits)
-        data = target.read_bytes()
+        data, form, wanted = _cut_segment(candidate, target, profile, facts, limits, wanted)
     finally:
         target.unlink(missing_ok=True)
-    form = _check_output(data, wanted, profile)
     pack = work / "staged" / f"{job['shard']:06d}-{worker}.pack"
     offset = append(pack, data)
     return {
@@ -158,19 +158,90 @@ def expectation(facts: SourceFacts, candidate: Candidate, profile: EncodingProfi
     short = asked is not None and (asked - end) * rate > 1.5
     detail = f"ends {asked - end:.2f} s early" if short and asked is not None else ""
     tolerance = max(1.0, facts.frame_seconds * rate) + 0.5
-    return Expectation(seconds, seconds * rate, tolerance, short, detail)
+    late = start - candidate.start_seconds
+    return Expectation(seconds, seconds * rate, tolerance, short, detail, late)
 
 
-def _check_output(data: bytes, wanted: Expectation, profile: EncodingProfile) -> ClipForm:
+def _cut_segment(
+    candidate: Candidate,
+    target: Path,
+    profile: EncodingProfile,
+    facts: SourceFacts,
+    limits: Limits,
+    wanted: Expectation,
+) -> tuple[bytes, ClipForm, Expectation]:
+    """Return the clip of the segment, its form and what to say of it; RowFailure for another one.
+
+    A picture that stands over an edge of the segment, or a first one that comes late, gives the
+    plain cut another length. Where the times of the packets explain it, the segment is cut again.
+    """
+    came_out = 0
     try:
-        form = check_form(data, profile.keyframe_interval_frames)
+        data, form = _cut(candidate, target, profile, facts, limits)
+        if wanted.fits(came_out := form.num_frames):
+            return data, form, wanted
+        failure = _other_length(form, wanted)
+    except RowFailure as refused:
+        if refused.reason != Reason.ENCODE_FAILED:  # as a cut without a picture is
+            raise
+        failure = refused
+    if not _moved(candidate, profile, wanted, came_out):
+        raise failure
+    data, form = _cut(candidate, target, profile, facts, limits, standing=True)
+    if not wanted.fits(form.num_frames):
+        raise _other_length(form, wanted)
+    return data, form, _late(wanted, profile)
+
+
+def _other_length(form: ClipForm, wanted: Expectation) -> RowFailure:
+    text = f"{form.num_frames} frames came out where {wanted.frames:.1f} were due"
+    return RowFailure(Reason.DAMAGED, text)
+
+
+def _cut(
+    candidate: Candidate,
+    target: Path,
+    profile: EncodingProfile,
+    facts: SourceFacts,
+    limits: Limits,
+    *,
+    standing: bool = False,
+) -> tuple[bytes, ClipForm]:
+    """Cut and encode the segment; return the clip and its form, whatever its length."""
+    arguments = command(
+        ffmpeg_path(), candidate.path, target, profile, facts,
+        candidate.start_seconds, candidate.end_seconds, limits, standing=standing,
+    )  # fmt: skip
+    run(arguments, candidate.path, limits)
+    data = target.read_bytes()
+    try:
+        return data, check_form(data, profile.keyframe_interval_frames)
     except FormError as error:
         raise RowFailure(Reason.ENCODE_FAILED, f"the output check refused it: {error}") from error
-    if abs(form.num_frames - wanted.frames) > wanted.tolerance_frames:
-        raise RowFailure(
-            Reason.DAMAGED, f"{form.num_frames} frames came out where {wanted.frames:.1f} were due"
-        )
-    return form
+
+
+def _moved(
+    candidate: Candidate, profile: EncodingProfile, wanted: Expectation, came_out: int
+) -> bool:
+    """Whether the times of the source's packets explain the number of frames of a plain cut.
+
+    Where frames are missing that the packets promise, the source is damaged, and another cut, in
+    which a picture stands until the next one, must not hide it.
+    """
+    if candidate.end_seconds is None:
+        return False
+    seconds = plain_cut_seconds(candidate.path, candidate.start_seconds, candidate.end_seconds)
+    rate = float(profile.fps)
+    return seconds is not None and (abs(seconds * rate - came_out) <= wanted.tolerance_frames)
+
+
+def _late(wanted: Expectation, profile: EncodingProfile) -> Expectation:
+    """Return the expectation with a first picture that comes late counted as what is missing."""
+    if wanted.late_seconds * float(profile.fps) <= 1.5:
+        return wanted
+    begins = f"begins {wanted.late_seconds:.2f} s late"
+    detail = "; ".join(part for part in (begins, wanted.detail) if part)
+    return replace(wanted, short=True, detail=detail)
 
 
 def _worker_name() -> str:

@@ -34,6 +34,7 @@ _PQ, _HLG = 16, 18  # ITU-T H.273 transfer characteristics
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]", b"<html", b"<!doctype")
 _LONGEST_MARK = max(map(len, _PLAYLISTS))
 _MISSING_MOOV = "moov"
+_TICK_SECONDS = 1e-3  # Matroska's; a time can be as much before the one that was meant
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,56 @@ def _covered(
     if first is None:
         raise RowFailure(Reason.NO_FRAMES)
     return max(float(first * tick - origin), 0.0), float(end * tick - origin), typical
+
+
+def plain_cut_seconds(path: Path, start_seconds: float, end_seconds: float) -> float | None:
+    """Return how long ffmpeg's plain cut of a segment is, by the times of the packets.
+
+    It drops the picture that stands when the segment begins, takes the segment's length from the
+    next one on, and has the last one stand until the one behind it begins. None where that cannot
+    be told, as where the demuxer finds only a later keyframe than the picture at the start.
+    """
+    length = end_seconds - start_seconds
+    try:
+        options = _options(_read_head(path))
+        with av.open(str(path), options=options, metadata_errors="ignore") as file:
+            stream = _video_stream(file)
+            origin = Fraction(file.start_time or 0, av.time_base)
+            if start_seconds > 0:
+                _seek(file, start_seconds, origin)
+            begins, end = _begins(file, stream, origin, start_seconds, length)
+            if not begins or min(begins) > start_seconds:
+                _seek(file, 0.0, origin)
+                earliest, _ = _begins(file, stream, origin, 0.0, 0.0)
+                if not begins or min(earliest) <= start_seconds:
+                    return None
+    except (av.FFmpegError, OSError, ValueError, RowFailure):
+        return None
+    taken = sorted(begin for begin in begins if begin >= start_seconds - _TICK_SECONDS)
+    if not taken:
+        return 0.0
+    behind = next((begin for begin in taken if begin >= taken[0] + length), end)
+    return behind - taken[0]
+
+
+def _begins(
+    file: Any, stream: Any, origin: Fraction, start_seconds: float, length: float
+) -> tuple[list[float], float]:
+    """Return when pictures begin until a second behind a cut, and when the last one ends."""
+    begins: list[float] = []
+    end, first = 0.0, None
+    for packet in file.demux(stream):
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None or not packet.size or packet.is_corrupt:
+            continue
+        begin = float(stamp * stream.time_base - origin)
+        begins.append(begin)
+        end = max(end, begin + float((packet.duration or 0) * stream.time_base))
+        if begin >= start_seconds - _TICK_SECONDS:
+            first = begin if first is None else min(first, begin)
+        if first is not None and begin > first + length + 1:
+            break
+    return begins, end
 
 
 def _first_picture(file: Any, stream: Any, go_back: Callable[[], None]) -> Any:

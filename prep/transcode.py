@@ -67,12 +67,20 @@ def input_matrix(facts: SourceFacts) -> str:
     return _MATRICES.get(facts.matrix, untagged)
 
 
-def filters(profile: EncodingProfile, facts: SourceFacts) -> str:
-    """Return the filter chain: rate, timestamps from zero, size, square pixels, BT.601 limited."""
+def filters(
+    profile: EncodingProfile, facts: SourceFacts, window: tuple[float, float] | None = None
+) -> str:
+    """Return the filter chain: rate, timestamps from zero, size, square pixels, BT.601 limited.
+
+    `window` is what to keep, in seconds from the point that was sought; see `command`.
+    """
     width, height = picture_size(facts, profile.short_side_px)
+    rate = f"fps={profile.fps.numerator}/{profile.fps.denominator}"
+    if window is not None:
+        rate += f":start_time={window[0]:.6f},trim=end={window[1]:.6f}"
     return ",".join(
         (
-            f"fps={profile.fps.numerator}/{profile.fps.denominator}",
+            rate,
             "setpts=PTS-STARTPTS",
             (
                 f"scale={width}:{height}:flags={profile.scaler_flags}"
@@ -95,18 +103,29 @@ def command(
     start_seconds: float,
     end_seconds: float | None,
     limits: Limits,
+    *,
+    standing: bool = False,
 ) -> list[str]:
     """Return the arguments of the one process that cuts, resamples, scales and encodes a clip.
 
     Everything that could make two machines write different bytes is switched off: x264 and the
     scaler choose code by CPU model unless `cpu-independent=1` and `accurate_rnd+bitexact`, and
     threads change x264's rate control.
+
+    The plain cut lets a picture that begins before the segment, or behind its end, move its edges.
+    `standing` cuts at the segment's times instead: a picture that stands when the segment begins is
+    in the clip from there on, and nothing is longer than the segment (which must have an end).
     """
-    cut: dict[str, str] = {}
+    window = None
+    cut: dict[str, str | None] = {}
     if start_seconds > 0:
         # before the input: seek, then drop up to the exact frame
         cut["ss"] = f"{start_seconds:.6f}"
-    if end_seconds is not None:
+    if standing and end_seconds is not None:
+        cut["noaccurate_seek"] = None
+        late = max(0.0, facts.first_seconds - start_seconds)
+        window = late, end_seconds - start_seconds
+    elif end_seconds is not None:
         cut["t"] = f"{end_seconds - start_seconds:.6f}"
     opened = ffmpeg.input(
         f"file:{source}",
@@ -119,7 +138,7 @@ def command(
         opened[str(facts.stream_index)],
         f"file:{target}",
         an=None, sn=None, dn=None, map_metadata=-1, map_chapters=-1,
-        vf=filters(profile, facts), fps_mode="passthrough",
+        vf=filters(profile, facts, window), fps_mode="passthrough",
         vcodec=profile.codec, preset=profile.preset, crf=profile.crf, **tune,
         g=profile.keyframe_interval_frames, keyint_min=profile.keyframe_interval_frames,
         sc_threshold=0, bf=0, threads=1,

@@ -88,6 +88,87 @@ def test_the_cut_is_exact(tmp_path):
     assert np.allclose(levels[15:], expected[1], atol=4)
 
 
+LIBX264 = ("-c:v", "libx264", "-preset", "ultrafast", "-g", "10")
+CODECS = {
+    "mp4": LIBX264,
+    "mkv": LIBX264,
+    "webm": ("-c:v", "libvpx", "-deadline", "realtime"),
+    "avi": ("-c:v", "mpeg4"),
+}
+
+
+def standing(path):
+    """12 s, 10 pictures a second, but none between 2 and 8 s; each second has its grey level."""
+    grey = "geq=lum='min(235,18*floor(T)+20)':cb=128:cr=128"
+    return make(path, "-vf", f"select='lt(t,2.05)+gt(t,7.95)',{grey}", "-fps_mode", "vfr",
+                *CODECS[path.suffix[1:]], source="testsrc2=size=160x120:rate=10:duration=12")  # fmt: skip
+
+
+@pytest.mark.parametrize("extension", [*CODECS])
+@pytest.mark.parametrize(
+    ("start", "end", "seconds"),
+    [
+        (0.0, 6.0, [(0, 15), (1, 15), (2, 60)]),  # stands over the end
+        (4.0, 10.0, [(2, 60), (8, 15), (9, 15)]),  # over the start
+        (1.0, 11.0, [(1, 15), (2, 90), (8, 15), (9, 15), (10, 15)]),  # inside, as it always was
+    ],
+)
+def test_a_picture_that_stands_over_an_edge_is_in_the_clip(
+    tmp_path, extension, start, end, seconds
+):
+    result, data = convert(tmp_path, standing(tmp_path / f"a.{extension}"), start, end)
+    assert (result["status"], result["short"], result["detail"]) == ("ok", False, "")
+    assert abs(result["num_frames"] - 15 * (end - start)) <= 1
+    levels = np.array([frame.mean() for frame in pictures(data, tmp_path)])
+    wanted = np.concatenate([np.full(n, (18 * second + 4) * 255 / 219) for second, n in seconds])
+    most = min(len(levels), len(wanted))
+    odd = np.abs(levels[:most] - wanted[:most]) > 5
+    assert odd.sum() <= len(seconds)  # a frame at each change may be one of its neighbours
+
+
+@pytest.mark.parametrize(("start", "late"), [(0.0, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize("extension", ["mp4", "mkv"])
+def test_a_first_picture_that_comes_late_makes_a_short_clip(tmp_path, extension, start, late):
+    sound = ("-i", "testsrc2=size=160x120:rate=30:duration=6", "-map", "0:a", "-map", "1:v")
+    source = make(tmp_path / f"a.{extension}", "-itsoffset", "1", "-f", "lavfi", *sound, *LIBX264,
+                  source="sine=duration=7")  # fmt: skip
+    result, _ = convert(tmp_path, source, start, 5.0)
+    assert (result["status"], result["short"]) == ("ok", True)
+    assert result["detail"] == f"begins {late:.2f} s late"
+    assert abs(result["num_frames"] - 15 * 4) <= 1
+
+
+def test_a_last_picture_that_stands_for_long_is_a_clip(tmp_path):
+    longer = r"setts=duration=if(eq(N\,19)\,10/TB\,DURATION)"
+    source = make(tmp_path / "a.mp4", *LIBX264, "-bf", "0", "-bsf:v", longer,
+                  source="testsrc2=size=160x120:rate=10:duration=2")  # fmt: skip
+    for start, end in ((0.0, 6.0), (4.0, 10.0)):  # ffmpeg's plain cut of the second is empty
+        result, _ = convert(tmp_path, source, start, end)
+        assert (result["status"], result["num_frames"]) == ("ok", 15 * 6)
+
+
+def test_frames_that_the_packets_promise_and_that_do_not_decode_are_damage(tmp_path):
+    """What stands over an edge must not be taken for an excuse, nor hide them in a still."""
+    source = standing(tmp_path / "a.mp4")
+    with av.open(str(source)) as file:
+        late = [packet for packet in file.demux(video=0) if packet.size and packet.pts is not None]
+        late = [packet for packet in late if float(packet.pts * packet.time_base) > 10.45]
+    data = bytearray(source.read_bytes())
+    for packet in late:
+        data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    source.write_bytes(data)
+    result, _ = convert(tmp_path, source, 4.0, 11.0)
+    assert (result["status"], result["reason"]) == ("failed", "damaged")
+
+
+@pytest.mark.parametrize("end", [3.0, 3.05])
+def test_clips_that_fit_are_cut_as_they_always_were(tmp_path, monkeypatch, end):
+    asked = []
+    monkeypatch.setattr("prep.encode.plain_cut_seconds", lambda *_: asked.append(1))
+    convert(tmp_path, make(tmp_path / "a.mp4", *LIBX264), 1.0, end)
+    assert not asked
+
+
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "avi", "webm", "ts", "mpg"])
 def test_containers(tmp_path, extension):
     codec = {"webm": ["-c:v", "libvpx", "-deadline", "realtime"], "avi": ["-c:v", "mpeg4"]}.get(

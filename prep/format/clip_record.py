@@ -39,7 +39,7 @@ class ClipRecord:
     end_seconds: float
     source: str
     short: bool
-    """The source ended before the annotated end."""
+    """The source ended before the annotated end, or began behind the annotated start."""
     codec_config: bytes | None = None
     gop_frames: int | None = None
     gop_offsets: tuple[int, ...] | None = None
