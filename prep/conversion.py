@@ -183,7 +183,7 @@ class Conversion:
             outcome, facts = _outcome(result)
             self._in_flight.discard(offer.row.row)
             if outcome.status == Status.OK:
-                self._settle(offer.row, outcome, facts)
+                self._settle(offer.row, _with_others(outcome, source, offer.row), facts)
             elif outcome.reason is not None:
                 if outcome.reason == Reason.STORAGE:
                     source.check()
@@ -274,6 +274,17 @@ def _verdict(answers: tuple[Answer, ...]) -> Outcome:
     if len(answers) > 1:
         parts += [f"{answer.source}: {answer.reason}" for answer in answers]
     return Outcome(Status.FAILED, told.reason, "; ".join(parts))
+
+
+def _with_others(outcome: Outcome, source: Source, row: Row) -> Outcome:
+    """Return the outcome of a clip with what the sources before its own answered."""
+    others = [
+        f"{answer.source}: {answer.reason}"
+        for answer in row.answers
+        if answer.source != source.name
+    ]
+    detail = "; ".join(part for part in (outcome.detail, *others) if part)
+    return Outcome(outcome.status, outcome.reason, detail)
 
 
 def _outcome(result: dict[str, Any]) -> tuple[Outcome, dict[str, Any] | None]:

@@ -254,9 +254,12 @@ class Journal:
         return changed
 
     def use_sources(self, sources: list[str]) -> None:
-        """Forget answers of pending rows when other sources than last time are asked."""
+        """Forget answers of pending rows when other sources than last time are asked.
+
+        Those of the first ones stay where only the last are left out: nothing is asked again.
+        """
         known = self.setting("sources")
-        if known is not None and known != sources:
+        if known is not None and known[: len(sources)] != sources:
             self._db.execute("UPDATE rows SET answers = '[]' WHERE status = 'pending'")
             self._forget_archives()
         self.set("sources", sources)

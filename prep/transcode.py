@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # ITU-T H.273 matrix coefficients by the names that ffmpeg's scaler knows
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}
 _MAX_ASPECT = 16
+_SOURCE, _TARGET = "the source", "the target"
 # ffmpeg told by the system that its CPU time is over, and killed a second later
 _AT_ITS_LIMIT = (255, -signal.SIGXCPU, -signal.SIGKILL)
 # An input/output error is also what demuxers say of a file that is cut short
@@ -128,7 +129,7 @@ def command(
     elif end_seconds is not None:
         cut["t"] = f"{end_seconds - start_seconds:.6f}"
     opened = ffmpeg.input(
-        f"file:{source}",
+        _SOURCE,
         nostdin=None, hide_banner=None, loglevel="error", filter_threads=1,
         timelimit=limits.cpu_seconds, max_pixels=MAX_PIXELS, threads=1,
         format_whitelist=FORMAT_WHITELIST, protocol_whitelist="file", **cut,
@@ -136,7 +137,7 @@ def command(
     tune = {} if profile.tune == "none" else {"tune": profile.tune}
     encoded = ffmpeg.output(
         opened[str(facts.stream_index)],
-        f"file:{target}",
+        _TARGET,
         an=None, sn=None, dn=None, map_metadata=-1, map_chapters=-1,
         vf=filters(profile, facts, window), fps_mode="passthrough",
         vcodec=profile.codec, preset=profile.preset, crf=profile.crf, **tune,
@@ -146,7 +147,9 @@ def command(
         f="mp4", **{"bsf:v": "filter_units=remove_types=6", "x264-params": "cpu-independent=1"},
     )  # fmt: skip
     arguments: list[str] = ffmpeg.compile(encoded, cmd=binary, overwrite_output=True)
-    return arguments
+    # put in here: ffmpeg-python takes no path with bytes that are no UTF-8
+    places = {_SOURCE: f"file:{source}", _TARGET: f"file:{target}"}
+    return [places.get(argument, argument) for argument in arguments]
 
 
 def run(arguments: list[str], source: Path, limits: Limits) -> None:
@@ -176,7 +179,7 @@ def run(arguments: list[str], source: Path, limits: Limits) -> None:
         raise RowFailure(Reason.CPU_LIMIT, f"over {limits.cpu_seconds} s of CPU time")
     if done.returncode < 0:
         raise RowFailure(Reason.CRASHED, f"ffmpeg ended with signal {-done.returncode}")
-    message = done.stderr.decode("utf-8", "replace")
+    message = done.stderr.decode("utf-8", "surrogateescape")  # as in `source`
     if refused := _NOT_WRITTEN.search(message):
         raise OutputError(errno.ENOSPC, refused[0].rpartition(": ")[2])
     if os.strerror(errno.ENOMEM) in message:

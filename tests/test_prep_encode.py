@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -470,6 +471,20 @@ def test_messages_carry_no_path_and_no_address(tmp_path):
     source = tmp_path / "x.mp4"
     text = f"[mov,mp4 @ 0x55d0c0ffee] error reading file:{source}\nError opening {source}: no\n"
     assert last_word(text, source) == "[mov,mp4] error reading x.mp4"
+
+
+def test_a_folder_whose_name_is_no_utf8_is_not_in_a_message(tmp_path, monkeypatch):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xff"))
+    folder.mkdir()
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(
+        '#!/bin/sh\nfor word; do case "$word" in file:*a.mp4) echo "no: $word" >&2; exit 1;; esac; done\n'
+    )
+    fake.chmod(0o755)
+    source = make(folder / "a.mp4")
+    monkeypatch.setenv("KPREP_FFMPEG", str(fake))
+    result, _ = convert(tmp_path, source)
+    assert (result["reason"], result["detail"]) == ("encode failed", "no: a.mp4")
 
 
 def test_rows_that_fail_leave_nothing_behind(tmp_path):

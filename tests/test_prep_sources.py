@@ -28,6 +28,9 @@ from test_prep_shard import files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
 from prep.format import read_index
+from prep.journal import Answer, Journal
+from prep.outcome import Reason
+from prep.segment import Segment
 
 IDS = [f"{letter * 11}" for letter in "abcdefghij"]
 
@@ -231,12 +234,31 @@ def test_the_next_source_fills_the_gaps(clips, tmp_path):
         )  # fmt: skip
     rows = {row["video_id"]: row for row in ledger(root, "val")}
     assert [rows[name]["source"] for name in IDS] == ["folder"] * 3 + ["cvdf"] * 5 + ["youtube"] * 2
+    assert [rows[name]["detail"] for name in (IDS[0], *IDS[3:5], IDS[9])] == [
+        "", "folder: empty file", "folder: missing", "folder: missing; cvdf: missing upstream",
+    ]  # fmt: skip
     lost = rows["zzzzzzzzzzz"]
     assert lost["status"] == "failed"
     assert all(f"{source}: " in lost["detail"] for source in ("folder", "cvdf", "youtube"))
     assert rows[IDS[9]]["seconds"] == 2.0
     assert "part_2" in done.stdout
     run_kprep("verify", root)
+
+
+def test_the_last_sources_can_be_left_out_and_nothing_is_asked_again(tmp_path):
+    journal = Journal(tmp_path / "journal.sqlite", "val")
+    journal.plan([Segment("aaaaaaaaaaa", 0.0, 1.0, "x", "val")], seed=0, clips_per_shard=4, limit=None,
+                 classes=frozenset(), taken_keys=frozenset())  # fmt: skip
+    journal.use_sources(["cvdf:k400", "youtube:"])
+    journal.record_answers(1, (Answer("cvdf", Reason.MISSING_UPSTREAM, ""),))
+    journal.mark_done("cvdf", "a.tar")
+    journal.use_sources(["cvdf:k400"])
+    assert next(journal.pending()).answers
+    assert journal.is_done("cvdf", "a.tar")
+    journal.use_sources(["videos", "cvdf:k400"])
+    assert not next(journal.pending()).answers
+    assert not journal.is_done("cvdf", "a.tar")
+    journal.close()
 
 
 def test_sources_that_have_no_list(tmp_path):
