@@ -48,10 +48,11 @@ def check_positions(count: int) -> None:
 def derive_keys(count: int, *parts: int | str) -> UInt64:
     """Return `count` uint64 keys that depend on every part and on their order."""
     # an integer of whatever kind, such as NumPy's, is the number that it stands for
-    text = "\0".join(
-        f"str:{part}" if isinstance(part, str) else f"int:{operator.index(part):d}"
+    plain = [
+        part if type(part) is int or isinstance(part, str) else int(operator.index(part))
         for part in parts
-    )
+    ]
+    text = "\0".join(f"{type(part).__name__}:{part}" for part in plain)
     digest = hashlib.shake_256(f"kprep order {ORDER_VERSION}\0{text}".encode()).digest(8 * count)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
