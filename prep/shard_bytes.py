@@ -24,6 +24,7 @@ _WINDOW_BYTES = 8 << 20
 _WINDOWS_AHEAD = 3  # over a network: the next ones arrive while one is hashed
 _READ_BYTES = 1 << 20
 _SPARSE = "GNU.sparse."
+_MAX_MEMBERS = 1 << 20  # readers hold what they know of each until the shard is read
 _MAX_NAME = 4096  # characters; more is no path on Linux
 _LOCATING = ("size",)  # pax records that would say where the next header stands
 
@@ -125,11 +126,14 @@ def walk(body: ShardBytes) -> Iterator[TarEntry]:
 
     Folders are passed over. Whatever else could mean another thing to another reader is refused
     with an ArchiveError: links, devices, sparse files, names that leave the archive or are longer
-    than a path can be, extended headers that move what follows, and bytes behind the end.
+    than a path can be, extended headers that move what follows, more than a million members, and
+    bytes behind the end.
     """
     end = 0
-    for archive, info in TarStream(_Uncompressed(body)).infos():
+    for number, (archive, info) in enumerate(TarStream(_Uncompressed(body)).infos()):
         _refuse_odd(info)
+        if number >= _MAX_MEMBERS:
+            raise ArchiveError(DAMAGED, f"it has over {_MAX_MEMBERS:,} members")
         end = info.offset_data
         file = archive.extractfile(info) if info.isreg() else None
         if file is not None:

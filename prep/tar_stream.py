@@ -214,7 +214,8 @@ class _CheckedRecords:
 def _check_records(data: bytes) -> None:
     """Raise ArchiveError unless `data` is records `LENGTH KEY=VALUE\\n` and then zeros (POSIX pax).
 
-    From others tarfile makes keys as long as the rest of the header, one for every few bytes.
+    From others tarfile makes keys as long as the rest of the header, one for every few bytes. The
+    map of a sparse file, which it reads into memory, can be as long as the archive.
     """
     start = 0
     while start < len(data) and data[start]:
@@ -223,6 +224,8 @@ def _check_records(data: bytes) -> None:
         whole = start < end <= len(data) and data[end - 1] == ord("\n")
         if not whole or data.find(b"=", start, end) < 0:
             raise ArchiveError(DAMAGED, "an extended header is no list of records")
+        if data.startswith(b"GNU.sparse.", start + len(length) + 1):
+            raise ArchiveError(DAMAGED, "a sparse file, which is not supported")
         start = end
     if any(len(digits) > _MAX_DIGITS for digits in re.findall(rb"[0-9]+", data)):
         raise ArchiveError(

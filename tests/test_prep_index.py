@@ -523,6 +523,15 @@ def test_a_name_that_no_path_can_be_is_refused(tmp_path):
         list(walk(ShardBytes(storage, storage.info("train.tar"))))
 
 
+def test_members_without_end_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "train.tar").write_bytes(raw_tar(*((entry(f"{n}.txt"), b"") for n in range(11))))
+    storage = Storage(str(tmp_path))
+    assert len(list(walk(ShardBytes(storage, storage.info("train.tar"))))) == 11
+    monkeypatch.setattr("prep.shard_bytes._MAX_MEMBERS", 10)
+    with pytest.raises(ArchiveError, match="over 10 members"):
+        list(walk(ShardBytes(storage, storage.info("train.tar"))))
+
+
 @given(
     st.sampled_from([Fraction(15), Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(60)]),
     st.sampled_from([Fraction(1, 1000), Fraction(1, 90000), Fraction(1, 15360)]),

@@ -351,6 +351,21 @@ def test_records_of_an_extended_header_that_are_none_are_damage(
     assert "an extended header" in error.detail
 
 
+def test_the_map_of_a_sparse_file_cannot_fill_the_memory() -> None:
+    """Version 1.0 has it in the file, where tarfile reads as many numbers as it claims."""
+    keys = {b"major": b"1", b"minor": b"0", b"name": b"b.mp4", b"realsize": b"1"}
+    records = b"".join(record(b"GNU.sparse." + key, value) for key, value in keys.items())
+    numbers = b"9999999999\n" + b"1\n" * (4 << 20)
+    bomb = extended(records) + header(b"b.mp4", b"%011o\0" % len(numbers), b"0") + numbers
+    packed = gzip.compress(bomb, 1)
+    tracemalloc.start()
+    _, error = read_until_broken(packed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.detail == "a sparse file, which is not supported"
+    assert peak < 4 << 20
+
+
 def test_records_that_are_followed_by_zeros_are_read() -> None:
     named = extended(record(b"path", b"n" * 200 + b".mp4") + bytes(7))
     assert list(contents(TarStream(Drip(named + tar_of({"a": b"1"}))))) == ["n" * 200 + ".mp4"]
