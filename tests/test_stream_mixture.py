@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.mixture import Mixture, Share
-from stream.order import BatchPlan, EpochOrder
+from stream.order import ORDER_VERSION, BatchPlan, EpochOrder
 
 weights = st.one_of(
     st.fractions(Fraction(1, 20), 4, max_denominator=20),
@@ -106,6 +106,14 @@ def test_a_half_counts_up_and_epochs_are_equally_long():
         weight: mixture_of((5, weight)).num_draws for weight in ("0.1", "0.3", "0.29", "2.5")
     }
     assert lengths == {"0.1": 1, "0.3": 2, "0.29": 1, "2.5": 13}  # 0.5, 1.5, 1.45 and 12.5 draws
+
+
+def test_golden_draws_of_a_weighted_mixture_of_order_version_1():
+    """These numbers never change while ORDER_VERSION is 1: resumed runs depend on them."""
+    assert ORDER_VERSION == 1
+    mixture = Mixture((Share("a" * 64, 7, Fraction(3, 2)), Share("b" * 64, 5)), seed=2)
+    clips, _ = mixture.order(1)(np.arange(mixture.num_positions))
+    assert clips.tolist() == [11, 5, 4, 2, 10, 7, 5, 9, 6, 1, 3, 3, 1, 2, 8, 0]
 
 
 def test_the_fraction_is_another_one_each_epoch_and_each_seed():

@@ -67,6 +67,24 @@ def test_golden_first_100_positions_of_order_version_1():
     assert small.tolist() == GOLDEN_SMALL
 
 
+def test_golden_positions_of_small_tables_blocks_and_views_kept_together():
+    """As above: never changed while ORDER_VERSION is 1."""
+    assert ORDER_VERSION == 1
+
+    def found(num_clips, positions, **more):
+        return order(num_clips, epoch=1, seed=2, **more)(np.array(positions))[0].tolist()
+
+    first = range(8)
+    # the last size that is a table, the first that is none, and one between it and twice the table
+    assert found(1024, first) == [608, 120, 139, 299, 578, 192, 762, 487]
+    assert found(1025, first) == [307, 598, 461, 654, 998, 255, 95, 268]
+    assert found(1500, first) == [908, 1364, 1341, 630, 1178, 789, 992, 246]
+    in_runs = found(1000, [0, 1, 49, 50, 500, 999], shuffle_block=50)
+    assert in_runs == [972, 973, 21, 272, 172, 471]
+    together = found(5000, first, clips_per_video=2, grouping="together")
+    assert together == [3976, 3976, 1863, 1863, 2352, 2352, 2628, 2628]
+
+
 def test_positions_are_uniform():
     """Where clip 0 stands over 4,000 epochs: chi-square over 20 cells, 19 degrees of freedom."""
     places = [int(Permutation(5000, "e", epoch).inverse(np.array([0]))[0]) for epoch in range(4000)]

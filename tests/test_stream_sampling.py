@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prep.errors import UsageError
+from stream.order import ORDER_VERSION
 from stream.sampling import evaluation_starts, frame_offsets, num_starts, training_start
 
 
@@ -31,6 +32,16 @@ def test_frame_offsets_rise_and_never_drift(frames, fps):
 def test_num_starts():
     # 10 s at 15 fps = 150 frames; 16-frame clips start at 0..134
     assert num_starts(np.array([150, 16, 15, 0]), 16).tolist() == [135, 1, 0, 0]
+
+
+def test_golden_training_starts_of_order_version_1():
+    """These numbers never change while ORDER_VERSION is 1: resumed runs depend on them."""
+    assert ORDER_VERSION == 1
+    starts = [
+        training_start(3, 1, "abcdefghijk_000001_000011", view, count)
+        for view, count in ((0, 135), (1, 135), (0, 5000))
+    ]
+    assert starts == [67, 48, 3067]
 
 
 def test_training_starts_are_uniform():
