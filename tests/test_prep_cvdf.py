@@ -16,6 +16,7 @@ from mirror_server import PAGE, FakeTime, Fault, Mirror, mirror
 
 from prep.cvdf_layout import (
     LAYOUTS,
+    SplitLayout,
     address,
     archive_path,
     check_base,
@@ -223,11 +224,21 @@ def test_every_class_name_survives_its_address(name: str) -> None:
         assert archive_path(address(OFFICIAL, path), split_layout("k600", "train")) == path
 
 
-@given(st.text(max_size=300) | st.text("/.%2F0\\ ?#:hpt\n", max_size=80).map(OFFICIAL.__add__))
-def test_no_list_leads_out_of_the_layout(text: str) -> None:
-    for layout in LAYOUTS:
-        for path in parse_archive_list(text, layout).archives:
-            assert path.rpartition("/")[0] == layout.archives.rpartition("/")[0]
+@given(
+    st.text(max_size=30) | st.text("ab./%2F", max_size=30),
+    st.text("ab./%2Fe\\ ?#\n", max_size=30),
+    st.sampled_from(LAYOUTS),
+)
+def test_no_list_leads_out_of_the_layout(above: str, name: str, layout: SplitLayout) -> None:
+    folders, _, pattern = layout.archives.rpartition("/")
+    plain = layout.archives.replace("*", "plain")
+    for folder in (folders, above):
+        text = f"{OFFICIAL}/{plain}\n{OFFICIAL}/{folder}/{pattern.replace('*', name)}"
+        first, *others = parse_archive_list(text, layout).archives
+        assert first == plain
+        for path in others:
+            assert path.rpartition("/")[0] == folders
+            assert folder.endswith(folders)
 
 
 # -- lists ----------------------------------------------------------------------------------------
