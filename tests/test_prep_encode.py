@@ -467,6 +467,26 @@ def test_expectation_comes_from_what_the_source_holds():
     assert not expectation(facts, Candidate(None, "folder", 0.0, 8.0), SMALL).short
 
 
+def test_a_clip_two_frames_short_of_what_was_asked_is_marked():
+    """At 15 fps; half a frame more or less is rounding."""
+    facts = SourceFacts(0, 16, 16, 0, Fraction(1), 2, 0.0, 8.0, 1 / 30, 10.0)
+    asked = [Candidate(None, "folder", 0.0, 8 + frames / 15) for frames in (0, 1, 2)]
+    assert [expectation(facts, one, SMALL).short for one in asked] == [False, False, True]
+
+
+def test_a_clip_of_fewer_frames_than_the_source_holds_is_refused(tmp_path, monkeypatch):
+    """As where ffmpeg ends early over damage and reports success."""
+
+    def three_frames_short(*arguments):
+        *rest, start, end, limits = arguments
+        return command(*rest, start, end - 3 / 15, limits)
+
+    monkeypatch.setattr("prep.encode.command", three_frames_short)
+    result, _ = convert(tmp_path, make(tmp_path / "a.mp4"), 0.0, 4.0)
+    assert (result["status"], result["reason"]) == ("failed", "damaged")
+    assert result["detail"] == "57 frames came out where 60.0 were due"
+
+
 def test_messages_carry_no_path_and_no_address(tmp_path):
     source = tmp_path / "x.mp4"
     text = f"[mov,mp4 @ 0x55d0c0ffee] error reading file:{source}\nError opening {source}: no\n"

@@ -234,6 +234,12 @@ def test_coded_pictures_that_are_damaged_or_cut_are_refused(clip):
     zeros[start + 5 : start + 200] = bytes(195)
     with pytest.raises(FormError, match="frame 0 does not decode"):
         check_form(bytes(zeros), 16)
+    zeros = bytearray(clip)
+    second = start + 4 + struct.unpack_from(">I", clip, start)[0]
+    (length,) = struct.unpack_from(">I", clip, second)
+    zeros[second + 5 : second + 4 + length] = bytes(length - 1)
+    with pytest.raises(FormError, match="frame 1 does not decode"):
+        check_form(bytes(zeros), 16)
 
 
 def test_colours_can_stand_in_the_container_alone(tmp_path):
