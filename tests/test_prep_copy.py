@@ -23,6 +23,7 @@ from fault_proxy import by_rate, fault_proxy, uploads_by_rate
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prep import copy_dataset as copying
 from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.copy_plan import is_root_file, plan_copy
@@ -238,6 +239,23 @@ def test_a_damaged_source_file_is_named_and_nothing_is_published(noise, s3, tmp_
     # mended at the source, the same command completes
     copy_dataset(Storage(str(noise)), destination)
     assert (objects_of(s3, prefix) if bucket else files_of(tmp_path / "c")) == files_of(noise)
+
+
+def test_a_file_that_is_cut_during_the_copy_publishes_nothing(tmp_path, monkeypatch):
+    source = noise_dataset(tmp_path / "source", shards=1, shard_bytes=1 << 16)
+    target, real = Storage(str(tmp_path / "copy")), copying.sizes_at
+
+    def sizes_at(storage):
+        """As it is, but that the tar is cut once it has come."""
+        tar = tmp_path / "copy/train/train-000000.tar"
+        if storage is target and tar.exists() and (tmp_path / "copy/index/train.parquet").exists():
+            tar.write_bytes(b"cut")
+        return real(storage)
+
+    monkeypatch.setattr(copying, "sizes_at", sizes_at)
+    with pytest.raises(StorageError, match=r"train-000000\.tar has 3 bytes after the copy"):
+        copy_dataset(Storage(str(source)), target)
+    assert not (tmp_path / "copy/manifest.json").exists()
 
 
 def test_what_arrives_damaged_is_fetched_again(noise, tmp_path):

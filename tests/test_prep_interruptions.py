@@ -203,6 +203,20 @@ def test_a_shard_built_again_whose_run_was_killed_gives_its_clips(tmp_path):
     assert assemble({**job, "clips": [first, *old]}) == whole
 
 
+def test_staged_bytes_that_a_power_cut_took_are_encoded_again(tmp_path):
+    """The file has its length, as a file system leaves it whose pages were not written."""
+    from prep.assemble import assemble
+
+    pack, data = tmp_path / "0.pack", b"coded pictures"
+    pack.write_bytes(bytes(len(data)))
+    clip = {"row": 7, "key": "k", "file": str(pack), "offset": 0, "bytes": len(data), "sidecar": "{}",
+            "content_hash": hashlib.blake2b(data, digest_size=16).hexdigest()}  # fmt: skip
+    job = {"root": str(tmp_path / "r"), "options": {}, "path": "val/val-000000.tar",
+           "work": str(tmp_path), "clips": [clip]}  # fmt: skip
+    assert assemble(job) == {"lost": [7]}
+    assert not list(tmp_path.rglob("*.tar"))
+
+
 def test_a_clip_that_is_lost_twice_ends_the_run_and_equal_answers_count_once(tmp_path):
     from prep.conversion import Conversion
     from prep.journal import Journal

@@ -2,13 +2,18 @@
 
 import json
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from copy_datasets import noise_dataset
 
 from prep import root_lock
 from prep.errors import KprepError, StorageError
+from prep.format import read_manifest
+from prep.publish import write_root_files
 from prep.root_lock import LOCK_NAME, _BucketLock
+from prep.storage import Storage
 
 TTL = 0.02  # renewed every 5 ms of real time; the clock that makes it void is the test's
 
@@ -90,3 +95,19 @@ def test_a_process_that_was_suspended_does_not_go_on(clock, monkeypatch):
         lock.check()
     lock.release()
     assert not store.deleted  # by now it may be another run's
+
+
+def test_a_run_that_lost_its_lock_publishes_nothing(tmp_path, monkeypatch):
+    root = noise_dataset(tmp_path / "root", shards=1, shard_bytes=1 << 16)
+    before, storage = (root / "manifest.json").read_bytes(), Storage(str(root))
+    manifest = replace(read_manifest(storage), class_names=("other",))
+    monkeypatch.setattr("prep.publish.root_files", lambda *_: {})  # a card needs a real dataset
+
+    def lost():
+        raise KprepError("another run took the lock")
+
+    with pytest.raises(KprepError, match="took the lock"):
+        write_root_files(storage, manifest, {}, lost)
+    assert (root / "manifest.json").read_bytes() == before
+    assert write_root_files(storage, manifest, {}, lambda: None) == manifest
+    assert (root / "manifest.json").read_bytes() != before

@@ -29,7 +29,7 @@ from test_prep_shard import files_of, kinetics_csv, ledger
 from prep.demo_videos import random_motion, write_video
 from prep.format import read_index
 from prep.journal import Answer, Journal
-from prep.outcome import Reason
+from prep.outcome import Outcome, Reason, Status
 from prep.segment import Segment
 
 IDS = [f"{letter * 11}" for letter in "abcdefghij"]
@@ -318,6 +318,22 @@ def test_retry_tries_just_the_reasons_asked_for(clips, tmp_path):
     assert rows[IDS[4]]["status"] == "ok"
     assert Counter(row["reason"] for row in rows.values())["missing"] == 6
     run_kprep("verify", root)
+
+
+def test_rows_that_are_tried_again_have_their_shard_built_again(tmp_path):
+    """A kill between reopening and building must not leave the old tar as a finished one."""
+    journal = Journal(tmp_path / "journal.sqlite", "val")
+    rows = [Segment(f"aaaaaaaaaa{number}", 0.0, 1.0, "x", "val") for number in range(3)]
+    journal.plan(rows, seed=0, clips_per_shard=1, limit=None, classes=frozenset(),
+                 taken_keys=frozenset())  # fmt: skip
+    for row in list(journal.pending()):
+        reason = Reason.EMPTY_FILE if row.shard == 1 else Reason.MISSING
+        journal.record(row.row, Outcome(Status.FAILED, reason, ""))
+        journal.commit()
+        journal.record_shard(row.shard, {"num_clips": 0}, {})
+    assert journal.reopen([Reason.EMPTY_FILE]) == 1
+    assert set(journal.shards()) == {0, 2}
+    journal.close()
 
 
 def _crashing(tmp_path: Path, victim: str) -> Path:
