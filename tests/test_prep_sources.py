@@ -27,6 +27,8 @@ from mirror_server import Fault, mirror
 from test_prep_shard import files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
+from prep.errors import KprepError, UsageError
+from prep.folder_source import FolderSource
 from prep.format import read_index
 from prep.journal import Answer, Journal
 from prep.outcome import Outcome, Reason, Status
@@ -243,6 +245,27 @@ def test_the_next_source_fills_the_gaps(clips, tmp_path):
     assert rows[IDS[9]]["seconds"] == 2.0
     assert "part_2" in done.stdout
     run_kprep("verify", root)
+
+
+def test_a_folder_knows_what_was_there_when_it_was_opened(tmp_path):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    with pytest.raises(UsageError, match="holds no file; see that it is mounted"):
+        FolderSource(folder)
+    (folder / "a.mp4").touch()
+    (folder / "linked.mp4").symlink_to("a.mp4")
+    (folder / "dead.mp4").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    source = FolderSource(folder)
+    paths = {"a.mp4": True, "linked.mp4": True, "dead.mp4": False, "unlisted.mp4": False}
+    for path, was_there in paths.items():
+        (found,) = source.candidates(Segment(path, 0.0, None, None, "val", path=path))
+        assert (found.path, found.was_there) == (folder / path, was_there)
+    source.check()
+    folder.rename(tmp_path / "w")
+    folder.mkdir()
+    with pytest.raises(KprepError, match="no longer the folder"):
+        source.check()
 
 
 def test_the_last_sources_can_be_left_out_and_nothing_is_asked_again(tmp_path):
