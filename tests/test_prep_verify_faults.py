@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from webdataset import TarWriter
 from prep.demo_videos import random_motion, write_video
 from prep.errors import KprepError
 from prep.faults import Kind
-from prep.format import split_fingerprint
+from prep.format import iter_records, read_index, split_fingerprint
 from prep.repair import repair
 from prep.storage import Storage
 from prep.verify import Findings, examine, verify
+from prep.verify_shard import gops_agree
 
 SHARD = "val/val-000001.tar"
 LAST_SHARD = "val/val-000002.tar"
@@ -196,6 +198,27 @@ def test_a_sidecar_of_another_split_is_named(dataset):
     assert ["says split vel, it stands in val" in fault.message for fault in found] == [True]
 
 
+SIDECARS = {
+    "profile": (b'"profile":"small"', b'"profile":"smell"'),
+    "label": (b'"label":"up"', b'"label":"uq"'),
+    "source": (b'"source":"folder"', b'"source":"forder"'),
+    "start_seconds": (b'"start_seconds":0.0', b'"start_seconds":1.0'),
+    "fps_den": (b'"fps_den":1', b'"fps_den":2'),
+    "height": (b'"height":128', b'"height":126'),
+}
+
+
+@pytest.mark.parametrize("field", SIDECARS)
+def test_a_sidecar_that_disagrees_with_the_index_is_named(dataset, field):
+    """Even where the manifest lists the tar that holds it."""
+    data = dataset.read(SHARD)
+    old, new = SIDECARS[field]
+    assert old in data
+    relist(dataset, SHARD, data.replace(old, new, 1))
+    found = [fault for fault in verify(dataset).faults if fault.kind is Kind.INDEX]
+    assert ["disagrees with the index" in fault.message for fault in found] == [True]
+
+
 def test_an_index_with_another_fingerprint_is_named(dataset):
     change_manifest(
         dataset, lambda values: values["splits"]["val"].__setitem__("fingerprint", "0" * 64)
@@ -341,6 +364,15 @@ def foreign(tmp_path_factory) -> Path:
 @pytest.fixture(params=["disk", "bucket"])
 def others(request, foreign, tmp_path) -> Storage:
     return placed(request, foreign, tmp_path)
+
+
+def test_frames_that_no_group_of_pictures_holds_are_noticed(whole):
+    row = next(iter_records(read_index((whole / "index/val.parquet").read_bytes(), "index")))
+    payload = (whole / row.shard).read_bytes()[row.video_offset :][: row.video_bytes]
+    one = replace(row, gop_offsets=row.gop_offsets[:2], gop_crc32=row.gop_crc32[:1],
+                  num_frames=row.gop_frames)  # fmt: skip
+    assert gops_agree(payload, one)
+    assert not gops_agree(payload, replace(one, num_frames=row.gop_frames + 1))
 
 
 def deep(storage: Storage) -> list[str]:
