@@ -30,6 +30,7 @@ from prep.range_requests import MOST_CONNECTIONS
 from prep.storage import RetryPolicy, Storage
 from stream import clip_loader
 from stream.bad_clips import substitute
+from stream.order import ORDER_VERSION
 from stream.ranges import ByteRange, ClipRequest, batch_ranges
 
 DATA = bytes(np.random.default_rng(1).integers(0, 256, 400_000, dtype=np.uint8))
@@ -472,14 +473,25 @@ def copy(root, tmp_path) -> Path:
     return Path(shutil.copytree(root, tmp_path / "root"))
 
 
-@pytest.mark.parametrize("gops", [True, False], ids=["gops", "container"])
-def test_a_substitute_is_a_function_of_the_position(root, copy, gops):
+def test_golden_substitutes_of_order_version_1():
+    """These numbers never change while ORDER_VERSION is 1: resumed runs depend on them."""
+    assert ORDER_VERSION == 1
+    drawn = [substitute("f" * 64, 3, 1, 17, attempt, 240_000) for attempt in (1, 2)]
+    assert drawn == [2835, 170_902]
+
+
+@pytest.mark.parametrize(
+    ("gops", "epoch"), [(True, 0), (False, 0), (True, 1)], ids=["gops", "container", "epoch 1"]
+)
+def test_a_substitute_is_a_function_of_epoch_and_position(root, copy, gops, epoch):
     if not gops:
         without_gop_index(copy)
     first, second = damage(copy, 1, 6)
-    clean = sequence(loader(root, clips_per_video=3))
+    whole = loader(root, clips_per_video=3)
     one = loader(copy, clips_per_video=3, bad_clips="substitute")
-    found = sequence(one)
+    whole.set_epoch(epoch)
+    one.set_epoch(epoch)
+    clean, found = sequence(whole), sequence(one)
     bad = {first.key, second.key}
     assert len(found) == len(clean)
     for position, (before, after) in enumerate(zip(clean, found, strict=True)):
@@ -489,7 +501,8 @@ def test_a_substitute_is_a_function_of_the_position(root, copy, gops):
         stream, attempt, key = one.stream, 0, before[0]
         while key in bad:  # worked out here a second time
             attempt += 1
-            drawn = substitute(stream.split.fingerprint, 3, 0, position, attempt, len(stream.rows))
+            place = (3, epoch, position, attempt)
+            drawn = substitute(stream.split.fingerprint, *place, len(stream.rows))
             key = stream.index.key(int(stream.rows[drawn]))
         assert (after[0], after[1]) == (key, before[1])
     summary = one.bad_clip_summary()

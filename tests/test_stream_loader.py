@@ -430,6 +430,20 @@ def test_another_dataset_is_refused(root, tmp_path):
         loader(root).load_state_dict(state)
 
 
+def test_another_writing_of_the_same_clips_is_refused(root, tmp_path):
+    """The index's fingerprint and all sizes are equal; only the bytes of a shard differ."""
+    state = loader(root).state_dict()
+    copy = Path(shutil.copytree(root, tmp_path / "root"))
+    loader(copy).load_state_dict(state)
+    shard = copy / "train/train-000001.tar"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # padding behind the last member
+    shard.write_bytes(data)
+    relist(copy, "train/train-000001.tar")
+    with pytest.raises(UsageError, match="objects was"):
+        loader(copy).load_state_dict(state)
+
+
 # -- pixels --------------------------------------------------------------------------------------
 
 
