@@ -96,6 +96,21 @@ def test_reduced_precision_trains_like_float32(tmp_path: Path, precision: str) -
     assert bool(scaler) == (precision == "fp16")
 
 
+def test_the_scale_of_gradients_is_resumed(tmp_path: Path) -> None:
+    recipe = _recipe("run.precision=fp16", "schedule.epochs=1", "model.freeze_batchnorm=true",
+                     "optim.name=sgd")  # fmt: skip
+    first = _trainer(tmp_path / "first", recipe)
+    scaler = first._step.scaler
+    start = scaler.get_scale()
+    scaler.load_state_dict({**scaler.state_dict(), "scale": start / 512})  # as overflows leave it
+    first.fit()
+    path = checkpoints_in(tmp_path / "first" / "checkpoints")[-1]
+    second = _trainer(tmp_path / "second", recipe)
+    second.restore(path)
+    assert second._step.scaler.state_dict() == load_checkpoint(path).scaler
+    assert second._step.scaler.get_scale() == scaler.get_scale() < start
+
+
 def test_gradients_that_overflow_leave_the_weights_alone() -> None:
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
