@@ -173,24 +173,35 @@ def _cut_segment(
     """Return the clip of the segment, its form and what to say of it; RowFailure for another one.
 
     A picture that stands over an edge of the segment, or a first one that comes late, gives the
-    plain cut another length. Where the times of the packets explain it, the segment is cut again.
+    plain cut another length, or the same of what comes later. Where the times of the packets
+    explain it, the segment is cut again.
     """
+    is_late = _begins_late(candidate, profile, facts)
     came_out = 0
     try:
         data, form = _cut(candidate, target, profile, facts, limits)
-        if wanted.fits(came_out := form.num_frames):
+        fits = wanted.fits(came_out := form.num_frames)
+        if fits and not is_late:
             return data, form, wanted
         failure = _other_length(form, wanted)
     except RowFailure as refused:
         if refused.reason != Reason.ENCODE_FAILED:  # as a cut without a picture is
             raise
-        failure = refused
+        failure, fits = refused, False
     if not _moved(candidate, profile, wanted, came_out):
+        if fits:
+            return data, form, wanted
         raise failure
     data, form = _cut(candidate, target, profile, facts, limits, standing=True)
     if not wanted.fits(form.num_frames):
         raise _other_length(form, wanted)
     return data, form, _late(wanted, profile)
+
+
+def _begins_late(candidate: Candidate, profile: EncodingProfile, facts: SourceFacts) -> bool:
+    """Whether a plain cut begins later than a frame behind the segment's start."""
+    longest = max(1 / float(profile.fps), facts.frame_seconds)
+    return facts.next_seconds - candidate.start_seconds > 1.5 * longest
 
 
 def _other_length(form: ClipForm, wanted: Expectation) -> RowFailure:

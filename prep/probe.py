@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -42,7 +42,8 @@ class SourceFacts:
     """The video stream of a source, around one segment.
 
     Times are in seconds from the container's start; `first_seconds` to `end_seconds` is what the
-    packets cover. `declared_end_seconds` is what the container claims, where it claims anything.
+    packets cover. `next_seconds` is when the first picture begins that does not begin before the
+    segment. `declared_end_seconds` is what the container claims, where it claims anything.
     """
 
     stream_index: int
@@ -53,6 +54,7 @@ class SourceFacts:
     matrix: int
     first_seconds: float
     end_seconds: float
+    next_seconds: float
     frame_seconds: float
     declared_end_seconds: float | None
 
@@ -71,7 +73,7 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
         origin = Fraction(file.start_time or 0, av.time_base)
         if start_seconds > 0:
             _seek(file, start_seconds, origin)
-        first, end, frame = _covered(file, stream, origin, end_seconds)
+        first, end, after, frame = _covered(file, stream, origin, start_seconds, end_seconds)
         if end <= start_seconds:
             raise RowFailure(Reason.OUTSIDE, f"the video ends at {end:.3f} s")
         _seek(file, first, origin)
@@ -89,6 +91,7 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
             matrix=int(picture.colorspace),
             first_seconds=first,
             end_seconds=end,
+            next_seconds=after,
             frame_seconds=frame,
             declared_end_seconds=declared or None,
         )
@@ -179,16 +182,22 @@ def _seek(file: Any, seconds: float, origin: Fraction) -> None:
 
 
 def _covered(
-    file: Any, stream: Any, origin: Fraction, end_seconds: float | None
-) -> tuple[float, float, float]:
-    """Return first, end and usual frame length in seconds of the packets until the segment ends."""
+    file: Any, stream: Any, origin: Fraction, start_seconds: float, end_seconds: float | None
+) -> tuple[float, float, float, float]:
+    """Return times in seconds of the packets until the segment ends.
+
+    First and end of them all, first of those that do not begin before the segment (else the end),
+    and usual length.
+    """
     rate = stream.average_rate or stream.guessed_rate
     typical = float(1 / rate) if rate else 0.04
     tick = stream.time_base
     usual = Fraction(typical) / tick
     # B-frames come later than they are shown, never by more than a second
     last = None if end_seconds is None else floor((Fraction(end_seconds) + 1 + origin) / tick)
+    starts = ceil((Fraction(start_seconds - _TICK_SECONDS) + origin) / tick)
     first: int | None = None
+    after: int | Fraction | None = None
     end: int | Fraction = 0
     try:
         for packet in file.demux(stream):
@@ -197,13 +206,19 @@ def _covered(
                 continue
             behind = stamp + (packet.duration or usual)
             first, end = (stamp, behind) if first is None else (min(first, stamp), max(end, behind))
+            if stamp >= starts and (after is None or stamp < after):
+                after = stamp
             if last is not None and stamp > last:
                 break
     except (av.FFmpegError, OSError, ValueError):
         pass  # the file ends or breaks here: what came before is what it holds
     if first is None:
         raise RowFailure(Reason.NO_FRAMES)
-    return max(float(first * tick - origin), 0.0), float(end * tick - origin), typical
+    times = (
+        float(stamp * tick - origin) for stamp in (first, end, end if after is None else after)
+    )
+    begins, ends, next_one = times
+    return max(begins, 0.0), ends, next_one, typical
 
 
 def plain_cut_seconds(path: Path, start_seconds: float, end_seconds: float) -> float | None:

@@ -98,11 +98,11 @@ CODECS = {
 }
 
 
-def standing(path):
-    """12 s, 10 pictures a second, but none between 2 and 8 s; each second has its grey level."""
+def standing(path, seconds=12):
+    """10 pictures a second, but none between 2 and 8 s; each second has its grey level."""
     grey = "geq=lum='min(235,18*floor(T)+20)':cb=128:cr=128"
     return make(path, "-vf", f"select='lt(t,2.05)+gt(t,7.95)',{grey}", "-fps_mode", "vfr",
-                *CODECS[path.suffix[1:]], source="testsrc2=size=160x120:rate=10:duration=12")  # fmt: skip
+                *CODECS[path.suffix[1:]], source=f"testsrc2=size=160x120:rate=10:duration={seconds}")  # fmt: skip
 
 
 @pytest.mark.parametrize("extension", [*CODECS])
@@ -125,6 +125,20 @@ def test_a_picture_that_stands_over_an_edge_is_in_the_clip(
     most = min(len(levels), len(wanted))
     odd = np.abs(levels[:most] - wanted[:most]) > 5
     assert odd.sum() <= len(seconds)  # a frame at each change may be one of its neighbours
+
+
+@pytest.mark.parametrize("extension", [*CODECS])
+def test_a_picture_over_the_start_is_in_the_clip_however_long_the_source_goes_on(
+    tmp_path, extension
+):
+    """ffmpeg's plain cut has the right length there, and holds 8 to 14 s."""
+    source = standing(tmp_path / f"a.{extension}", seconds=12 + 6)
+    result, data = convert(tmp_path, source, 4.0, 10.0)
+    assert (result["status"], result["short"], result["detail"]) == ("ok", False, "")
+    assert abs(result["num_frames"] - 15 * 6) <= 1
+    levels = np.array([frame.mean() for frame in pictures(data, tmp_path)])
+    assert np.abs(levels[2:58] - (18 * 2 + 4) * 255 / 219).max() < 5
+    assert levels.max() < (18 * 9 + 4) * 255 / 219 + 5
 
 
 @pytest.mark.parametrize(("start", "late"), [(0.0, 1.0), (0.5, 0.5)])
@@ -242,18 +256,20 @@ def test_pixels_become_square(tmp_path):
     ],
 )
 def test_picture_size(width, height, aspect, rotation, size):
-    facts = SourceFacts(0, width, height, rotation, Fraction(aspect), 2, 0.0, 1.0, 0.04, None)
+    facts = SourceFacts(0, width, height, rotation, Fraction(aspect), 2, 0.0, 1.0, 0.0, 0.04, None)
     assert picture_size(facts, 128) == size
 
 
 def test_a_strip_is_refused():
     with pytest.raises(RowFailure, match="strip"):
-        picture_size(SourceFacts(0, 4000, 16, 0, Fraction(1), 2, 0.0, 1.0, 0.04, None), 128)
+        picture_size(SourceFacts(0, 4000, 16, 0, Fraction(1), 2, 0.0, 1.0, 0.0, 0.04, None), 128)
 
 
 def test_untagged_sources_are_601_below_720_lines():
     def matrix(height, tag):
-        return input_matrix(SourceFacts(0, 16, height, 0, Fraction(1), tag, 0.0, 1.0, 0.04, None))
+        return input_matrix(
+            SourceFacts(0, 16, height, 0, Fraction(1), tag, 0.0, 1.0, 0.0, 0.04, None)
+        )
 
     assert (matrix(719, 2), matrix(720, 2)) == ("smpte170m", "bt709")
     assert (matrix(100, 1), matrix(1080, 6)) == ("bt709", "smpte170m")
@@ -461,7 +477,7 @@ def test_the_next_candidate_is_tried(tmp_path):
 
 
 def test_expectation_comes_from_what_the_source_holds():
-    facts = SourceFacts(0, 16, 16, 0, Fraction(1), 2, 0.5, 8.0, 1 / 30, 10.0)
+    facts = SourceFacts(0, 16, 16, 0, Fraction(1), 2, 0.5, 8.0, 0.5, 1 / 30, 10.0)
     wanted = expectation(facts, Candidate(None, "folder", 0.0, 10.0), SMALL)
     assert (wanted.seconds, wanted.frames, wanted.short) == (7.5, 112.5, True)
     assert not expectation(facts, Candidate(None, "folder", 0.0, 8.0), SMALL).short
@@ -469,7 +485,7 @@ def test_expectation_comes_from_what_the_source_holds():
 
 def test_a_clip_two_frames_short_of_what_was_asked_is_marked():
     """At 15 fps; half a frame more or less is rounding."""
-    facts = SourceFacts(0, 16, 16, 0, Fraction(1), 2, 0.0, 8.0, 1 / 30, 10.0)
+    facts = SourceFacts(0, 16, 16, 0, Fraction(1), 2, 0.0, 8.0, 0.0, 1 / 30, 10.0)
     asked = [Candidate(None, "folder", 0.0, 8 + frames / 15) for frames in (0, 1, 2)]
     assert [expectation(facts, one, SMALL).short for one in asked] == [False, False, True]
 
