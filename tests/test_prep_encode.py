@@ -493,9 +493,9 @@ def test_a_clip_two_frames_short_of_what_was_asked_is_marked():
 def test_a_clip_of_fewer_frames_than_the_source_holds_is_refused(tmp_path, monkeypatch):
     """As where ffmpeg ends early over damage and reports success."""
 
-    def three_frames_short(*arguments):
+    def three_frames_short(*arguments, **form):
         *rest, start, end, limits = arguments
-        return command(*rest, start, end - 3 / 15, limits)
+        return command(*rest, start, end - 3 / 15, limits, **form)
 
     monkeypatch.setattr("prep.encode.command", three_frames_short)
     result, _ = convert(tmp_path, make(tmp_path / "a.mp4"), 0.0, 4.0)
