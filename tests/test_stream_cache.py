@@ -602,7 +602,7 @@ def test_killed_at_each_step_of_a_put_the_account_is_never_too_low(tmp_path):
         folder.mkdir()
         command = [sys.executable, "-c", code, repository, folder, step]
         done = subprocess.run([*map(str, command)], check=False, timeout=60)
-        assert done.returncode in (0, -9)
+        assert done.returncode == -9  # twelve puts are more than 35 steps
         assert disk_use(folder) <= 150_000 + 4096  # and the directory that we were given
         account = folder / "kprep-clips-1" / "lock"
         if account.exists() and len(account.read_bytes()) == 16:

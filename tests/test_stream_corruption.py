@@ -158,6 +158,8 @@ def other(column: str, value):
         return value[:-1] + bytes([value[-1] ^ 1])
     if isinstance(value, list):
         return [*value[:-1], value[-1] - 1]
+    if column in ("width", "height"):
+        return value + 2  # an odd one is refused before anything is decoded
     return value + 1 if column != "video_bytes" else value - 1
 
 
@@ -179,25 +181,39 @@ def test_a_wrong_value_in_the_index_is_named(root, column, row):
     """The manifest lists the wrong index, so that its sha256 does not give it away."""
     expected = sequence(loader(root))
     alter_index(root, {column: lambda values: replaced(values, row, other(column, values[row]))})
-    named = bool(verify(Storage(str(root))).faults)
+    assert verify(Storage(str(root))).faults
     try:
         found = sequence(loader(root))
     except KprepError:
         return
-    assert named
     # other start frames and another rate choose other frames; what is chosen must be true
     if column not in ("num_frames", "fps_num"):
         assert found == expected
 
 
-def test_the_bytes_of_another_clip_are_named(root):
-    """Two rows that have changed places in all but their keys: each checksum is right."""
+@pytest.mark.parametrize("change", [-2, 2])
+@pytest.mark.parametrize("column", ["width", "height"])
+def test_a_clip_of_another_size_than_the_index_says_is_bad(root, column, change):
+    alter_index(root, {column: lambda values: [values[0] + change, *values[1:]]})
+    with pytest.raises(BadClipError, match="decodes to .* the index says"):
+        sequence(loader(root))
+
+
+def test_swapped_keys_are_named_by_verify_and_no_stream_mixes_the_clips(root):
+    """Two rows change places in all but their keys, so that each checksum is right."""
     columns = ("video_offset", "video_bytes", "crc32", "content_hash", "gop_offsets", "gop_crc32",
                "num_frames", "codec_config", "width", "height")  # fmt: skip
+    expected = sequence(loader(root))
     alter_index(
         root, {name: lambda values: [values[1], values[0], *values[2:]] for name in columns}
     )
     assert verify(Storage(str(root))).faults
+    # a stream reads no sidecar: each row gives, whole, the clip that its place and hash describe
+    found = sequence(loader(root))
+    assert [clip[1:] for clip in found] == [
+        clip[1:] for clip in expected[2:4] + expected[:2] + expected[4:]
+    ]
+    assert [clip[0] for clip in found] == [clip[0] for clip in expected]
 
 
 def replaced(values, row, value):
