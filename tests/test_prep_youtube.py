@@ -138,6 +138,7 @@ def converted(tmp_path: Path, candidate: Candidate) -> tuple[dict[str, Any], lis
         "candidates": [{
             "path": str(candidate.path), "source": candidate.source,
             "start": candidate.start_seconds, "end": candidate.end_seconds,
+            "was_there": candidate.was_there,
         }],
     }  # fmt: skip
     result = encode(job)
@@ -292,9 +293,11 @@ def test_a_playlist_leads_nowhere(
     lines = f"#EXTM3U\n#EXTINF:9,\n{server.base}/secret.ts\n#EXTINF:9,\nfile:///etc/passwd\n"
     server.put(f"watch/{VIDEO_ID}.mp4", lines.encode())
     try:
-        converted(tmp_path, source(sections=sections).fetch(SEGMENT))
+        reason = converted(tmp_path, source(sections=sections).fetch(SEGMENT))[0]["reason"]
     except FetchError as error:
-        assert error.reason == EXTRACTOR_FAILED  # noqa: PT017 - both ends are right
+        reason = error.reason
+    assert reason == (EXTRACTOR_FAILED if sections else "unsafe input")
+    assert server.asked(f"watch/{VIDEO_ID}.mp4")
     assert server.asked("secret.ts") == []
 
 
