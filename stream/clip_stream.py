@@ -124,8 +124,8 @@ class ClipStream(Dataset[ClipBatch]):
     """One rank's view of a split: `stream[BatchAddress(epoch, step, micro)]` is a ClipBatch.
 
     Holds no position and no generator: any process can compute any batch. Over several roots, keys
-    are called `N/key` and class lists are joined by name. Raises DatasetError for an unknown split
-    or a damaged index, UsageError for options that the split cannot serve.
+    are called `N/key` and class lists are joined by name. Raises UsageError for an unknown
+    split and for options that the split cannot serve, DatasetError for a damaged index.
     """
 
     def __init__(

@@ -358,7 +358,7 @@ def _warnings(split: PlannedSplit, options: PlanOptions, clips: int, reads: Read
         found.append(
             f"{reads.requests_per_second:.0f} requests a second are above the "
             f"{S3_REQUESTS_PER_SECOND} that S3 promises for one prefix; expect 503s until it has "
-            "split the prefix, or use a cache or a larger shuffle_block"
+            "split the prefix, or use a cache or --grouping together"
         )
     if options.shuffle_block >= options.batch > 1:
         found.append(
