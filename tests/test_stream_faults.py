@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import obstore
@@ -32,6 +33,7 @@ from stream import clip_loader
 from stream.bad_clips import substitute
 from stream.order import ORDER_VERSION
 from stream.ranges import ByteRange, ClipRequest, batch_ranges
+from stream.reads import ClipReader
 
 DATA = bytes(np.random.default_rng(1).integers(0, 256, 400_000, dtype=np.uint8))
 FAST = {"timeout": "3s", "read_timeout": "400ms", "connect_timeout": "1s"}
@@ -119,6 +121,19 @@ def test_a_whole_object_is_continued_on_its_version(s3, proxy):
     proxy.choose = script("reset")
     assert storage(s3, proxy).read("x.tar") == DATA
     assert [get.range for get in proxy.gets] == [None, "bytes=200000-399999"]
+
+
+def test_an_answer_that_begins_elsewhere_is_asked_for_again(s3, proxy, monkeypatch):
+    real, answers = obstore.get, []
+
+    def get(store, path, options=None):
+        answers.append(path)
+        elsewhere = {"range": (100, len(DATA))}
+        return real(store, path, options=elsewhere if len(answers) == 1 else options)
+
+    monkeypatch.setattr(obstore, "get", get)
+    assert storage(s3, proxy).read("x.tar") == DATA
+    assert len(answers) == 2
 
 
 def test_an_object_replaced_between_the_halves_is_an_error_that_names_it(s3, proxy):
@@ -624,6 +639,15 @@ def test_a_read_that_was_damaged_on_its_way_is_repeated(root, monkeypatch):
     one = loader(root, bad_clips="substitute")
     assert sequence(one) == expected
     assert not one.bad_clip_summary().clips
+
+
+def test_a_second_reading_is_of_the_pinned_version():
+    """Else a shard that was replaced would look like a clip that is bad."""
+    asked = []
+    storage = SimpleNamespace(read_range=lambda *place, etag: asked.append((*place, etag)))
+    request = SimpleNamespace(ranges=[ByteRange("a.tar", 2, 4)])
+    ClipReader(storage, {"a.tar": "v"}).fresh_parts(request)
+    assert asked == [("a.tar", 2, 4, "v")]
 
 
 # -- ranks ---------------------------------------------------------------------------------------
