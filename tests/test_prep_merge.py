@@ -23,7 +23,7 @@ from fault_proxy import by_rate, fault_proxy
 from foreign_tars import FORMS, encode, motion, video2dataset_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_datasets import without_gop_index
+from stream_datasets import relist, without_gop_index
 from webdataset import TarWriter
 
 from prep.assemble import write_tar
@@ -587,6 +587,21 @@ def test_other_damage_is_named_too(one, tmp_path, damage):
         flip(root / "index/train.parquet")
     (root / row["shard"]).write_bytes(data)
     with pytest.raises(DatasetError):
+        subset(root, tmp_path / "out")
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("column", ["content_hash", "crc32"])
+def test_either_checksum_of_the_index_is_compared(one, tmp_path, column):
+    root = Path(shutil.copytree(one, tmp_path / "root"))
+    path = root / "index/train.parquet"
+    table = pq.read_table(path)
+    at, values = table.column_names.index(column), table[column].to_pylist()
+    values[1] = bytes(16) if column == "content_hash" else values[1] ^ 1
+    field = table.schema.field(at)
+    pq.write_table(table.set_column(at, field, pa.array(values, type=field.type)), path)
+    relist(root, "index/train.parquet")
+    with pytest.raises(DatasetError, match="is damaged: its hash is not the index's"):
         subset(root, tmp_path / "out")
     assert not (tmp_path / "out/manifest.json").exists()
 
