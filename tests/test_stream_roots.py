@@ -280,7 +280,7 @@ def test_other_roots_weights_and_orders_are_refused_by_name(first, second):
 def test_a_state_of_many_roots_is_small(first, tmp_path):
     roots = [first]
     for number in range(15):
-        (tmp_path / str(number)).symlink_to(first)
+        shutil.copytree(first, tmp_path / str(number))
         roots.append(tmp_path / str(number))
     one = loader(*((root, f"0.{number + 50}") for number, root in enumerate(roots)))
     assert len(json.dumps(one.state_dict())) < 1024

@@ -97,7 +97,9 @@ def read_index(data: bytes, where: str, num_rows: int | None = None) -> pa.Table
         table = table.select(list(_COLUMNS)).cast(index_schema())
         table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
-        raise DatasetError(f"{where} has a column that is none of an index: {error}") from error
+        raise DatasetError(
+            f"{where} has a column of another type, or text that is no UTF-8: {error}"
+        ) from error
     _check_ranges(table, where)
     return table
 
