@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,14 +53,7 @@ class WaitingStorage(Storage):
         self, path: str, start: int, end: int, *, etag: str | None = None
     ) -> Callable[[], memoryview]:
         """Return what reads bytes `[start, end)`, once."""
-        found: list[memoryview] = []
-
-        def read_once() -> memoryview:
-            if not found:
-                found.append(self.read_range(path, start, end, etag=etag))
-            return found[0]
-
-        return read_once
+        return cache(partial(self.read_range, path, start, end, etag=etag))
 
 
 def copied(source: Path, target: Path, shards: int) -> list[Path]:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from prep import errors
 from prep.errors import KprepError, UsageError
@@ -19,6 +19,7 @@ from stream.bad_clips import BadClipSummary, Policy
 from stream.batch import ClipBatch
 from stream.batch_slots import BatchSlots, LentBatch
 from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
+from stream.iteration import Addresses, Iteration
 from stream.opened_roots import RootSummary, WeightedStorage, summarise
 from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
@@ -67,52 +68,6 @@ class _Guarded(Dataset["ClipBatch | LentBatch | _Failure"]):
             return _Failure(type(error).__name__, str(error))
 
 
-@dataclass
-class _Iteration:
-    """One way through an epoch, from a step of it on.
-
-    delivered   batches that the caller has got
-    is_running  whether somebody may still ask for its next batch
-    is_left     whether another epoch was chosen meanwhile, for the iteration behind this one
-    """
-
-    epoch: int
-    begun_at: int
-    delivered: int = 0
-    is_running: bool = True
-    is_left: bool = False
-
-
-class _Addresses(Sampler[BatchAddress]):
-    """What is still to be made of a loader's current iteration.
-
-    Refers to no loader: in a cycle of references, torch's workers are not told that they can end,
-    and whoever drops the loader waits 5 seconds for each.
-    """
-
-    def __init__(self, stream: ClipStream) -> None:
-        self._plan, self._rank = stream.plan, stream.rank
-        self.epoch = 0
-        self.begun_at = 0
-        self.made_here = 0
-        """Batches of the iteration that need no worker any more."""
-
-    def __iter__(self) -> Iterator[BatchAddress]:
-        return islice(self.since(self.epoch, self.begun_at), self.made_here, None)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def since(self, epoch: int, first_step: int) -> Iterator[BatchAddress]:
-        """Yield this rank's addresses from a step of an epoch to its end."""
-        plan = self._plan
-        for step in range(first_step, plan.num_steps):
-            for micro in range(plan.accumulate):
-                # an evaluation's last step can leave a rank without clips
-                if len(plan.positions(step, micro, self._rank)):
-                    yield BatchAddress(epoch, step, micro)
-
-
 def _as_is(batch: Any) -> Any:
     """Return the batch as the worker made it; a lambda could not be sent to a worker."""
     return batch
@@ -139,8 +94,8 @@ class ClipLoader:
         self.next_step = 0
         """The step at which the next iteration begins: 0, or where a loaded state continues."""
         self._epoch = 0
-        self._iteration: _Iteration | None = None
-        self._addresses = _Addresses(stream)
+        self._iteration: Iteration | None = None
+        self._addresses = Addresses(stream)
         self._bad_clips = BadClipSummary(bad_clip_limit)
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
@@ -213,7 +168,7 @@ class ClipLoader:
         Iterating again without `set_epoch` repeats the epoch from its beginning. Raises UsageError
         where more is asked of an iteration after another one has begun, or a state was loaded.
         """
-        iteration = self._iteration = _Iteration(self.epoch, self.next_step)
+        iteration = self._iteration = Iteration(self.epoch, self.next_step)
         addresses = self._addresses
         addresses.epoch, addresses.begun_at, addresses.made_here = self.epoch, self.next_step, 0
         try:
@@ -235,12 +190,12 @@ class ClipLoader:
         finally:
             iteration.is_running = False
 
-    def _begin_anew(self, iteration: _Iteration) -> None:
+    def _begin_anew(self, iteration: Iteration) -> None:
         """Let the iteration behind this one begin at the first step of its epoch."""
         if not iteration.is_left:
             self.next_step = 0
 
-    def _check_current(self, iteration: _Iteration) -> None:
+    def _check_current(self, iteration: Iteration) -> None:
         if iteration is not self._iteration:
             raise UsageError(
                 "this iteration over the loader ended when another one began or a state was "

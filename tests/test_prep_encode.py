@@ -98,6 +98,14 @@ CODECS = {
 }
 
 
+def fake_ffmpeg(folder, script):
+    """A shell script in ffmpeg's place."""
+    path = folder / "ffmpeg"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
 def standing(path, seconds=12):
     """10 pictures a second, but none between 2 and 8 s; each second has its grey level."""
     grey = "geq=lum='min(235,18*floor(T)+20)':cb=128:cr=128"
@@ -382,9 +390,7 @@ def test_an_encode_that_burns_cpu_is_ended(tmp_path):
 
 
 def test_ffmpeg_is_run_once_to_be_known(tmp_path):
-    fake = tmp_path / "ffmpeg"
-    fake.write_text(f"#!/bin/sh\necho run >> {tmp_path}/log\nsleep 0.3\necho ffmpeg version fake\n")
-    fake.chmod(0o755)
+    fake = fake_ffmpeg(tmp_path, f"echo run >> {tmp_path}/log\nsleep 0.3\necho ffmpeg version fake")
     code = (
         "from prep.ffmpeg_binary import *; look_ahead(); look_ahead(); print(find_ffmpeg().sha256)"
     )
@@ -395,11 +401,9 @@ def test_ffmpeg_is_run_once_to_be_known(tmp_path):
 
 
 def test_a_stalled_encode_is_ended(tmp_path, monkeypatch):
-    fake = tmp_path / "ffmpeg"
-    fake.write_text(
-        '#!/bin/sh\n[ "$1" = -version ] && echo ffmpeg version fake && exit\nsleep 60\n'
+    fake = fake_ffmpeg(
+        tmp_path, '[ "$1" = -version ] && echo ffmpeg version fake && exit\nsleep 60'
     )
-    fake.chmod(0o755)
     source = make(tmp_path / "a.mp4")
     monkeypatch.setenv("KPREP_FFMPEG", str(fake))
     result, _ = convert(tmp_path, source, wall_seconds=1)
@@ -512,11 +516,10 @@ def test_messages_carry_no_path_and_no_address(tmp_path):
 def test_a_folder_whose_name_is_no_utf8_is_not_in_a_message(tmp_path, monkeypatch):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xff"))
     folder.mkdir()
-    fake = tmp_path / "ffmpeg"
-    fake.write_text(
-        '#!/bin/sh\nfor word; do case "$word" in file:*a.mp4) echo "no: $word" >&2; exit 1;; esac; done\n'
+    fake = fake_ffmpeg(
+        tmp_path,
+        'for word; do case "$word" in file:*a.mp4) echo "no: $word" >&2; exit 1;; esac; done',
     )
-    fake.chmod(0o755)
     source = make(folder / "a.mp4")
     monkeypatch.setenv("KPREP_FFMPEG", str(fake))
     result, _ = convert(tmp_path, source)
@@ -545,9 +548,7 @@ def test_what_the_machine_does_to_ffmpeg_is_not_the_fault_of_a_file(
     tmp_path, monkeypatch, ends, reason
 ):
     source = make(tmp_path / "a.mp4")
-    fake = tmp_path / "ffmpeg"
-    fake.write_text("#!/bin/sh\n" + ends.format(source=source))
-    fake.chmod(0o755)
+    fake = fake_ffmpeg(tmp_path, ends.format(source=source))
     monkeypatch.setenv("KPREP_FFMPEG", str(fake))
     result, _ = convert(tmp_path, source)
     assert result.get("reason") == reason

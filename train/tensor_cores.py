@@ -3,10 +3,10 @@
 Tensor cores read bf16 and fp16 activations in groups of 8 channels. R(2+1)D's middle layers have
 45, 230, 460 and 921 channels, and every network begins with 3: cuDNN then takes kernels that are
 several times slower. Here such layers compute with zeros up to the next multiple of 8, those in the
-middle where the network is kprep's or torchvision's. And
-convolutions along space or time alone, which cuDNN does better in two dimensions, are done there:
-with channels last that is another view of the same memory. Weights, their names and their gradients
-stay as they were. What it gives: docs/performance.md, "Training".
+middle where the network is kprep's or torchvision's. And convolutions along space or time alone,
+which cuDNN does better in two dimensions, are done there: with channels last that is another view
+of the same memory. Weights, their names and their gradients stay as they were. What it gives:
+docs/performance.md, "Training".
 """
 
 from __future__ import annotations
