@@ -10,7 +10,9 @@ A step is forward, cross-entropy, backward and SGD, in bf16 with float32 weights
 - kprep: that, with convolutions in the form of tensor cores (train/tensor_cores.py)
 
 and with `--compiled` each of the last two through torch.compile as well, kprep's also in the modes
-of torch.compile that `--modes` names. Without a GPU it runs on the CPU, which says nothing of GPUs.
+of torch.compile that `--modes` names. With `--triton-norm` a compiled one whose BatchNorm sums by
+kernels of its own (triton_norm.py; not in kprep until it is measured to gain). Without a GPU it
+runs on the CPU, which says nothing of GPUs.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ class Contender:
     """One way to run the network; its first steps choose kernels and compile."""
 
     def __init__(
-        self, asked: argparse.Namespace, *, last: bool, ours: bool, mode: str | None
-    ) -> None:
+        self, asked: argparse.Namespace, *, last: bool, ours: bool, mode: str | None,
+        norm: bool = False,
+    ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self._steps: int = asked.steps
         network = getattr(video, asked.model)(num_classes=_CLASSES).to(_DEVICE).train()
@@ -61,6 +64,10 @@ class Contender:
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
         if ours:
             use_tensor_cores(network, pads_between=True)
+        if norm:
+            from triton_norm import use_triton_norm  # where Triton is
+
+            use_triton_norm(network)
         self._clips = clips
         self._labels = torch.randint(_CLASSES, (asked.batch,), device=_DEVICE)
         self._optimizer = torch.optim.SGD(
@@ -107,6 +114,8 @@ def contenders(asked: argparse.Namespace) -> dict[str, Callable[[int], dict[str,
     if asked.compiled:
         for name in ("channels last", "kprep"):
             ways[f"{name}, compiled"] = {**ways[name], "mode": "default"}
+    if asked.triton_norm:
+        ways["kprep, compiled, Triton norm"] = {**ways["kprep"], "mode": "default", "norm": True}
     for mode in asked.modes:
         ways[f"kprep, {mode}"] = {**ways["kprep"], "mode": mode}
     return {name: Contender(asked, **way).measure for name, way in ways.items()}
@@ -134,6 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each contender and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="with torch.compile as well")
+    parser.add_argument("--triton-norm", action="store_true", help="with BatchNorm of its own too")
     parser.add_argument("--modes", nargs="+", default=[], choices=_MODES, metavar="MODE",
                         help=f"of torch.compile: {', '.join(_MODES)}")  # fmt: skip
     asked = parse(parser)
