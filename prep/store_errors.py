@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_LONGEST = 500  # characters of a server's answer that are quoted
 
 
 @contextlib.contextmanager
@@ -31,15 +34,31 @@ def store_errors(where: str) -> Iterator[None]:
             f"{where} cannot be read or written: {what}; mend that, then run the same command again"
         ) from error
     except Exception as error:  # obstore's errors have no common base of their own
-        text = " ".join(str(error).split())
-        if type(error).__name__ == "PreconditionError" or "recondition" in text:
+        if type(error).__name__ == "PreconditionError" or "recondition" in str(error):
             raise replaced(where) from error
-        if "169.254.169.254" in text:  # where a cloud machine asks for its role
-            text = (
-                "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                "AWS_SKIP_SIGNATURE=true for a public bucket"
-            )
-        raise StorageError(f"{where} cannot be reached: {text[:300]}") from error
+        raise StorageError(f"{where} cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return obstore's sentence, the cause that stands in its debug text only, and what to do."""
+    text = " ".join(str(error).split())
+    if "169.254.169.254" in text:  # where a cloud machine asks for its role
+        return (
+            "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    if "RangeNotSupported" in text or "non-partial" in text:
+        return "its server does not answer Range requests; serve the folder with one that does"
+    sentence, _, debug = text.partition(" Debug source: ")
+    sentence = sentence[:_LONGEST].rstrip(": ")
+    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
+        return f"{sentence}; see that the credentials are right and allow it"
+    # `…reqwest::Error { … "tcp connect error", …, Os { …, message: "Connection refused", }, …`
+    _, _, debug = debug.rpartition("reqwest::Error")
+    if "InvalidCertificate" in debug:
+        return f"{sentence}: its certificate is not valid, or by nobody who is trusted here"
+    causes = re.findall(r'"([^"]+)"', debug) or re.findall(r"\w+", debug)
+    return ": ".join([sentence, *causes[-1:]])
 
 
 def replaced(where: str) -> ReplacedError:

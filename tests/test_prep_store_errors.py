@@ -1,0 +1,108 @@
+"""What is said when a store fails: the cause and the way out, none of the client's debug text."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prep.downloads import RetryPolicy
+from prep.errors import StorageError
+from prep.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_REFUSAL = b"<Error><Code>SignatureDoesNotMatch</Code><Message>Check your key.</Message></Error>"
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """Refuses what lies under /b, and gives anything else whole, whatever range is asked for."""
+
+    def do_GET(self) -> None:
+        refused = self.path.startswith("/b/")
+        self.send_response(403 if refused else 200)
+        self.send_header("Content-Length", str(len(_REFUSAL)))
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(_REFUSAL)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def _s3(endpoint: str) -> Storage:
+    options = {"endpoint": endpoint, "access_key_id": "a", "secret_access_key": "b"}
+    return Storage("s3://b", options, retry=RetryPolicy(patience_seconds=0))
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def _says(*parts: str) -> Iterator[None]:
+    with pytest.raises(StorageError) as raised:
+        yield
+    text = str(raised.value)
+    assert all(part in text for part in parts), text
+    assert "Debug source" not in text
+    assert "{" not in text
+
+
+def test_nobody_listens_there():
+    with _says("b/x cannot be reached", "error sending request: Connection refused"):
+        _s3(f"http://127.0.0.1:{_free_port()}").read("x")
+
+
+def test_a_host_that_does_not_exist():
+    with _says("error sending request: failed to lookup address information"):
+        _s3("http://nowhere.invalid").read("x")
+
+
+def test_a_server_that_hangs_up():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while server.fileno() >= 0:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connection.recv(4096)
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        with _says("error sending request: IncompleteMessage"):
+            _s3(f"http://127.0.0.1:{server.getsockname()[1]}").read("x")
+
+
+def test_a_refusal_is_quoted_with_what_to_do(port):
+    store = _s3(f"http://127.0.0.1:{port}")
+    with _says("403 Forbidden: <Error><Code>SignatureDoesNotMatch", "credentials are right"):
+        store.read("x")
+    with _says("403 Forbidden; see that the credentials are right"):
+        store.info("x")  # the answer to a HEAD has no body
+
+
+def test_a_server_without_ranges(port):
+    with _says("x cannot be reached: its server does not answer Range requests; serve"):
+        Storage(f"http://127.0.0.1:{port}/c").read_range("x", 2, 5)
