@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from terminal import run_in_terminal, screen
 from test_train_trainer import LOGGED_STEPS, _lines, _Loader, _recipe, _trainer, _weights
 from torch import nn
 
 from prep.errors import KprepError, UsageError
+from train.cli import _Echo
 from train.devices import peak_flops
 from train.flops import count_flops
 from train.models import TORCHVISION_MODELS, freeze_weights, tiny
@@ -168,17 +170,12 @@ class _Terminal(io.StringIO):
         return True
 
 
-class _Print(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage())
-
-
 @contextmanager
 def _terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Terminal]:
     """A terminal of 160 columns, and somebody who wants to see the run."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
-    logger, screen, handler = logging.getLogger("kprep"), _Terminal(), _Print()
+    logger, screen, handler = logging.getLogger("kprep"), _Terminal(), _Echo()
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -218,6 +215,38 @@ def test_the_bar_goes_away_when_a_run_fails(
         assert sys.stdout is terminal
     text = terminal.getvalue()
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+LONG_RUN = """
+import logging
+from train.cli import _Echo
+from train.progress import log
+from train.progress_bar import ProgressBar
+
+logging.getLogger("kprep").addHandler(_Echo())
+log.setLevel(logging.INFO)
+bar = ProgressBar()
+bar.start(450_000, 212_343)
+for step in (212_344, 212_345):
+    bar.show_step(step, "epoch 22/45")
+    bar.show_news("loss 0.9738, 1148.5 clips/s, 25% waiting for data, 41.2% MFU")
+    log.info("epoch %d", step)
+for _ in bar.count_scored(["first", "second"]):
+    log.info(" ".join(["word"] * 40))
+bar.stop()
+"""
+
+
+@pytest.fixture(scope="module")
+def long_run() -> str:
+    """What a long run writes to a terminal of 80 columns."""
+    return run_in_terminal([sys.executable, "-c", LONG_RUN], 80)
+
+
+def test_lines_stand_whole_above_the_bar_of_a_terminal(long_run: str) -> None:
+    words = [" ".join(["word"] * 16)] * 2 + [" ".join(["word"] * 8)]  # 16 x 5 - 1 = 79 columns
+    shown = [line for line in screen(long_run, 80) if line]
+    assert shown == ["epoch 212344", "epoch 212345", *words, *words]
 
 
 def _tensorboard(output: Path) -> dict[str, list[tuple[int, float]]]:

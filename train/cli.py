@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -190,7 +191,8 @@ class _Echo(logging.Handler):
     """Write log messages to the terminal as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage())
+        # named, since a bar stands in its place meanwhile, which click's own stdout reaches past
+        click.echo(record.getMessage(), file=sys.stdout if sys.stdout.isatty() else None)
 
 
 def _run(request: _Request) -> None:

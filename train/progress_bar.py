@@ -24,7 +24,7 @@ def wants_bar() -> bool:
 class ProgressBar:
     """Shows steps, loss, clips/s, the share of waiting, and the time that is left.
 
-    Lines that are printed meanwhile appear above it.
+    Lines that are written to `sys.stdout` meanwhile appear above it.
     """
 
     def __init__(self) -> None:
