@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import re
 import struct
 import sys
 from contextlib import contextmanager, redirect_stdout
@@ -231,7 +232,7 @@ for step in (212_344, 212_345):
     bar.show_step(step, "epoch 22/45")
     bar.show_news("loss 0.9738, 1148.5 clips/s, 25% waiting for data, 41.2% MFU")
     log.info("epoch %d", step)
-for _ in bar.count_scored(["first", "second"]):
+for _ in bar.count_scored(["first", "second"], 2):
     log.info(" ".join(["word"] * 40))
 bar.stop()
 """
@@ -247,6 +248,19 @@ def test_lines_stand_whole_above_the_bar_of_a_terminal(long_run: str) -> None:
     words = [" ".join(["word"] * 16)] * 2 + [" ".join(["word"] * 8)]  # 16 x 5 - 1 = 79 columns
     shown = [line for line in screen(long_run, 80) if line]
     assert shown == ["epoch 212344", "epoch 212345", *words, *words]
+
+
+def test_the_bar_keeps_its_counts_and_times_in_80_columns(long_run: str) -> None:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", long_run)
+    drawn = re.split(r"\r|\n|\x1b\[.[AK]", plain)
+    bars = [line for line in drawn if line.startswith("epoch 22/45")]
+    assert any("212345/450000 loss" in line for line in bars)
+    for line in bars:
+        assert re.search(r"━ 21234[345]/450000 (loss 0\.9738, .*…)? left .:..:..$", line)
+        assert len(line) <= 80
+    assert any(
+        re.search(r"evaluating .* [012]/2 +batches .* left .:..:..$", line) for line in drawn
+    )
 
 
 def _tensorboard(output: Path) -> dict[str, list[tuple[int, float]]]:

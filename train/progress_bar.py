@@ -6,12 +6,22 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
 from train.progress import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import Task, TaskID
+    from rich.text import Text
 
     from stream.batch import ClipBatch
 
@@ -19,6 +29,18 @@ if TYPE_CHECKING:
 def wants_bar() -> bool:
     """Return whether there is a terminal to draw on, and somebody who asked to see the run."""
     return sys.stdout.isatty() and log.isEnabledFor(logging.INFO)
+
+
+class _News(TextColumn):
+    """The values of the newest report: what gives way, at its end, where the line is too short."""
+
+    def __init__(self) -> None:
+        super().__init__("{task.fields[news]}", table_column=Column())
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class ProgressBar:
@@ -29,23 +51,13 @@ class ProgressBar:
 
     def __init__(self) -> None:
         """Draw nothing yet."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress: Progress = Progress(
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[news]}"),
-            TimeElapsedColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _News(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             refresh_per_second=4,
             transient=True,
         )
@@ -66,13 +78,13 @@ class ProgressBar:
         if self._training is not None:
             self._progress.update(self._training, news=news)
 
-    def count_scored(self, batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-        """Yield the batches of an evaluation, with a line that counts their clips."""
-        task = self._progress.add_task("evaluating", total=None, news="clips on this rank")
+    def count_scored(self, batches: Iterable[ClipBatch], num_batches: int) -> Iterator[ClipBatch]:
+        """Yield the `num_batches` batches of an evaluation, with a line that counts them."""
+        task = self._progress.add_task("evaluating", total=num_batches, news="batches")
         try:
             for batch in batches:
                 yield batch
-                self._progress.advance(task, len(batch))
+                self._progress.advance(task)
         finally:
             self._progress.remove_task(task)
 

@@ -114,9 +114,9 @@ class Reporter:
         self._meter.start()
         return self._meter.timed(batches)
 
-    def scoring(self, batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-        """Yield the batches of an evaluation."""
-        return iter(batches) if self._bar is None else self._bar.count_scored(batches)
+    def scoring(self, batches: Iterable[ClipBatch], num_batches: int) -> Iterator[ClipBatch]:
+        """Yield the `num_batches` batches of an evaluation on this rank."""
+        return iter(batches) if self._bar is None else self._bar.count_scored(batches, num_batches)
 
     def add_loss(self, loss: float) -> None:
         """Count the loss of a step, the mean over all ranks; it may arrive steps later."""

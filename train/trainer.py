@@ -147,7 +147,7 @@ class Trainer:
         with kept_random_state():
             accuracy, videos = evaluate(
                 self._average.model if self._average else self.model,
-                self._reporter.scoring(self._until_signal(loader)),
+                self._reporter.scoring(self._until_signal(loader), loader.steps_per_epoch),
                 self.recipe,
                 self.world,
                 num_classes=len(self.class_names),
