@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from prep.annotation_labels import read_class_list
 from prep.errors import UsageError
 from prep.merge import MergeOptions, MergeResult, merge
 from prep.merge_plan import Selection
+from prep.profile import parse_rate
 from prep.progress import size_text
 from prep.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from fractions import Fraction
 
 
 def _common(function: Callable[..., None]) -> Callable[..., None]:
@@ -105,6 +108,7 @@ def merge_command(
 )
 @click.option("--per-class", type=click.IntRange(1), help="At most so many clips of each class.")
 @click.option("--count", type=click.IntRange(1), help="At most so many clips of each split.")
+@click.option("--min-fps", help="Only clips of so many frames a second or more.")
 @click.option(
     "--class-list",
     type=click.Choice(["chosen", "all", "present"]),
@@ -121,13 +125,15 @@ def subset_command(
     classes_file: Path | None,
     per_class: int | None,
     count: int | None,
+    min_fps: str | None,
     class_list: Any,
     **common: Any,
 ) -> None:
     """Make a smaller dataset at OUT of the one at ROOT, without encoding again.
 
     Clips are drawn by the seed: the same command always gives the same bytes. With classes alone
-    the ledger keeps every row of theirs; with --per-class or --count, those of the clips drawn.
+    the ledger keeps every row of theirs; with --per-class, --count or --min-fps, those of the clips
+    taken.
 
     \b
     Examples:
@@ -135,7 +141,12 @@ def subset_command(
       kprep subset k400/ tiny/ --per-class 20 --split val
       kprep subset s3://bucket/k400 sample/ --count 1000 --seed 7
     """
-    selection = Selection(classes=_classes(classes, classes_file), per_class=per_class, count=count)
+    selection = Selection(
+        classes=_classes(classes, classes_file),
+        per_class=per_class,
+        count=count,
+        min_fps=_rate(min_fps),
+    )
     _run("kprep subset", out, (root,), selection, common, class_list=class_list)
 
 
@@ -152,6 +163,13 @@ def _classes(classes: str | None, file: Path | None) -> frozenset[str] | None:
     return names
 
 
+def _rate(text: str | None) -> Fraction | None:
+    rate = parse_rate(text, "--min-fps") if text is not None else None
+    if rate is not None and rate <= 0:
+        raise UsageError(f"--min-fps ({text}) must be above 0")
+    return rate
+
+
 def _run(
     made_by: str,
     out: str,
@@ -166,7 +184,7 @@ def _run(
         roots=tuple(Storage(root) for root in roots),
         destination=Storage(out),
         made_by=made_by,
-        selection=Selection(splits, selection.classes, selection.per_class, selection.count),
+        selection=replace(selection, splits=splits),
         clips_per_shard=common["clips_per_shard"],
         seed=common["seed"],
         workers=common["workers"],

@@ -16,6 +16,7 @@ from prep.shuffle import place
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+    from fractions import Fraction
 
 OnConflict = Literal["error", "first", "last"]
 ClassList = Literal["all", "chosen", "present"]
@@ -33,6 +34,7 @@ class Clip:
     label: str | None
     content_hash: bytes
     entry_bytes: int
+    fps: Fraction
 
     @property
     def identity(self) -> tuple[str, str | None, bytes]:
@@ -48,11 +50,12 @@ class Selection:
     classes: frozenset[str] | None = None
     per_class: int | None = None
     count: int | None = None
+    min_fps: Fraction | None = None
 
     @property
     def draws(self) -> bool:
-        """Whether clips are drawn by number, so that rows without a clip have no place."""
-        return self.per_class is not None or self.count is not None
+        """Whether clips are drawn by more than class, so that rows without one have no place."""
+        return any(value is not None for value in (self.per_class, self.count, self.min_fps))
 
 
 @dataclass
@@ -109,7 +112,8 @@ def choose(
             chosen.clips.setdefault(clip.split, []).append(clip)
     for name in sorted(chosen.clips):
         ordered = sorted(chosen.clips[name], key=lambda clip: (place(clip.key, seed), clip.key))
-        chosen.clips[name] = _drawn(ordered, name, selection, chosen.notes)
+        fast = _fast_enough(ordered, name, selection.min_fps, chosen.notes)
+        chosen.clips[name] = _drawn(fast, name, selection, chosen.notes)
     return chosen
 
 
@@ -169,6 +173,16 @@ def _difference(one: Clip, other: Clip) -> str:
     if one.label != other.label:
         return f"label {one.label!r} and {other.label!r}"
     return "other video bytes"
+
+
+def _fast_enough(
+    clips: list[Clip], split: str, min_fps: Fraction | None, notes: list[str]
+) -> list[Clip]:
+    """Leave clips of fewer frames a second out, and note how many."""
+    fast = clips if min_fps is None else [clip for clip in clips if clip.fps >= min_fps]
+    if len(fast) < len(clips):
+        notes.append(f"split {split}: {len(clips) - len(fast)} clips below --min-fps are left out")
+    return fast
 
 
 def _drawn(clips: list[Clip], split: str, selection: Selection, notes: list[str]) -> list[Clip]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -64,12 +66,16 @@ def clips_of(number: int, source: Source) -> Iterator[Clip]:
     names = source.manifest.class_names
     for split in sorted(source.indices):
         table = source.indices[split]
-        columns = [
-            table[name].to_pylist() for name in ("key", "label", "content_hash", "entry_bytes")
-        ]
-        for row, (key, label, content_hash, size) in enumerate(zip(*columns, strict=True)):
+        names_of = ("key", "label", "content_hash", "entry_bytes", "fps_num", "fps_den")
+        columns = [table[name].to_pylist() for name in names_of]
+        for row, (key, label, content_hash, size, *rate) in enumerate(zip(*columns, strict=True)):
             name = names[label] if label >= 0 else None
-            yield Clip(number, split, row, key, name, content_hash, size)
+            yield Clip(number, split, row, key, name, content_hash, size, _rate(*rate))
+
+
+@cache
+def _rate(num: int, den: int) -> Fraction:
+    return Fraction(num, den)
 
 
 def _open(storage: Storage, splits: frozenset[str] | None) -> Source:

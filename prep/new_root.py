@@ -172,6 +172,7 @@ def _settings(
         "classes": sorted(selection.classes) if selection.classes is not None else None,
         "per_class": selection.per_class,
         "count": selection.count,
+        "min_fps": str(selection.min_fps) if selection.min_fps is not None else None,
         "on_conflict": options.on_conflict if options.on_conflict != "error" else None,
     }
     settings: dict[str, Any] = {

@@ -29,9 +29,9 @@ from stream.opened_roots import (
     index_of,
     open_roots,
     reader_of,
-    root_of,
     shares_of,
     too_short_error,
+    too_slow_error,
 )
 from stream.order import BatchPlan, Grouping, Int64, check_positions
 from stream.ranges import ClipRequest, joined_views
@@ -216,11 +216,11 @@ class ClipStream(Dataset[ClipBatch]):
         self._offsets: dict[int, Int64] = {}
         self._rate_of = np.zeros(len(self.index), dtype=np.int64)
         starts = np.zeros(len(self.index), dtype=np.int64)
-        for number, (rate, rows) in enumerate(self.index.rates().items()):
-            try:
-                offsets = frame_offsets(options.frames, options.fps, rate)
-            except UsageError as error:
-                raise UsageError(f"{root_of(self.roots, int(rows[0]))}: {error}") from error
+        rates = self.index.rates()
+        if any(rate < options.fps for rate in rates):
+            raise too_slow_error(self.roots, options.fps)
+        for number, (rate, rows) in enumerate(rates.items()):
+            offsets = frame_offsets(options.frames, options.fps, rate)
             self._offsets[number] = offsets
             self._rate_of[rows] = number
             starts[rows] = num_starts(self.index.num_frames[rows], int(offsets[-1]) + 1)

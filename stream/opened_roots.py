@@ -15,6 +15,7 @@ from stream.joined import IndexPart, JoinedIndex, JoinedReader, ShardsByFullName
 from stream.mixture import Share
 from stream.pins import shared_versions
 from stream.reads import ClipReader
+from stream.sampling import too_slow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,10 +123,15 @@ def reader_of(
     return JoinedReader(index, readers)
 
 
-def root_of(roots: Sequence[OpenedRoot], row: int) -> str:
-    """Name the root that holds a row of all roots together."""
-    ends = np.cumsum([root.num_rows for root in roots])
-    return roots[int(np.searchsorted(ends, row, side="right"))].storage.root
+def too_slow_error(roots: Sequence[OpenedRoot], fps: Fraction) -> UsageError:
+    """Return what is said where a root has clips of fewer frames a second than `fps`."""
+    opened = [(root.storage.root, root.index) for root in roots if root.index is not None]
+    root, index = next(it for it in opened if min(it[1].rates(), default=fps) < fps)
+    slow = {rate: rows for rate, rows in index.rates().items() if rate < fps}
+    lowest = min(slow)
+    count, key = sum(map(len, slow.values())), index.key(int(slow[lowest][0]))
+    said = too_slow(fps, lowest, all_clips=count == len(index))
+    return UsageError(f"{root}: {count} of {len(index)} clips, such as {key}: {said}")
 
 
 def shares_of(roots: Sequence[OpenedRoot], rows: Int64) -> tuple[Share, ...]:

@@ -17,7 +17,7 @@ from prep.errors import UsageError
 from stream.order import BatchPlan, EpochOrder, Grouping, check_positions
 from stream.plan_cache import CachePlan, plan_cache
 from stream.plan_reads import ReadSample, sample_reads
-from stream.sampling import MOST_FRAMES, frame_offsets
+from stream.sampling import MOST_FRAMES, frame_offsets, too_slow
 from stream.shuffle_quality import ShuffleQuality, measure
 from stream.whole_numbers import whole_number
 
@@ -203,10 +203,11 @@ def _offsets(split: PlannedSplit, options: PlanOptions) -> tuple[dict[Fraction, 
     """Return each stored rate's frame offsets, and what is wrong with the rates."""
     offsets, problems = {}, []
     for rate, count in split.rates().items():
-        try:
+        if rate < options.fps:
+            said = too_slow(options.fps, rate, all_clips=count == split.num_rows)
+            problems.append(f"{count} of {split.num_rows} clips: {said}")
+        else:
             offsets[rate] = frame_offsets(options.frames, options.fps, rate)
-        except UsageError as error:
-            problems.append(f"{count} of {split.num_rows} clips: {error}")
     return offsets, problems
 
 

@@ -25,12 +25,18 @@ def frame_offsets(frames: int, fps: Fraction, stored_fps: Fraction) -> Int64:
     stored rate: frames that are not there cannot be sampled.
     """
     if fps > stored_fps:
-        raise UsageError(
-            f"fps ({float(fps):g}) must be at most the stored {float(stored_fps):g}; "
-            "lower it, or convert the videos again at a higher rate"
-        )
+        raise UsageError(too_slow(fps, stored_fps, all_clips=True))
     ratio = stored_fps / fps
     return np.array([int(index * ratio) for index in range(frames)], dtype=np.int64)
+
+
+def too_slow(fps: Fraction, stored_fps: Fraction, *, all_clips: bool) -> str:
+    """Return what is said of clips that were stored at fewer frames a second than asked for."""
+    fewer = "" if all_clips else f", leave such clips out (`kprep subset --min-fps {fps}`)"
+    return (
+        f"fps ({float(fps):g}) must be at most the stored {float(stored_fps):g}; "
+        f"lower it{fewer}, or convert the videos again at a higher rate"
+    )
 
 
 def num_starts(num_frames: Int64, span: int) -> Int64:

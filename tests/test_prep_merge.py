@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,7 @@ from prep.shard_worker import Mark, read_mark
 from prep.shuffle import place
 from prep.storage import RetryPolicy, Storage
 from prep.verify import verify
+from stream import clip_loader
 
 
 @pytest.fixture(scope="module")
@@ -399,6 +401,31 @@ def test_a_subset_by_number_takes_the_first_of_the_shuffle(one, tmp_path):
     assert samples(tmp_path / "other", "train").keys() != samples(root, "train").keys()
 
 
+def test_a_subset_by_rate_leaves_slow_clips_out_and_streams_at_that_rate(tmp_path):
+    """One clip of a low rate among others keeps all of them from being streamed above it."""
+    folder, rng = tmp_path / "theirs", np.random.default_rng(5)
+    folder.mkdir()
+    with TarWriter(str(folder / "00000.tar"), encoder=False) as tar:
+        for number, rate in enumerate((30, 4, 8, 30, 24)):
+            clip = encode(motion(rng, number, rate=Fraction(rate)), "mp4", "libx264", {})
+            tar.write({"__key__": f"clip{number}", "mp4": clip})
+    run_kprep("index", folder, "--labels", "none")
+    said = "2 of 5 clips, such as clip1: fps .10. must be at most the stored 4; .*--min-fps 10"
+    with pytest.raises(UsageError, match=said):
+        clip_loader(folder, split="train", frames=4, fps=10, batch_size=1)
+    done = run_kprep("subset", folder, tmp_path / "fast", "--min-fps", "10")
+    assert "split train: 2 clips below --min-fps are left out" in done.stdout
+    assert faults(tmp_path / "fast") == []
+    assert {row["key"] for row in ledger(tmp_path / "fast", "train")} == {"clip0", "clip3", "clip4"}
+    made = json.loads((tmp_path / "fast/manifest.json").read_text())["splits"]["train"]
+    assert made["settings"]["min_fps"] == "10"
+    loader = clip_loader(tmp_path / "fast", split="train", frames=4, fps=10, batch_size=1)
+    assert sorted(batch.key[0] for batch in loader) == ["clip0", "clip3", "clip4"]
+    for bad in ("zero", "0"):
+        done = run_kprep("subset", folder, tmp_path / "no", "--min-fps", bad, check=False)
+        assert (done.returncode, "--min-fps" in done.stderr) == (2, True), done.stderr
+
+
 def test_the_command_says_what_it_made(one, tmp_path):
     (tmp_path / "names.txt").write_text("up\n")
     text = run_kprep(
@@ -656,7 +683,8 @@ def roots(draw):
         for row, key in enumerate(draw(st.lists(KEYS, unique=True, max_size=12))):
             split, label = draw(st.sampled_from(["train", "val"])), draw(LABELS)
             content = draw(st.sampled_from([b"1" * 16, b"2" * 16]))
-            found.append(Clip(root, split, row, key, label, content, 1))
+            rate = Fraction(draw(st.integers(1, 3)))
+            found.append(Clip(root, split, row, key, label, content, 1, rate))
     return found
 
 

@@ -294,7 +294,7 @@ def test_a_root_that_would_never_be_drawn_from_is_refused(first, second):
 
 
 def test_a_rate_above_what_one_root_has_names_the_root(first, second):
-    with pytest.raises(UsageError, match=f"{first}: fps .30. must be at most the stored 15"):
+    with pytest.raises(UsageError, match=f"{first}: 12 of 12 clips, such as .*: fps .30. must be"):
         loader(second, first, fps=30)
 
 
