@@ -16,7 +16,8 @@ from stream import clip_loader
 
 loader = clip_loader(ROOT, split="{split}", frames=16, fps={fps}, batch_size=8)
 for batch in loader:  # video uint8 (N, T, H, W, 3), label int64, key, start_frame, view
-    print(batch.key, batch.video.shape, batch.label)
+    height, width = batch.size[0].tolist()  # of the first clip; zeros fill the rest up to H and W
+    print(batch.key, batch.video[0, :, :height, :width].shape, batch.label)
     break
 """,
     "webdataset": """\
