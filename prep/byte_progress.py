@@ -67,8 +67,9 @@ class ByteProgress:
         return f"{size_text(rate)}/s, {left} left"
 
     def close(self) -> None:
-        """Take the bar off the screen and leave the last line."""
+        """End the bar, or leave a last line; nothing is left where nothing was counted."""
         if self._bar is not None:
+            self._bar.live.transient = not self.done
             self._bar.stop()
         elif self.done:
             click.echo(self.line(), err=True)

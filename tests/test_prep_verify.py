@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_kprep
+from terminal import run_in_terminal, screen
 
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError
@@ -163,6 +165,13 @@ def test_a_tar_cut_at_a_member_boundary_is_named(root):
     (root / SHARD).write_bytes(data[: members[2].offset])
     relist(root, SHARD)
     assert any(fault.startswith(SHARD) for fault in faults(root))
+
+
+def test_no_bar_is_left_in_a_terminal_where_nothing_was_counted(root):
+    command = [sys.executable, "-P", "-m", "prep", "verify", str(root)]
+    lines = list(filter(None, screen(run_in_terminal(command, 300), 300)))
+    assert len(lines) == 1, lines
+    assert " is whole" in lines[0]
 
 
 def test_the_command_names_files_and_exits_1(root):
