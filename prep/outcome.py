@@ -80,7 +80,7 @@ EXPLANATIONS = {
     Reason.NOT_YET: "a live stream or premiere that is not over",
     Reason.EXTRACTOR_FAILED: "yt-dlp no longer understands the site; update it",
     Reason.NETWORK: "no answer, or a broken one",
-    Reason.BAD_ROW: "the annotation row cannot be read",
+    Reason.BAD_ROW: "the row, or in a folder the file's name, cannot be read",
     Reason.CONFLICT: "the same segment stands in the list with two labels",
     Reason.EMPTY_FILE: "the file has no bytes",
     Reason.NOT_A_VIDEO: "no allowed demuxer reads the file",

@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import sqlite3
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
@@ -39,7 +40,6 @@ from prep.sources import open_listing, open_sources, source_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from prep.annotations import Listing
     from prep.options import ShardOptions
@@ -392,9 +392,12 @@ def _class_names(
     for label in found:
         row = journal.first_with_label(label)
         if label not in known and row:
+            what = f"label {label!r} (row {row} of the list)"
+            if options.annotations is None and Path(options.sources[0]).is_dir():
+                what = f"class folder {label!r}"
             raise UsageError(
-                f"label {label!r} (row {row} of the list) is not among the {len(known)} classes of "
-                f"{'--class-list' if options.class_list else options.root}; correct the list, or "
-                "convert into a new root"
+                f"{what} is not among the {len(known)} classes of "
+                f"{'--class-list' if options.class_list else options.root}; correct it, or convert "
+                "all splits into a new root with a --class-list that has it"
             )
     return tuple(known)

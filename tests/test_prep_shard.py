@@ -288,8 +288,26 @@ def test_mistakes_get_one_clear_sentence(videos, dataset, tmp_path):
 def test_an_unknown_label_is_refused(videos, dataset, tmp_path):
     (tmp_path / "v" / "new").mkdir(parents=True)
     shutil.copy(next((videos / "up").glob("*.mp4")), tmp_path / "v" / "new")
-    text = refused("shard", tmp_path / "v", dataset, "--split", "val", "--profile", "small")
+    words = ("shard", tmp_path / "v", dataset, "--split", "val", "--profile", "small")
+    text = refused(*words)
+    assert "class folder 'new' is not among the 3 classes" in text
+    assert "convert all splits into a new root with a --class-list that has it" in text
+    listed = kinetics_csv(tmp_path / "val.csv", [("new", "aaaaaaaaaaa", 0, 1, "val", 0)])
+    text = refused(*words, "--annotations", listed)
     assert "label 'new' (row 1 of the list) is not among the 3 classes" in text
+
+
+def test_a_file_whose_name_is_no_text_is_told_from_a_row_of_a_list(videos, tmp_path):
+    (tmp_path / "v" / "up").mkdir(parents=True)
+    clip = next((videos / "up").glob("*.mp4"))
+    for name in ("good.mp4", "two\nlines.mp4"):
+        shutil.copy(clip, tmp_path / "v" / "up" / name)
+    done = run_kprep(
+        "shard", tmp_path / "v", tmp_path / "root", "--split", "val", "--profile", "small"
+    )
+    assert "1  the row, or in a folder the file's name, cannot be read" in done.stdout
+    found = {row["status"]: row["detail"] for row in ledger(tmp_path / "root", "val")}
+    assert "two\\nlines.mp4' has a character that is not printable UTF-8" in found["failed"]
 
 
 def test_the_same_command_again_says_that_all_is_done(videos, dataset):
