@@ -25,7 +25,7 @@ from train.checkpoint import checkpoint_path, checkpoints_in, find_checkpoint, l
 from train.distributed import World, joined_world
 from train.launch import launch
 from train.models import tiny
-from train.recipe import Recipe, load_recipe
+from train.recipe import Recipe, load_recipe, parse_recipe
 from train.signals import InterruptedBySignalError
 from train.trainer import Trainer
 
@@ -143,6 +143,15 @@ def _assert_same(
 def _lines(output: Path, kind: str) -> list[dict[str, Any]]:
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+def test_the_recipe_of_a_run_on_other_ranks_is_the_one_that_was_given(tmp_path: Path) -> None:
+    given = _recipe("data.batch_size=8", "schedule.epochs=1")
+    kept = replace(given, data=replace(given.data, batch_size=4, accumulate=4))
+    _trainer(tmp_path, kept, given=given).fit()
+    assert load_recipe(tmp_path / "recipe.toml") == given
+    saved = load_checkpoint(checkpoints_in(tmp_path / "checkpoints")[-1])
+    assert parse_recipe(saved.recipe, "") == kept
 
 
 def test_a_run_writes_checkpoints_metrics_and_its_recipe(tmp_path: Path) -> None:

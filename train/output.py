@@ -41,7 +41,7 @@ class RunOutput:
     """`checkpoints/`, `evaluation/`, metrics, curves, `recipe.toml`, `final.pt` of one run."""
 
     def __init__(self, directory: Path, world: World, recipe: Recipe) -> None:
-        """Write nothing yet."""
+        """Write nothing yet; `recipe` is the one that was given, for `recipe.toml`."""
         self._directory = directory
         self._checkpoints = directory / "checkpoints"
         self._world = world

@@ -100,7 +100,7 @@ class Trainer:
         self._is_averaged = False  # whether what is evaluated is more than the last weights
         self._exchange = StatusExchange(world)
         self._signals = SignalWatch()
-        self._files = RunOutput(output, world, recipe)
+        self._files = RunOutput(output, world, given or recipe)
         self._reporter = Reporter(recipe, world, self._files, output)
         self._log = self._reporter.say
         limit = recipe.data.bad_clip_limit
