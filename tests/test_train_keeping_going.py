@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prep.errors import KprepError, UsageError
-from train import load_recipe, run
+from train import attempts, load_recipe, run
 from train.attempts import agree_on_attempt, is_restarted, note_launch
 from train.checkpoint import (
     Checkpoint,
@@ -176,10 +176,12 @@ def test_only_the_launch_that_began_a_run_goes_on_by_itself(
     }
     restarts = set()
     for began, place in launches.items():
-        monkeypatch.setattr(os, "environ", {**kept, **place})
-        note_launch(tmp_path)
         for later, other in launches.items():
+            monkeypatch.setattr(os, "environ", {**kept, **place})
+            note_launch(tmp_path)
             monkeypatch.setattr(os, "environ", {**kept, **other})
+            assert not is_restarted(tmp_path)  # by the process that began
+            monkeypatch.setattr(attempts, "_begun", set())
             if is_restarted(tmp_path):
                 restarts.add((began, later))
     assert restarts == {
@@ -203,6 +205,7 @@ def test_a_run_that_is_started_again_takes_its_newest_checkpoint(
     world, output = World(0, 1, CPU, None), tmp_path / "run"
     monkeypatch.setattr(os, "environ", {**os.environ, "SLURM_JOB_ID": "77"})
     note_launch(output)
+    monkeypatch.setattr(attempts, "_begun", set())  # by another process
     if resume in ("older", "auto"):
         first = run._checkpoint_to_load(given, output, world, overwrites=True)
         assert first == (older if resume == "older" else newest)

@@ -13,19 +13,19 @@ import os
 import time
 import uuid
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError
 from prep.storage import write_atomic
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch._C._distributed_c10d import Store
 
 LAUNCH_NAME = ".launch"
 _POLL_SECONDS = 0.05
 _TIMEOUT = timedelta(minutes=5)
+_begun: set[Path] = set()  # by this process: what it left is not an earlier attempt's
 
 
 def attempt_store(rank: int, size: int, timeout: timedelta) -> Store | None:
@@ -43,6 +43,7 @@ def note_launch(output: Path) -> None:
 
     Raises OSError.
     """
+    _begun.add(output.resolve())
     path, found = output / LAUNCH_NAME, [*_torchruns(), *_slurm_jobs()]
     if found:
         write_atomic(path, "".join(f"{name}\n" for name in found).encode())
@@ -54,8 +55,11 @@ def is_restarted(output: Path) -> bool:
     """Return whether the launcher started this again that had begun to train into a directory.
 
     A job that is requeued, or ranks of a torchrun that lives on. A run that was refused has not
-    begun: what an earlier one left stays out of its reach.
+    begun: what an earlier one left stays out of its reach. Nor is it a restart when a process trains
+    a second time into a directory.
     """
+    if output.resolve() in _begun:
+        return False
     try:
         noted = (output / LAUNCH_NAME).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
