@@ -166,6 +166,20 @@ def test_what_is_not_known_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert {line["mfu"] for name in "ab" for line in _lines(tmp_path / name, "train")} == {None}
 
 
+def test_clips_without_a_part_in_an_epoch_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = _trainer(tmp_path, _recipe("schedule.epochs=1", "data.batch_size=7"))
+    loader = trainer._train_loader
+    assert isinstance(loader, _Loader)
+    loader.unscored = ["short1", "short2"]
+    with caplog.at_level(logging.INFO, logger="kprep"):
+        trainer.fit()
+    what = "are too short for 4 frames at 7.5 fps and stay out (data.short)"
+    assert f"2 (short1, short2) of 26 clips {what}" in caplog.text
+    assert "3 clip(s) of an epoch fill no step" in caplog.text  # 24 = 3 x 7 + 3
+
+
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -93,6 +93,7 @@ class _Loader:
         self.unscored: list[str] = []
         self.global_batch = world.size * batch_size * accumulate
         self.steps_per_epoch = self.num_clips // self.global_batch
+        self.num_left_out = self.num_clips % self.global_batch
         self._rank, self._batch_size, self._accumulate = world.rank, batch_size, accumulate
         self._epoch, self._first = 0, 0
         self.loaded: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from train.accuracy import some_of
 from train.devices import peak_flops
 from train.flops import count_flops
 from train.profiling import StepProfiler
@@ -91,6 +92,7 @@ class Reporter:
             world.device.type,
             loader.steps_per_epoch,
         )
+        self._say_left_out(loader)
         self.say(
             "learning rate %g = %g x %d / %d (factor %.4g: clips a step / optim.lr_batch)",
             schedule.peak,
@@ -101,6 +103,19 @@ class Reporter:
         )
         if world.is_first:
             self._announce_work(model)
+
+    def _say_left_out(self, loader: Loader) -> None:
+        """Say which clips of the split have no part in an epoch."""
+        if short := loader.unscored:
+            self.say(
+                "%s of %d clips are too short for %d frames at %g fps and stay out (data.short)",
+                some_of(short),
+                loader.num_clips + len(short),
+                self._recipe.data.frames,
+                self._recipe.data.fps,
+            )
+        if loader.num_left_out:
+            self.say("%d clip(s) of an epoch fill no step, others each epoch", loader.num_left_out)
 
     def start(self, step: int) -> None:
         """Draw the bar where there is a terminal: `step` steps of the run are complete."""
