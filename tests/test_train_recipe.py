@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import ast
+import signal
 from dataclasses import fields, replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -15,6 +20,8 @@ from prep.errors import UsageError
 from train.models import build_model
 from train.optim import build_optimizer
 from train.recipe import (
+    DataRecipe,
+    OptimRecipe,
     Recipe,
     load_recipe,
     parse_recipe,
@@ -124,6 +131,42 @@ def test_any_values_survive_toml(name: str, lr: float, seed: int) -> None:
     assert parse_recipe(recipe.to_toml(), "test") == recipe
 
 
+NUMBERS = [
+    ("optim.lr", np.logspace(-3, -2, 3)[1]),
+    ("optim.lr", np.float32(0.1)),
+    ("optim.lr", torch.tensor(0.5)),
+    ("data.fps", Fraction(15, 2)),
+    ("data.cache_dir", Path("/cache")),
+    ("run.seed", np.int64(3)),
+    ("run.seed", signal.SIGUSR1),
+    ("run.compile", np.array([1]).all()),
+    ("eval.crops", np.int64(3)),
+    ("optim.name", np.str_("adamw")),
+    ("schedule.milestones", np.arange(1, 3)),
+    ("augment.resize", [np.int16(130), 180]),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NUMBERS, ids=lambda value: type(value).__name__)
+def test_what_python_code_brings_survives_toml(key: str, value: Any) -> None:
+    """Else no checkpoint of the run could be resumed or exported."""
+    section, _, name = key.partition(".")
+    given = Recipe(data=DataRecipe(cache_dir="other", cache_limit="1GB"))
+    recipe = replace(given, **{section: replace(getattr(given, section), **{name: value})})
+    assert parse_recipe(recipe.to_toml(), "test") == recipe
+    wanted = str(value) if name == "cache_dir" else value
+    wanted = tuple(value) if isinstance(value, list | np.ndarray) else wanted
+    found = getattr(getattr(recipe, section), name)
+    assert found == wanted
+    assert type(found) in (bool, int, float, str, tuple)
+
+
+@pytest.mark.parametrize("value", ["fast", None, True, Decimal("0.1"), np.zeros(2)])
+def test_what_is_no_number_is_refused_in_python_too(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"optim\.lr in recipe must be of type float, not "):
+        Recipe(optim=OptimRecipe(lr=value))
+
+
 def test_overrides_apply_in_order_and_strings_need_no_quotes() -> None:
     overrides = ["optim.lr=1", "optim.lr=0.5", "model.name=r3d_18", "schedule.milestones=[1, 2.5]"]
     recipe = load_recipe("resnet", overrides)
@@ -185,6 +228,11 @@ def test_adamw_must_forget_the_second_moment() -> None:
     with pytest.raises(UsageError, match=r"optim.beta2 \(1.0\) must be below 1"):
         load_recipe("mvit", ["optim.beta2=1"])
     assert load_recipe("resnet", ["optim.beta2=1"]).optim.name == "sgd"  # which has none
+
+
+def test_labels_must_have_a_part_in_the_loss() -> None:
+    with pytest.raises(UsageError, match=r"optim.label_smoothing \(1.0\) must be below 1"):
+        load_recipe("resnet", ["optim.label_smoothing=1"])
 
 
 def test_unknown_recipes_and_files_are_refused(tmp_path: Path) -> None:

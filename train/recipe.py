@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from prep.errors import UsageError
 from train.protocol import check_crops
-from train.recipe_checks import MOST_EPOCHS, check_together
+from train.recipe_checks import check_ranges, check_together
 from train.toml_values import check_known, nearest, toml_value, typed
 
 if TYPE_CHECKING:
@@ -240,9 +240,17 @@ class Recipe:
     run: RunRecipe = field(default_factory=RunRecipe)
 
     def __post_init__(self) -> None:
-        """Refuse values that no run can be made of; UsageError names the key."""
+        """Refuse values that no run can be made of; UsageError names the key.
+
+        Values that Python code brings become those that `to_toml` writes and a checkpoint keeps.
+        """
+        object.__setattr__(self, "name", typed(self.name, str, "name", "recipe"))
+        for section in _SECTIONS:
+            values = getattr(self, section)
+            plain = _typed(section, vars(values), "recipe")
+            object.__setattr__(self, section, replace(values, **plain))
         _check_finite(self)
-        _check_ranges(self)
+        check_ranges(self)
         check_crops(self)
         check_together(self)
 
@@ -269,56 +277,6 @@ _SECTIONS: dict[str, type[Any]] = {
     "augment": AugmentRecipe,
     "eval": EvalRecipe,
     "run": RunRecipe,
-}
-
-# key: (least, most); a bound that is None does not exist
-_RANGES: dict[str, tuple[float | None, float | None]] = {
-    "data.frames": (1, None),
-    "data.clips_per_video": (1, None),
-    "data.batch_size": (1, None),
-    "data.accumulate": (1, None),
-    "data.workers": (0, None),
-    "data.shuffle_block": (1, None),
-    "data.bad_clip_limit": (0, None),
-    "data.storage_patience_seconds": (0, None),
-    "data.prefetch_batches": (1, None),
-    "optim.lr_batch": (1, None),
-    "optim.lr": (0, None),
-    "optim.momentum": (0, 1),
-    "optim.beta2": (0, 1),
-    "optim.weight_decay": (0, None),
-    "optim.layer_decay": (0, 1),
-    "optim.head_rate": (0, None),
-    "optim.label_smoothing": (0, 1),
-    "optim.clip_grad_norm": (0, None),
-    "model.ema_decay": (0, 1),
-    "model.stochastic_depth": (-1, 1),
-    "schedule.final_factor": (0, 1),
-    "augment.mixup": (0, 10**6),  # Python draws no Beta of much larger ones
-    "augment.cutmix": (0, 10**6),
-    "augment.erase": (0, 1),
-    "augment.short_side": (0, None),
-    "augment.rand_operations": (0, None),
-    "augment.rand_magnitude": (0, 30),
-    "augment.rand_probability": (0, 1),
-    "schedule.epochs": (1, MOST_EPOCHS),
-    "schedule.warmup_epochs": (0, MOST_EPOCHS),
-    "schedule.warmup_factor": (0, 1),
-    "schedule.gamma": (0, None),
-    "augment.flip": (0, 1),
-    "eval.frames": (0, None),
-    "eval.clips_per_video": (1, None),
-    "eval.bad_clip_limit": (0, None),
-    "eval.batch_size": (0, None),
-    "eval.every_epochs": (1, None),
-    "run.seed": (0, 2**63 - 1),
-    "run.log_every_steps": (1, None),
-    "run.keep_checkpoints": (1, None),
-    "run.checkpoint_steps": (0, None),
-    "run.checkpoint_minutes": (0, None),
-    "run.max_loss": (0, None),
-    "run.max_rollbacks": (0, None),
-    "run.profile_steps": (0, None),
 }
 
 
@@ -424,10 +382,14 @@ def _section(section: str, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     for key in values:
         check_known(key, list(hints), f"key in [{section}]", where)
-    fields_typed = {
+    return kind(**_typed(section, values, where))
+
+
+def _typed(section: str, values: dict[str, Any], where: str) -> dict[str, Any]:
+    hints = get_type_hints(_SECTIONS[section])
+    return {
         key: typed(value, hints[key], f"{section}.{key}", where) for key, value in values.items()
     }
-    return kind(**fields_typed)
 
 
 def _check_finite(recipe: Recipe) -> None:
@@ -437,12 +399,3 @@ def _check_finite(recipe: Recipe) -> None:
             parts = value if isinstance(value, tuple) else (value,)
             if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
                 raise UsageError(f"{section}.{entry.name} ({value}) must be finite")
-
-
-def _check_ranges(recipe: Recipe) -> None:
-    for key, (least, most) in _RANGES.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(recipe, section), name)
-        if not ((least is None or value >= least) and (most is None or value <= most)):
-            limit = f"at least {least}" if most is None else f"from {least} to {most}"
-            raise UsageError(f"{key} ({value}) must be {limit}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+from numbers import Real
+from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
 
 from prep.errors import UsageError
@@ -22,14 +24,18 @@ def check_known(name: str, known: list[str], what: str, where: str) -> None:
 
 
 def typed(value: Any, hint: Any, key: str, where: str) -> Any:
-    """Return the value as the field's type: integers serve as floats, lists as tuples.
+    """Return the value as the field's type, one of those that TOML knows.
 
-    Raises UsageError, naming `key` and `where`, for a value of another type.
+    Real numbers of any kind serve as floats, lists as tuples, paths as text, and what NumPy and
+    torch hold as what it is in Python. Raises UsageError, naming `key` and `where`, for a value of
+    another type.
     """
+    if hasattr(value, "tolist"):  # a scalar's is a number
+        value = value.tolist()
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
         many = kinds[-1] is Ellipsis
-        if isinstance(value, list) and (many or len(value) == len(kinds)):
+        if isinstance(value, list | tuple) and (many or len(value) == len(kinds)):
             return tuple(typed(part, kinds[0], key, where) for part in value)
         wanted = f"a list of {'' if many else f'{len(kinds)} '}{kinds[0].__name__}"
         raise UsageError(f"{key} in {where} must be {wanted}, not {value!r}")
@@ -39,15 +45,17 @@ def typed(value: Any, hint: Any, key: str, where: str) -> Any:
             choices = " or ".join(map(repr, get_args(hint)))
             raise UsageError(f"{key} in {where} must be {choices}, not {value!r}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and not isinstance(value, bool) and isinstance(value, Real):
         value = _float(value)
+    if hint is str and isinstance(value, PurePath):
+        value = str(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UsageError(f"{key} in {where} must be of type {hint.__name__}, not {value!r}")
-    return value
+    return int(value) if hint is int else value  # no subclass of it, as enumerations are
 
 
-def _float(value: int) -> float:
-    """Return the integer as a float; infinity where there is none so large."""
+def _float(value: Real) -> float:
+    """Return the number as a float; infinity where there is none so large."""
     try:
         return float(value)
     except OverflowError:
