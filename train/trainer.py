@@ -222,7 +222,8 @@ class Trainer:
     def _restore_training(self, saved: Checkpoint, path: Path) -> None:
         if saved.optimizer is None:
             raise UsageError(
-                f"checkpoint {path} holds only the network; resume from one in checkpoints/"
+                f"checkpoint {path} holds only the network; resume from checkpoints/epoch-*.pt, or "
+                "begin a new run with --weights"
             )
         old = parse_recipe(saved.recipe, str(path))
         if old.optim.name != self.recipe.optim.name:
