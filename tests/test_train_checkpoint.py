@@ -223,6 +223,32 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [({"lora": 1}, "'lora'"), ({"loader": "{"}, "damaged"), ({"loader": 3}, "damaged")],
+)
+def test_a_checkpoint_of_another_version_is_one_sentence(
+    tmp_path: Path, change: dict[str, object], cause: str
+) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    save_checkpoint(path, SAVED)
+    values = torch.load(path, weights_only=True)
+    torch.save({**values, **change}, path)
+    with pytest.raises(KprepError, match=f"epoch-0003.pt is of another version of kprep.*{cause}"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["loader", "rng"])
+def test_a_checkpoint_without_a_field_is_one_sentence(tmp_path: Path, name: str) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    save_checkpoint(path, SAVED)
+    values = torch.load(path, weights_only=True)
+    del values[name]
+    torch.save(values, path)
+    with pytest.raises(KprepError, match=f"is of another version of kprep.*{name}"):
+        load_checkpoint(path)
+
+
 def test_loading_executes_nothing(tmp_path: Path) -> None:
     path, touched = tmp_path / "x.pt", tmp_path / "touched"
     torch.save({"format": "kprep-checkpoint-1", "model": _Harmful(touched)}, path)

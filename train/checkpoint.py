@@ -153,7 +153,7 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
     """Read a checkpoint onto the CPU; `in_place` leaves tensors in the file until they are used.
 
     Raises UsageError where there is no file or it is none of kprep's, and KprepError where it is
-    damaged. Nothing in the file is executed (`weights_only=True`).
+    damaged, or has other fields than ours. Nothing in the file is executed (`weights_only=True`).
     """
     if not path.is_file():
         raise UsageError(f"checkpoint {path} does not exist")
@@ -166,7 +166,12 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
         ) from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of kprep")
-    return Checkpoint(**{**values, "loader": json.loads(values["loader"])})
+    try:
+        return Checkpoint(**{**values, "loader": json.loads(values["loader"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise KprepError(
+            f"checkpoint {path} is of another version of kprep, or damaged ({error})"
+        ) from error
 
 
 def find_checkpoint(resume: str, directory: Path) -> Path | None:
