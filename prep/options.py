@@ -55,9 +55,11 @@ class ShardOptions:
 
     @property
     def work_root(self) -> Path:
-        """Where unfinished work of all splits is kept; UsageError when a bucket has no place."""
+        """Where unfinished work of all splits is kept; UsageError where there can be none."""
         from prep.format.layout import WORK_NAME  # the package's other parts import pyarrow
 
+        if self.root.startswith(("http://", "https://")):
+            raise UsageError(f"{self.root} is read only; convert into a directory, s3:// or gs://")
         if self.work is not None:
             return self.work
         local = self.storage.local_root

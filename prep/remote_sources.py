@@ -43,8 +43,10 @@ class MirrorSource:
         """Say "missing upstream" only when every archive was read to its end."""
         unread = [finding for finding in self.mirror.findings if finding.retryable]
         if unread:
-            named = unread[0].archive or unread[0].detail
-            return Reason.NETWORK, f"{len(unread)} archives could not be read, {named} the first"
+            first = unread[0].archive
+            if not first:  # its detail may name a server
+                return Reason.NETWORK, "the mirror was left before its end"
+            return Reason.NETWORK, f"{len(unread)} archives could not be read, {first} the first"
         return Reason.MISSING_UPSTREAM, ""
 
     def check(self) -> None:
@@ -109,7 +111,7 @@ class VideoSiteSource:
 
     def absence(self) -> tuple[Reason, str]:
         """Say that the site was not asked any more: it may answer in another run."""
-        return Reason.BOT_CHECK, self._ended
+        return Reason.BOT_CHECK, "not asked for: YouTube had turned kprep away"
 
     def check(self) -> None:
         """Do nothing: what the site does not have is its answer."""
@@ -119,8 +121,10 @@ class VideoSiteSource:
         self.site.stop()
 
     def notes(self) -> list[str]:
-        """Say how many videos could not be had."""
-        return [f"youtube: {self._refused} videos could not be fetched"] if self._refused else []
+        """Say how many videos could not be had, and what the site and the network said."""
+        found = [f"youtube: {self._refused} videos could not be fetched"] if self._refused else []
+        said = (self._ended, self.site.network_error)
+        return found + [f"youtube: {text}" for text in said if text]
 
 
 class Release:

@@ -91,3 +91,9 @@ def brief(message: str) -> str:
     """Return a message as one printable line of at most 300 characters, without advice."""
     text = _ADVICE.sub("", message.removeprefix("ERROR: "))
     return "".join(c for c in " ".join(text.split()) if c.isprintable())[:300]
+
+
+def without_servers(message: str) -> str:
+    """Return what a dataset may say of a network error: no server's name, address or port."""
+    found = re.search(r"HTTP Error (\d{3})", message)
+    return f"the server answered {found[1]}" if found else "the connection failed or broke off"

@@ -39,6 +39,7 @@ from prep.youtube_reasons import (
     RETRYABLE,
     brief,
     reason_of,
+    without_servers,
 )
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class YoutubeSource:
         self._lock = threading.Lock()
         self._stopped = False
         self._refusal = ("", "")
+        self.network_error = ""  # the last one, as yt-dlp put it
         self._wanted: Segment | None = None
         self._deadline = 0.0
         self._cookies = _read_cookies(self.options.cookies)
@@ -249,6 +251,8 @@ class YoutubeSource:
         if _FULL_DISK.search(message):
             return KprepError(f"{self._work} cannot be written: {brief(message)}")
         reason, detail = reason_of(message), brief(message)
+        if reason == NETWORK:
+            self.network_error, detail = detail, without_servers(message)
         if reason in BLOCKS_ALL:
             if self._breaker.failed():
                 return CircuitOpenError(reason, f"{detail}; {self._open_message()}")

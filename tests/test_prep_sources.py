@@ -247,6 +247,34 @@ def test_the_next_source_fills_the_gaps(clips, tmp_path):
     run_kprep("verify", root)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_ledger_knows_no_server_clock_or_other_row(clips, tmp_path, is_there):
+    name, ledgers = f"{IDS[0]}_000003_000005.mp4", set()
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / name).write_bytes((clips / "videos" / name).read_bytes())
+    with mirror() as server:
+        for video in IDS:
+            server.put(video, b"x", *[Fault(status=429)] * 99)
+        for seconds in (1, 2):
+            root = tmp_path / f"root-{seconds}"
+            options = [
+                f"url_template={server.base if is_there else 'http://127.0.0.1:9'}/{{id}}", "extractors=generic",
+                "attempts=1", "bot_checks=2", f"circuit_seconds={seconds}", "seconds_between_videos=0",
+                "seconds_between_requests=0",
+            ]  # fmt: skip
+            done = run_kprep(
+                "shard", tmp_path / "v", root, "--split", "val", "--annotations", clips / "val.csv",
+                "--profile", "small", "--source", "youtube:", "--finish",
+                *(part for option in options for part in ("--youtube", option)),
+            )  # fmt: skip
+            ledgers.add((root / "ledger/val.parquet").read_bytes())
+    assert len(ledgers) == 1
+    for row in ledger(root, "val"):
+        others = {name for name in IDS if name != row["video_id"]}
+        assert not any(word in row["detail"] for word in ("127.0.0.1", "left alone", *others))
+    assert ("left alone" if is_there else "127.0.0.1") in done.stdout
+
+
 def test_a_folder_knows_what_was_there_when_it_was_opened(tmp_path):
     folder = tmp_path / "v"
     folder.mkdir()
@@ -515,6 +543,13 @@ def test_two_runs_into_one_bucket_are_kept_apart(clips, s3, tmp_path):
         **s3.environment,
     )
     assert (done.returncode, "--work" in done.stderr) == (2, True)
+
+
+def test_nothing_is_converted_into_a_web_address(clips, tmp_path):
+    done = run_kprep(
+        "shard", clips / "videos", "http://127.0.0.1:9/x", "--split", "val", "--work", tmp_path, check=False
+    )  # fmt: skip
+    assert (done.returncode, "127.0.0.1:9/x is read only" in done.stderr) == (2, True)
 
 
 # -- Dask ----------------------------------------------------------------------------------------
