@@ -13,13 +13,14 @@ import os
 import time
 import uuid
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError
 from prep.storage import write_atomic
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch._C._distributed_c10d import Store
 
 LAUNCH_NAME = ".launch"
@@ -55,8 +56,8 @@ def is_restarted(output: Path) -> bool:
     """Return whether the launcher started this again that had begun to train into a directory.
 
     A job that is requeued, or ranks of a torchrun that lives on. A run that was refused has not
-    begun: what an earlier one left stays out of its reach. Nor is it a restart when a process trains
-    a second time into a directory.
+    begun: what an earlier one left stays out of its reach. Nor is it a restart when a process
+    trains a second time into a directory.
     """
     if output.resolve() in _begun:
         return False
