@@ -132,6 +132,31 @@ main()
 """
 
 
+EARLY = """
+import os, signal, sys, time
+import train.cli
+from prep.cli import main
+
+def load():  # as the import of torch, which takes seconds
+    assert "torch" not in sys.modules
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(60)
+
+train.cli._check_torch = load
+sys.argv[1:] = ["train", "--data", "d", "--recipe", "tiny", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--nproc", "2"]])
+def test_a_signal_before_torch_is_loaded_ends_the_run_with_75(options: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.startswith("Error: stopped by SIGUSR1 before training began")
+
+
 def test_a_second_signal_does_not_take_the_exit_code_away() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False

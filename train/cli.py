@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +17,10 @@ from prep.errors import UsageError
 from stream.roots import DataRoot
 from train.launch import launch
 from train.recipe import Recipe, load_recipe
-from train.signals import InterruptedBySignalError, ignore_further
+from train.signals import InterruptedBySignalError, ending_at_once, ignore_further
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ class _Request:
     device: str | None
     test_only: bool
     check_weights: str | None
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 end the command with their exit code."""
+    try:
+        with ending_at_once():
+            yield
+    except InterruptedBySignalError:
+        ignore_further()
+        raise
 
 
 @click.command("train")
@@ -91,6 +103,7 @@ class _Request:
     metavar="NAME",
     help="Evaluate weights that torchvision published, by their own protocol, and stop.",
 )
+@_ending_by_signals()
 def train(
     *,
     data: tuple[str, ...],
@@ -152,14 +165,10 @@ def train(
         check_weights=check_weights,
     )
     _check_torch()
-    try:
-        if nproc is None:
-            _run(request)
-        else:
-            launch(nproc, _run, request)
-    except InterruptedBySignalError:
-        ignore_further()
-        raise
+    if nproc is None:
+        _run(request)
+    else:
+        launch(nproc, _run, request)
 
 
 def _published(
