@@ -83,6 +83,22 @@ def test_every_option_stands_in_the_documentation() -> None:
         (["--recipe", "resnt"], "did you mean 'resnet'"),
         (["--recipe", "tiny", "--set", "optim.momentun=1"], "did you mean 'momentum'"),
         (["--recipe", "tiny", "--epochs", "0"], "schedule.epochs"),
+        (
+            ["--recipe", "tiny", "--epochs", "1", "--set", "schedule.epochs=2"],
+            "--epochs 1 and --set schedule.epochs=2 set the same; drop one",
+        ),
+        (
+            ["--recipe", "tiny", "--profile", "5", "--set", "run.profile_steps = 6"],
+            "--profile 5 and --set run.profile_steps = 6 set the same",
+        ),
+        (
+            ["--recipe", "tiny", "--freeze", "stem.*", "--set", 'model.freeze=["head.*"]'],
+            "--freeze and --set model.freeze",
+        ),
+        (  # the same twice is no contradiction: the next mistake is named
+            ["--recipe", "tiny", "--epochs", "0", "--set", "schedule.epochs=0"],
+            "schedule.epochs (0)",
+        ),
         ([], "--recipe NAME|FILE is missing"),
         (
             ["--check-weights", "R3D_18_Weights.KINETICS400_V2"],

@@ -138,11 +138,11 @@ def train(
     Under torchrun or srun, leave out --nproc: every process runs this command.
     """
     if epochs is not None:
-        overrides = (*overrides, f"schedule.epochs={epochs}")
+        overrides = _added(overrides, f"--epochs {epochs}", "schedule.epochs", str(epochs))
     if profile is not None:
-        overrides = (*overrides, f"run.profile_steps={profile}")
+        overrides = _added(overrides, f"--profile {profile}", "run.profile_steps", str(profile))
     if freeze:
-        overrides = (*overrides, f"model.freeze={json.dumps(freeze)}")
+        overrides = _added(overrides, "--freeze", "model.freeze", json.dumps(freeze))
     if check_weights is not None:
         others = {"--recipe": recipe, "--resume": resume, "--weights": weights,
                   "--freeze": freeze, "--epochs": epochs, "--test-only": test_only,
@@ -169,6 +169,15 @@ def train(
         _run(request)
     else:
         launch(nproc, _run, request)
+
+
+def _added(overrides: tuple[str, ...], option: str, key: str, value: str) -> tuple[str, ...]:
+    """Return the overrides with an option's; UsageError when one gives its key another value."""
+    for override in overrides:
+        name, _, other = override.partition("=")
+        if name.strip() == key and other.strip() != value:
+            raise UsageError(f"{option} and --set {override} set the same; drop one of them")
+    return (*overrides, f"{key}={value}")
 
 
 def _published(
