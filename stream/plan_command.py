@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,7 +70,8 @@ def plan_command(
 
     \b
     Examples:
-      kprep plan s3://bucket/k400 --nodes 8 --gpus 8 --workers 10 --batch 24 --epochs 45
+      kprep plan s3://bucket/k400 --nodes 8 --gpus 8 --workers 10 --batch 24 \\
+        --epochs 45
       kprep plan --synthetic 10000000 --nodes 128
     """
     import time
@@ -100,7 +102,7 @@ def plan_command(
         named = {"root": root, "split": split if root else None, "planning_seconds": seconds}
         click.echo(json.dumps({**named, **plan.to_json()}, indent=1))
     else:
-        name = f"{root}, split {split}" if root else f"{synthetic} synthetic clips"
+        name = f"{root}, split {split}" if root else f"{synthetic:,} synthetic clips"
         click.echo("\n".join(_lines(name, plan, options)))
         click.echo(f"planned in {seconds:.2f} s")
     if plan.problems:
@@ -108,92 +110,132 @@ def plan_command(
 
 
 def _lines(name: str, plan: Plan, options: PlanOptions) -> list[str]:
-    lines = [f"{name}: {plan.clips} clips x {options.clips_per_video} views"]
-    lines += [f"  cannot work: {problem}" for problem in plan.problems]
-    lines += [f"  warning: {warning}" for warning in plan.warnings]
+    """Return the lines for a terminal of 80 columns; what is longer goes on below."""
+    views = _counted(options.clips_per_video, "view")
+    lines = _folded(f"{name}: {_counted(plan.clips, 'clip')} x {views}", "", "  ")
+    for problem in plan.problems:
+        lines += _folded(f"cannot work: {problem}", "  ", "    ")
+    for warning in plan.warnings:
+        lines += _folded(f"warning: {warning}", "  ", "    ")
     if plan.reads is None or plan.memory is None or plan.sample is None or plan.cache is None:
         return lines
+    lines += _pair(
+        "steps",
+        f"{plan.steps_per_epoch:,} an epoch and rank, {plan.steps_run:,} in all; "
+        f"{_counted(plan.global_batch, 'clip')} each on {_counted(options.world_size, 'rank')}; "
+        f"{_counted(plan.left_out_per_epoch, 'clip')} of an epoch in no step",
+    )
+    lines += _pair(
+        "time",
+        f"{_duration(plan.epoch_seconds)} an epoch, {_duration(plan.run_seconds)} in all "
+        f"at {options.clips_per_second:,g} clips/s",
+    )
+    lines += _read_lines(plan.reads, plan.sample, options)
+    lines += _cache_lines(plan.cache)
     memory = plan.memory
-    lines += [
-        (
-            f"  steps      {plan.steps_per_epoch} an epoch and rank, {plan.steps_run} in all; "
-            f"{plan.global_batch} clips each on {options.world_size} ranks; "
-            f"{plan.left_out_per_epoch} clips of an epoch fill no step"
-        ),
-        (
-            f"  time       {plan.epoch_seconds / 60:.1f} minutes an epoch, "
-            f"{plan.run_seconds / 3600:.1f} hours in all at {options.clips_per_second:g} clips/s"
-        ),
-        *_read_lines(plan.reads, plan.sample, options),
-        *_cache_lines(plan.cache, options),
-        (
-            f"  memory     {size_text(memory.rank_bytes)} a rank, {size_text(memory.node_bytes)} a "
-            f"node; index {size_text(memory.index_bytes)}, mapped once a node; {memory.batches} "
-            f"decoded batches of {size_text(memory.batch_bytes)} a rank"
-        ),
-    ]
+    lines += _pair(
+        "memory",
+        f"{size_text(memory.rank_bytes)} a rank, {size_text(memory.node_bytes)} a node; index "
+        f"{size_text(memory.index_bytes)}, mapped once a node; {memory.batches:,} decoded "
+        f"batches of {size_text(memory.batch_bytes)} a rank",
+    )
     for what, quality in (("step", plan.shuffle_step), ("rank's batch", plan.shuffle_rank)):
         if quality is not None:
-            lines.append(_quality_line(what, quality))
+            lines += _quality_lines(what, quality)
     return lines
 
 
 def _read_lines(reads: ReadPlan, sample: ReadSample, options: PlanOptions) -> list[str]:
-    how = "every batch of an epoch" if sample.whole_epoch else f"{sample.batches} batches"
+    whole = sample.whole_epoch
+    how = "every batch of an epoch" if whole else _counted(sample.batches, "batch")
     return [
-        (
-            f"  a clip     {size_text(reads.bytes_per_clip)} in {reads.requests_per_clip:.2f} "
-            f"requests, {reads.clip_share:.0%} of the stored clip "
-            f"(exact for {how}, {sample.clips} clips)"
+        *_pair(
+            "a clip",
+            f"{size_text(reads.bytes_per_clip)} in {reads.requests_per_clip:.2f} requests, "
+            f"{reads.clip_share:.0%} of the stored clip "
+            f"(exact for {how}, {_counted(sample.clips, 'clip')})",
         ),
-        (
-            f"             each by itself {size_text(reads.alone_bytes_per_clip)} in "
+        *_pair(
+            "",
+            f"each by itself {size_text(reads.alone_bytes_per_clip)} in "
             f"{reads.alone_requests_per_clip:.2f} requests: what reading a batch together gives "
-            f"with shuffle_block {options.shuffle_block}"
+            f"with shuffle_block {options.shuffle_block}",
         ),
-        (
-            f"  a second   {size_text(reads.bytes_per_second)} in {reads.requests_per_second:.0f} "
-            f"requests; a node {size_text(reads.bytes_per_second_node)} in "
-            f"{reads.requests_per_second_node:.0f}"
+        *_pair(
+            "a second",
+            f"{size_text(reads.bytes_per_second)} in {reads.requests_per_second:,.0f} requests; "
+            f"a node {size_text(reads.bytes_per_second_node)} in "
+            f"{reads.requests_per_second_node:,.0f}",
         ),
-        (
-            f"  an epoch   {size_text(reads.bytes_per_epoch)} in {reads.requests_per_epoch:.0f} "
-            f"requests, cost {reads.cost_epoch:.2f}"
+        *_pair(
+            "an epoch",
+            f"{size_text(reads.bytes_per_epoch)} in {reads.requests_per_epoch:,.0f} requests",
         ),
-        (
-            f"  the run    {size_text(reads.bytes_run)} in {reads.requests_run:.0f} requests, "
-            f"cost {reads.cost_run:.2f}"
+        *_pair("the run", f"{size_text(reads.bytes_run)} in {reads.requests_run:,.0f} requests"),
+        *_pair(
+            "cost",
+            f"{reads.cost_epoch:,.2f} an epoch, {reads.cost_run:,.2f} in all, in the currency of "
+            f"the prices: {options.price_per_1000_requests:g} for 1,000 requests, "
+            f"{options.price_per_gb:g} for a GB",
         ),
     ]
 
 
-def _cache_lines(cache: CachePlan, options: PlanOptions) -> list[str]:
-    shares = ", ".join(f"{share.held_share:.0%} on {share.nodes}" for share in cache.second_epoch)
+def _cache_lines(cache: CachePlan) -> list[str]:
+    shares = ", ".join(
+        f"{share.held_share:.0%} on {_counted(share.nodes, 'node')}" for share in cache.second_epoch
+    )
     limit = (
         "that limit"
         if cache.limit_bytes is None
         else f"a limit of {size_text(cache.limit_bytes)}, which keeps {cache.kept_share:.0%} of it,"
     )
     return [
-        (
-            f"  cache      {size_text(cache.split_bytes)} of clips need a limit of "
-            f"{size_text(cache.needed_limit_bytes)} a node; then no node fetches a clip twice"
+        *_pair(
+            "cache",
+            f"{size_text(cache.split_bytes)} of clips need a limit of "
+            f"{size_text(cache.needed_limit_bytes)} a node; then no node fetches a clip twice",
         ),
-        (
-            f"             {limit} makes {cache.requests_run:.0f} requests for "
-            f"{size_text(cache.bytes_run)} in the run on {options.nodes} nodes"
+        *_pair(
+            "",
+            f"{limit} makes {cache.requests_run:,.0f} requests for {size_text(cache.bytes_run)} "
+            "in the run on all nodes",
         ),
-        f"             in the second epoch a node has of its clips: {shares} nodes",
+        *_pair("", f"in the second epoch a node has of its clips: {shares}"),
     ]
 
 
-def _quality_line(what: str, quality: ShuffleQuality) -> str:
+def _quality_lines(what: str, quality: ShuffleQuality) -> list[str]:
     repeats = (
         "no labels"
         if quality.class_repeats is None
         else f"{quality.class_repeats:.2f} x the class repeats of perfect shuffling"
     )
-    return (
-        f"  shuffling  a {what} of {quality.batch_clips}: {repeats}; {quality.company:.2%} stand "
-        f"beside their neighbour (perfect: {quality.company_ideal:.2%}; {quality.batches} batches)"
+    return _pair(
+        "shuffling",
+        f"a {what} of {quality.batch_clips:,}: {repeats}; {quality.company:.2%} stand beside their "
+        f"neighbour (perfect: {quality.company_ideal:.2%}; {_counted(quality.batches, 'batch')})",
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    plural = "batches" if noun == "batch" else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("seconds", 60), ("minutes", 60), ("hours", 24)):
+        if seconds < size:
+            return f"{seconds:.1f} {unit}"
+        seconds /= size
+    return f"{seconds:,.1f} days"
+
+
+def _pair(name: str, value: str) -> list[str]:
+    return _folded(value, f"  {name:<11}", " " * 13)
+
+
+def _folded(text: str, first: str, later: str) -> list[str]:
+    return textwrap.wrap(
+        text, 80, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
     )

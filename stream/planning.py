@@ -357,8 +357,8 @@ def _warnings(split: PlannedSplit, options: PlanOptions, clips: int, reads: Read
         )
     if reads.requests_per_second > S3_REQUESTS_PER_SECOND:
         found.append(
-            f"{reads.requests_per_second:.0f} requests a second are above the "
-            f"{S3_REQUESTS_PER_SECOND} that S3 promises for one prefix; expect 503s until it has "
+            f"{reads.requests_per_second:,.0f} requests a second are above the "
+            f"{S3_REQUESTS_PER_SECOND:,} that S3 promises for one prefix; expect 503s until it has "
             "split the prefix, or use a cache or --grouping together"
         )
     if options.shuffle_block >= options.batch > 1:

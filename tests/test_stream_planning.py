@@ -238,7 +238,28 @@ def test_text_says_the_main_things(root):
     text = run(root, "--gpus", 2, "--batch", 3).output
     for word in ("steps", "an epoch", "requests", "cache", "memory", "shuffling", "planned in"):
         assert word in text
-    assert "100000 clips" in run("--synthetic", 100_000).output
+    assert "100,000 clips" in run("--synthetic", 100_000).output
+
+
+def test_a_terminal_of_80_columns_shows_lines_as_they_are(root):
+    large = ["--synthetic", 10**7, "--nodes", 128, "--gpus", 1, "--cache-limit", "100GB"]
+    for arguments in ([root, "--gpus", 1, "--batch", 3], [*large, "--clips-per-second", 60_000]):
+        assert max(map(len, run(*arguments).output.splitlines())) <= 80
+    lines = run(*large, "--clips-per-second", 60_000, "--price-per-gb", 0.5).output.splitlines()
+    words = " ".join(" ".join(lines).split())
+    steps = 5 * 10**7 // (128 * 24)
+    seconds = steps * 128 * 24 / 60_000
+    assert f"steps {steps:,} an epoch and rank, {steps * 45:,} in all" in words
+    times = f"{seconds / 60:.1f} minutes an epoch, {seconds * 45 / 3600:.1f} hours in all"
+    assert f"time {times} at 60,000 clips/s" in words
+    assert "the prices: 0.0004 for 1,000 requests, 0.5 for a GB" in words
+    assert "requests a second are above the 5,500 that S3" in words
+
+
+def test_one_of_a_thing_is_not_several(root):
+    words = " ".join(run(root, "--gpus", 1, "--batch", 3).output.split())
+    assert "3 clips each on 1 rank;" in words
+    assert "100% on 1 node" in words
 
 
 def test_a_run_that_cannot_work_exits_with_1(root):
