@@ -60,7 +60,8 @@ def index_command(
     \b
     Examples:
       kprep index tars/ --split train --labels txt
-      kprep index s3://bucket/videos --split 'train=train-*.tar' --split 'val=val-*.tar'
+      kprep index s3://bucket/videos \\
+        --split 'train=train-*.tar' --split 'val=val-*.tar'
     """
     from prep.foreign_index import IndexOptions, find_shards, index_tars
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +12,18 @@ from prep.errors import UsageError
 from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH
 from prep.info import DatasetInfo, SplitInfo, dataset_info, write_ledger_csv
 from prep.outside import check_outside
-from prep.plain_text import plain, setting_text
+from prep.plain_text import setting_text
 from prep.progress import size_text
 from prep.root_state import unfinished
 from prep.source_terms import source_meaning
 from prep.storage import Storage
+from prep.terminal_text import folded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prep.format import Manifest
 
-_COLUMNS = 80
 _MARGIN = 12  # where values begin
 _ENDS = 3  # classes shown at each end of the balance
 _JSON_VERSION = 1
@@ -114,7 +113,7 @@ def info_json(root: str, info: DatasetInfo | None, begun: Begun) -> dict[str, An
 
 def info_lines(root: str, info: DatasetInfo | None, begun: Begun) -> list[str]:
     """Return the lines for a terminal of 80 columns; what is longer goes on below."""
-    lines = _wrapped(root, "", "")
+    lines = folded(root, "", "")
     if info is not None:
         lines += _dataset_lines(info)
     for name, (counts, failures) in begun.items():
@@ -181,7 +180,7 @@ def _tool(name: str, text: str) -> str:
 def _reasons(failures: dict[str, int]) -> list[str]:
     lines = []
     for reason, count in failures.items():
-        lines += _wrapped(reason, f"{'':{_MARGIN}}{count:>9,}  ", f"{'':{_MARGIN + 11}}")
+        lines += folded(reason, f"{'':{_MARGIN}}{count:>9,}  ", f"{'':{_MARGIN + 11}}")
     return lines
 
 
@@ -210,15 +209,4 @@ def _balance(split: SplitInfo, names: Sequence[str]) -> list[str]:
 
 
 def _pair(name: str, value: str) -> list[str]:
-    return _wrapped(value, f"  {name:<{_MARGIN - 2}}", " " * _MARGIN) if value else []
-
-
-def _wrapped(text: str, first: str, later: str) -> list[str]:
-    """Fold text between words, and inside a word that is longer than a line."""
-    return textwrap.wrap(
-        plain(text),
-        _COLUMNS,
-        initial_indent=first,
-        subsequent_indent=later,
-        break_on_hyphens=False,
-    ) or [first.rstrip()]
+    return folded(value, f"  {name:<{_MARGIN - 2}}", " " * _MARGIN) if value else []

@@ -21,6 +21,7 @@ from prep.options import ShardOptions
 from prep.outcome import EXPLANATIONS, Reason
 from prep.profile import EncodingProfile, load_profile
 from prep.progress import duration, size_text
+from prep.terminal_text import folded
 
 if TYPE_CHECKING:
     from prep.shard import ShardResult
@@ -261,7 +262,9 @@ def _report(result: ShardResult, options: ShardOptions) -> None:
         click.echo(f"  {status:<28}{count:>9}")
         if status == "failed":
             for reason, number in result.failures.items():
-                click.echo(f"    {reason:<26}{number:>9}  {EXPLANATIONS[Reason(reason)]}")
+                first = f"    {reason:<26}{number:>9}  "
+                for line in folded(EXPLANATIONS[Reason(reason)], first, " " * len(first)):
+                    click.echo(line)
     if result.interrupted_by:
         click.echo("Interrupted; run the same command again to continue.", err=True)
         sys.exit(128 + result.interrupted_by)

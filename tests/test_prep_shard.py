@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,9 @@ from conftest import run_kprep
 
 from prep.demo_videos import random_motion, write_broken_files, write_video
 from prep.format import Sidecar, iter_records, read_index, read_manifest
+from prep.outcome import EXPLANATIONS
+from prep.shard import ShardResult
+from prep.shard_command import _report
 from prep.shuffle import place
 from prep.storage import Storage
 
@@ -349,6 +353,16 @@ def test_no_clip_at_all_is_a_failure_and_publishes_nothing(tmp_path):
     assert done.returncode == 1
     assert "gave a clip" in done.stderr
     assert not (tmp_path / "r" / "manifest.json").exists()
+
+
+def test_the_table_of_failures_folds_at_80_columns(capsys):
+    result = ShardResult(None, {"failed": len(EXPLANATIONS)}, dict.fromkeys(EXPLANATIONS, 1))
+    with pytest.raises(SystemExit):
+        _report(result, SimpleNamespace(split="train"))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for explanation in EXPLANATIONS.values():
+        assert explanation in " ".join(text.split())
 
 
 def test_limit_and_classes_choose_a_subset(videos, tmp_path):

@@ -160,6 +160,7 @@ def test_every_command_has_help_and_stands_in_the_guide():
     for name in COMMANDS:
         text = run_kprep(name, "--help").stdout
         assert f"kprep {name}" in text
+        assert max(map(len, text.splitlines())) <= 80
         assert "\\b" not in text  # a raw docstring would show click's mark
         assert f"kprep {name}" in guide
 

@@ -127,10 +127,12 @@ def train(
     \b
     Examples:
       kprep train --data k400 --recipe resnet --nproc 8
-      kprep train --data k400 --recipe resnet --set model.name=r3d_18 --output r3d --resume auto
+      kprep train --data k400 --recipe resnet --set model.name=r3d_18 \\
+        --output r3d --resume auto
       kprep train --data k400 --recipe resnet --resume runs/resnet --test-only
       kprep train --data k400 --check-weights R2Plus1D_18_Weights.KINETICS400_V1
-      kprep train --data k400 --data s3://bucket/words@0.5 --recipe resnet --output runs/both
+      kprep train --data k400 --data s3://bucket/words@0.5 --recipe resnet \\
+        --output runs/both
 
     Buckets take the usual AWS variables: AWS_ENDPOINT_URL, AWS_REGION,
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; AWS_SKIP_SIGNATURE=true for public ones.

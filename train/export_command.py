@@ -35,7 +35,8 @@ def export_command(
     \b
     Examples:
       kprep export runs/resnet --format state-dict --output r2plus1d.pt
-      kprep export runs/resnet/checkpoints/best.pt --format onnx --output r2plus1d.onnx
+      kprep export runs/resnet/checkpoints/best.pt --format onnx \\
+        --output r2plus1d.onnx
 
     The file is read back and must give the same logits. Class names and preprocessing are written
     beside it, to FILE.json.
