@@ -83,7 +83,9 @@ class Conversion:
         self._pending = journal.pending_by_shard()
         counts = journal.counts()
         total = sum(counts.values())
-        self.progress = Progress(total, done=total - counts[Status.PENDING])
+        self.progress = Progress(
+            total, done=total - counts[Status.PENDING], failed=counts[Status.FAILED]
+        )
 
     def run(self) -> int:
         """Encode what is pending and assemble what is complete; return the signal that ended it."""

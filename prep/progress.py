@@ -31,14 +31,23 @@ def size_text(count: float) -> str:
 
 
 class Progress:
-    """Counts finished rows and shows count, rate, failures and the time that is left."""
+    """Counts finished rows and shows count, rate, failures and the time that is left.
+
+    `done` and `failed` are of the runs before: rows that are finished, and those of them that
+    failed.
+    """
 
     def __init__(
-        self, total: int, *, done: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        failed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total = total
         self.done = done
-        self.failed = 0
+        self.failed = failed
         self._clock = clock
         self._begun = clock()
         self._done_before = done
