@@ -25,6 +25,7 @@ from prep.source import Candidate
 from prep.transcode import Limits, OutputError, command, run
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_MEMORY = "the worker: out of memory"
 _MOST_READ = 1 << 30  # of a file that failed
 
 
@@ -66,6 +67,8 @@ def encode(job: dict[str, Any]) -> dict[str, Any]:
             return _encode_one(candidate, profile, limits, job)
         except RowFailure as failure:
             failures.append(_fair(failure, candidate))
+        except MemoryError:
+            failures.append(RowFailure(Reason.CRASHED, _NO_MEMORY))
         except OSError as error:
             if isinstance(error, OutputError) or error.errno in _DISK_ERRORS:
                 return {"fatal": f"{job['work']} cannot be written: {error.strerror}"}
@@ -78,12 +81,14 @@ def encode(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fair(failure: RowFailure, candidate: Candidate) -> RowFailure:
-    """Return the failure, or that of the storage where the file is gone or cannot be read.
+    """Return the failure, or that of the machine where memory is short or the file cannot be read.
 
     Libraries tell a file that cannot be read on from one that ends there only by chance.
     """
     if failure.reason.retryable or failure.reason == Reason.UNSAFE_INPUT:
         return failure
+    if isinstance(failure.__cause__, MemoryError):  # PyAV's own is one
+        return RowFailure(Reason.CRASHED, _NO_MEMORY)
     name = candidate.path.name
     if failure.reason != Reason.MISSING:
         try:

@@ -104,7 +104,7 @@ EXPLANATIONS = {
     Reason.ENCODE_FAILED: "ffmpeg refused",
     Reason.CPU_LIMIT: "the encode took more CPU time than allowed",
     Reason.STALLED: "no result within the time limit",
-    Reason.CRASHED: "the worker process died twice over this row, or ffmpeg was killed",
+    Reason.CRASHED: "the worker process died twice over it, or ffmpeg was killed or got no memory",
     Reason.STORAGE: "a source could not be read",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import resource
 import signal
@@ -33,6 +32,16 @@ _NOT_WRITTEN = re.compile(
     r"No space left on device|Disk quota exceeded|Read-only file system"
     r"|(?:writing|\bmux|opening output).*: Input/output error"
 )
+
+
+# Of ffmpeg and its libraries where a limit of the process, the cgroup or the machine gives them no
+# memory or no thread. A decoder that gets no buffer leaves pictures out, and ffmpeg ends with 0.
+_STARVED = re.compile(
+    r"(?:Cannot|Could not|Failed to) allocate(?: memory)?|out of memory|malloc of size \d+ failed"
+    r"|pthread_create\(\) failed|error while loading shared libraries|get_buffer\(\) failed",
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile(r"Picture size \S+ |image parameters invalid")  # no buffer on purpose
 
 
 class OutputError(OSError):
@@ -172,18 +181,19 @@ def run(arguments: list[str], source: Path, limits: Limits) -> None:
         raise RowFailure(Reason.STALLED, f"no result in {limits.wall_seconds} s") from error
     except OSError as error:
         raise RowFailure(Reason.STORAGE, f"ffmpeg cannot be started: {error.strerror}") from error
-    if done.returncode == 0:
+    message = done.stderr.decode("utf-8", "surrogateescape")  # as in `source`
+    starved = None if _TOO_LARGE.search(message) else _STARVED.search(message)
+    if done.returncode == 0 and not starved:
         return
     spent = _children_cpu_seconds() - before
     if done.returncode in _AT_ITS_LIMIT and spent >= limits.cpu_seconds * 0.9:
         raise RowFailure(Reason.CPU_LIMIT, f"over {limits.cpu_seconds} s of CPU time")
     if done.returncode < 0:
         raise RowFailure(Reason.CRASHED, f"ffmpeg ended with signal {-done.returncode}")
-    message = done.stderr.decode("utf-8", "surrogateescape")  # as in `source`
     if refused := _NOT_WRITTEN.search(message):
         raise OutputError(errno.ENOSPC, refused[0].rpartition(": ")[2])
-    if os.strerror(errno.ENOMEM) in message:
-        raise RowFailure(Reason.CRASHED, f"ffmpeg: {os.strerror(errno.ENOMEM)}")
+    if starved:
+        raise RowFailure(Reason.CRASHED, f"ffmpeg: {starved[0]}")
     raise RowFailure(Reason.ENCODE_FAILED, last_word(message, source))
 
 

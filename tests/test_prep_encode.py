@@ -537,6 +537,20 @@ def test_rows_that_fail_leave_nothing_behind(tmp_path):
     [
         ("kill -9 $$", "worker crashed"),
         ("echo 'Error while filtering: Cannot allocate memory' >&2; exit 244", "worker crashed"),
+        (
+            "echo '[out#0/mp4] pthread_create() failed: Resource temporarily unavailable' >&2; exit 245",
+            "worker crashed",
+        ),
+        ("echo 'x264 [error]: malloc of size 246208 failed' >&2; exit 187", "worker crashed"),
+        (
+            "echo 'ffmpeg: error while loading shared libraries: libmvec.so.1' >&2; exit 127",
+            "worker crashed",
+        ),
+        ("echo '[h264] get_buffer() failed' >&2; exit 0", "worker crashed"),
+        (
+            "echo '[h264] Picture size 0x9 is invalid; get_buffer() failed' >&2; exit 69",
+            "encode failed",
+        ),
         ("echo '[in#0] Error during demuxing: Input/output error' >&2; exit 251", "encode failed"),
         ("rm {source}; exit 254", "storage"),
         ("echo 'Error writing trailer: Disk quota exceeded' >&2; exit 1", None),
@@ -553,6 +567,19 @@ def test_what_the_machine_does_to_ffmpeg_is_not_the_fault_of_a_file(
     result, _ = convert(tmp_path, source)
     assert result.get("reason") == reason
     assert ("cannot be written" in result.get("fatal", "")) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), av.error.MemoryError(12, "Cannot allocate memory")]
+)
+def test_want_of_memory_in_the_worker_is_not_the_fault_of_a_file(tmp_path, monkeypatch, error):
+    def starved(*_):
+        raise error
+
+    source = make(tmp_path / "a.mp4")
+    monkeypatch.setattr("prep.probe._key_picture", starved)
+    result, _ = convert(tmp_path, source)
+    assert (result["reason"], result["detail"]) == ("worker crashed", "the worker: out of memory")
 
 
 def test_a_file_that_was_there_is_not_missing(tmp_path):
