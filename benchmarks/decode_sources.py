@@ -38,7 +38,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 
 from prep.storage import Storage  # noqa: E402
-from stream.bench_decode import DecodeSample, bench_decode, table  # noqa: E402
+from stream.bench_decode import DecodeSample, bench_decode, decode_samples, table  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,11 +128,12 @@ def main() -> None:
                        env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
         index = pq.read_table(Path(folder, "made", "index", "train.parquet"))
         names = dict(zip(index["key"].to_pylist(), index["video_id"].to_pylist(), strict=True))
-        results = bench_decode(
+        samples = decode_samples(
             Storage(f"{folder}/made"), "train", frames=asked.frames, fps=Fraction(_FPS),
-            clips=asked.clips, rounds=asked.rounds,
-            others=lambda samples: contenders(asked.videos, names, samples),
+            clips=asked.clips,
         )  # fmt: skip
+        others = contenders(asked.videos, names, samples)
+        results = bench_decode(samples, rounds=asked.rounds, others=others)
     print(f"profile {asked.profile}, {asked.frames} frames at {_FPS} fps; "
           f"{os.cpu_count()} cores, {platform.machine()}\n")  # fmt: skip
     print("\n".join(table(results)))

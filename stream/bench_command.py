@@ -96,20 +96,21 @@ def decode_command(root: str, as_json: bool, split: str | None, **values: Any) -
     and through the mp4 container, in turns.
     """
     from prep.storage import Storage
-    from stream.bench_decode import bench_decode, table
+    from stream.bench_decode import bench_decode, decode_samples, table
     from stream.rates import parse_rate
 
     _at_least_one(values, "clips", "rounds", "frames")
     storage = Storage(root)
     split = _split(storage, split)
-    results = bench_decode(
+    samples = decode_samples(
         storage,
         split,
         frames=values["frames"],
         fps=parse_rate(values["fps"]),
         clips=values["clips"],
-        rounds=values["rounds"],
     )
+    results = bench_decode(samples, rounds=values["rounds"])
+    values["clips"] = len(samples)
     _show("decode", root, split, results, table(results), values, as_json=as_json)
 
 

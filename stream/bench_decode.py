@@ -49,15 +49,34 @@ class DecodeSample:
     out: UInt8
 
 
+def decode_samples(
+    storage: Storage, name: str, *, frames: int, fps: Fraction, clips: int
+) -> list[DecodeSample]:
+    """Return the first views of an epoch's order, without those that have no GOP index.
+
+    At most `clips`, fewer where the split has not so many. UsageError when there is none.
+    """
+    split = StoredSplit(storage, name)
+    offsets = {rate: frame_offsets(frames, fps, rate) for rate in split.rates()}
+    num_clips, _, _ = split.place({rate: int(found[-1]) + 1 for rate, found in offsets.items()})
+    if not num_clips:
+        raise UsageError(f"no clip of split {name} has {frames} frames at {float(fps):g} fps")
+    order = EpochOrder(split.fingerprint, num_clips, seed=0, epoch=0)
+    found = []
+    for clip in order(np.arange(min(clips, num_clips)))[0]:
+        request = view_request(split, order, int(clip), 0, offsets)
+        if request.clip.codec_config is not None:
+            found.append(_sample(storage, request))
+    if not found:
+        raise UsageError(f"no clip of split {name} has a GOP index; there is no floor to show")
+    return found
+
+
 def bench_decode(
-    storage: Storage,
-    split: str,
+    samples: list[DecodeSample],
     *,
-    frames: int,
-    fps: Fraction,
-    clips: int = 64,
     rounds: int = 7,
-    others: Callable[[list[DecodeSample]], dict[str, Callable[[], object]]] | None = None,
+    others: dict[str, Callable[[], object]] | None = None,
 ) -> dict[str, DecodeResult]:
     """Decode the same views in four ways, in turn, `rounds` times.
 
@@ -67,17 +86,15 @@ def bench_decode(
     - rgb: the same, converted to RGB on the CPU
     - container: the clip opened as an mp4 and decoded from its beginning, to planar YUV
 
-    `others` makes further contenders of the views: each call decodes all of them once.
+    `others` are further contenders by name: each call decodes all of the views once.
     """
-    samples = _samples(storage, split, frames, fps, clips)
     contenders: dict[str, Callable[[], object]] = {
         "floor": Floor(samples).run,
         "yuv420": decoding(samples),
         "rgb": decoding(samples, rgb=True),
         "container": decoding(samples, whole=True),
     }
-    if others is not None:
-        contenders |= others(samples)
+    contenders |= others or {}
     times = _rounds(contenders, rounds)
     return {
         name: DecodeResult(
@@ -101,26 +118,6 @@ def _rounds(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[st
             contenders[name]()
             times[name].append(time.process_time() - begun)
     return times
-
-
-def _samples(
-    storage: Storage, name: str, frames: int, fps: Fraction, clips: int
-) -> list[DecodeSample]:
-    """Return the first views of an epoch's order, without those that have no GOP index."""
-    split = StoredSplit(storage, name)
-    offsets = {rate: frame_offsets(frames, fps, rate) for rate in split.rates()}
-    num_clips, _, _ = split.place({rate: int(found[-1]) + 1 for rate, found in offsets.items()})
-    if not num_clips:
-        raise UsageError(f"no clip of split {name} has {frames} frames at {float(fps):g} fps")
-    order = EpochOrder(split.fingerprint, num_clips, seed=0, epoch=0)
-    found = []
-    for clip in order(np.arange(min(clips, num_clips)))[0]:
-        request = view_request(split, order, int(clip), 0, offsets)
-        if request.clip.codec_config is not None:
-            found.append(_sample(storage, request))
-    if not found:
-        raise UsageError(f"no clip of split {name} has a GOP index; there is no floor to show")
-    return found
 
 
 def _sample(storage: Storage, request: ClipRequest) -> DecodeSample:

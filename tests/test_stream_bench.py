@@ -21,7 +21,7 @@ from prep.errors import StorageError, UsageError
 from prep.format import read_manifest
 from prep.storage import Storage
 from stream.bench import memory_baseline
-from stream.bench_decode import CONTENDERS, _packets, _samples
+from stream.bench_decode import CONTENDERS, _packets, decode_samples
 from stream.bench_measure import CountingStorage, Spread, cpu_seconds, own_processes, pss_bytes
 
 
@@ -47,8 +47,16 @@ def test_decode_shows_every_way_beside_the_floor(root):
     assert "| yuv420 |" in run("decode", root, "--clips", 2, "--rounds", 1).output
 
 
+def test_decode_says_how_many_clips_it_decoded(root):
+    done = run("decode", root, "--clips", 64, "--rounds", 1, "--json")
+    samples = decode_samples(Storage(str(root)), "train", frames=16, fps=Fraction(15), clips=64)
+    assert json.loads(done.output)["options"]["clips"] == len(samples)
+    assert 0 < len(samples) <= 10  # the split has no more
+
+
 def test_the_floor_is_fed_exactly_the_packets_up_to_the_last_frame(root):
-    for sample in _samples(Storage(str(root)), "train", 16, Fraction(15), 5):
+    storage = Storage(str(root))
+    for sample in decode_samples(storage, "train", frames=16, fps=Fraction(15), clips=5):
         clip, frames = sample.request.clip, sample.request.frames
         last = int(frames[-1])
         gops = range(int(frames[0]) // clip.gop_frames, last // clip.gop_frames + 1)
