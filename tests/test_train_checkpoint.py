@@ -225,7 +225,18 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "cause"),
-    [({"lora": 1}, "'lora'"), ({"loader": "{"}, "damaged"), ({"loader": 3}, "damaged")],
+    [
+        ({"lora": 1}, "'lora'"),
+        ({"loader": "{"}, "damaged"),
+        ({"loader": 3}, "damaged"),
+        ({"loader": "[]"}, "loader is of type list"),
+        ({"recipe": 5}, "recipe is of type int"),
+        ({"epoch": "x"}, "epoch is of type str"),
+        ({"step": True}, "step is of type bool"),
+        ({"model": "x"}, "model is of type str"),
+        ({"class_names": [1]}, "class_names holds no"),
+        ({"rng": {"cpu": torch.zeros(3)}}, "rng holds no"),
+    ],
 )
 def test_a_checkpoint_of_another_version_is_one_sentence(
     tmp_path: Path, change: dict[str, object], cause: str
@@ -246,6 +257,17 @@ def test_a_checkpoint_without_a_field_is_one_sentence(tmp_path: Path, name: str)
     del values[name]
     torch.save(values, path)
     with pytest.raises(KprepError, match=f"is of another version of kprep.*{name}"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    weight = torch.arange(1000.0)
+    save_checkpoint(path, replace(SAVED, model={"weight": weight}))
+    data = bytearray(path.read_bytes())
+    data[data.index(weight.numpy().tobytes()) + 2003] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(KprepError, match=r"epoch-0003.pt cannot be read \(.* in it is altered\)"):
         load_checkpoint(path)
 
 

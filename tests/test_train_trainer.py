@@ -21,7 +21,13 @@ from prep.errors import DatasetError, KprepError, UsageError
 from stream import ClipBatch
 from stream.bad_clips import BadClipSummary
 from train.agreement import lost_losses, raise_together
-from train.checkpoint import checkpoint_path, checkpoints_in, find_checkpoint, load_checkpoint
+from train.checkpoint import (
+    checkpoint_path,
+    checkpoints_in,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from train.distributed import World, joined_world
 from train.launch import launch
 from train.models import tiny
@@ -153,6 +159,17 @@ def test_the_recipe_of_a_run_on_other_ranks_is_the_one_that_was_given(tmp_path: 
     assert load_recipe(tmp_path / "recipe.toml") == given
     saved = load_checkpoint(checkpoints_in(tmp_path / "checkpoints")[-1])
     assert parse_recipe(saved.recipe, "") == kept
+
+
+@pytest.mark.parametrize(
+    "change", [{"optimizer": {}}, {"rng": {"cpu": torch.zeros(1, 9, dtype=torch.uint8)}}]
+)
+def test_states_that_do_not_fit_are_one_sentence(tmp_path: Path, change: dict[str, Any]) -> None:
+    _trainer(tmp_path, _recipe("schedule.epochs=1")).fit()
+    path = checkpoints_in(tmp_path / "checkpoints")[-1]
+    save_checkpoint(path, replace(load_checkpoint(path), **change))
+    with pytest.raises(KprepError, match=r"epoch-0001.pt is of another version of kprep, or dama"):
+        _trainer(tmp_path / "resumed", _recipe("schedule.epochs=2")).restore(path)
 
 
 def test_a_run_writes_checkpoints_metrics_and_its_recipe(tmp_path: Path) -> None:

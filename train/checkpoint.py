@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -19,6 +21,13 @@ _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
 BEST_NAME = "best.pt"
 ABANDONED_NAME = "abandoned"
 _LEFT_OVER = re.compile(r"\.(?:epoch-\d{4,}(?:-step-\d{8,})?|best)\.pt\.\d+\.tmp")
+
+_RANKS_BYTES = 2  # dimensions of a tensor of random states
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "epoch": int, "step": int, "model": dict, "optimizer": (dict, NoneType), "recipe": str,
+    "class_names": list, "loader": dict, "rng": dict, "ema": (dict, NoneType), "scaler": dict,
+    "given": list,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,10 +163,13 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
 
     Raises UsageError where there is no file or it is none of kprep's, and KprepError where it is
     damaged, or has other fields than ours. Nothing in the file is executed (`weights_only=True`).
+    `in_place` does not look for damage within the tensors.
     """
     if not path.is_file():
         raise UsageError(f"checkpoint {path} does not exist")
     try:
+        if not in_place:
+            _check_bytes(path)
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
     except Exception as error:  # bytes that are no checkpoint can raise anything
         text = str(error).partition("\n")[0] or type(error).__name__
@@ -167,11 +179,34 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of kprep")
     try:
-        return Checkpoint(**{**values, "loader": json.loads(values["loader"])})
+        found = Checkpoint(**{**values, "loader": json.loads(values["loader"])})
+        _check_kinds(found)
     except (KeyError, TypeError, ValueError) as error:
         raise KprepError(
             f"checkpoint {path} is of another version of kprep, or damaged ({error})"
         ) from error
+    return found
+
+
+def _check_bytes(path: Path) -> None:
+    """Raise where a byte is not as it was written: torch.load reads altered tensors as they are."""
+    with zipfile.ZipFile(path) as archive:
+        altered = archive.testzip()
+    if altered is not None:
+        raise ValueError(f"{altered} in it is altered")
+
+
+def _check_kinds(checkpoint: Checkpoint) -> None:
+    """Raise TypeError where a field is not of the kind that it is written as."""
+    for name, kind in _KINDS.items():
+        value = getattr(checkpoint, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} is of type {type(value).__name__}")
+    ranks = checkpoint.rng.values()
+    if not all(isinstance(rows, torch.Tensor) and rows.dim() == _RANKS_BYTES for rows in ranks):
+        raise TypeError("rng holds no states by rank")
+    if not all(isinstance(name, str) for name in checkpoint.class_names):
+        raise TypeError("class_names holds no names")
 
 
 def find_checkpoint(resume: str, directory: Path) -> Path | None:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import DatasetError, UsageError
+from prep.errors import DatasetError, KprepError, UsageError
 from train.agreement import (
     Agreed,
     LossNotFiniteError,
@@ -232,10 +232,15 @@ class Trainer:
                 f"{self.recipe.optim.name!r}; resume with the same optimiser"
             )
         self._training_loader().load_state_dict(saved.loader)
-        load_optimizer_state(self._optimizer, saved.optimizer)
-        if saved.scaler and self.recipe.run.precision == "fp16":
-            self._step.scaler.load_state_dict(saved.scaler)
-        restore_random_states(saved.rng, self.world)
+        try:
+            load_optimizer_state(self._optimizer, saved.optimizer)
+            if saved.scaler and self.recipe.run.precision == "fp16":
+                self._step.scaler.load_state_dict(saved.scaler)
+            restore_random_states(saved.rng, self.world)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise KprepError(
+                f"checkpoint {path} is of another version of kprep, or damaged ({error})"
+            ) from error
         self._log("resumed from %s: %d epochs, %d steps", path, self.epoch, self.step)
         for change in recipe_differences(old, self.recipe):
             self._log("changed since that checkpoint: %s", change)
