@@ -62,9 +62,8 @@ class Work:
         self.workers: int = asked.workers
         self.profile_name: str = asked.profile
         self.profile: EncodingProfile = load_profile(asked.profile)
-        self.chosen: list[tuple[Path, SourceFacts]] = choose(
-            asked.videos, folder / "videos", asked.clips
-        )
+        self.chosen: list[tuple[Path, SourceFacts]]
+        self.chosen, _ = choose(asked.videos, folder, asked.clips, asked.profile, asked.workers)
         self.rival_python: str | None = asked.video2dataset
         self.rival_clips: int = min(asked.video2dataset_clips, len(self.chosen))
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
 
 from prep.annotation_paths import walk
 from prep.errors import KprepError, UsageError
@@ -39,10 +43,14 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class ShardBench:
-    """`ratio` is kprep's clips a second over bare ffmpeg's, the median over rounds."""
+    """`ratio` is kprep's clips a second over bare ffmpeg's, the median over rounds.
+
+    `left_out` counts by reason the files that `kprep shard` does not convert; nobody got them.
+    """
 
     num_clips: int
     workers: int
+    left_out: dict[str, int]
     ffmpeg: ShardResult
     kprep: ShardResult
 
@@ -61,10 +69,11 @@ def bench_shard(
     Bare ffmpeg runs the commands that `kprep shard` would run, `workers` at a time, and throws the
     clips away: no probe, no check, no hash, no tar, no index. kprep is the whole command, from the
     start of its process to the published dataset. Where the folder has fewer videos, they are taken
-    again; files that cannot be read are left out of both. UsageError when none is left.
+    again; files that `kprep shard` does not convert are left out of both. UsageError when none can
+    be read, KprepError when none can be converted.
     """
     with tempfile.TemporaryDirectory(prefix="kprep-bench-") as folder:
-        chosen = choose(videos, Path(folder) / "videos", clips)
+        chosen, left_out = choose(videos, Path(folder), clips, profile_name, workers)
 
         def ffmpeg(_: int) -> None:
             convert_bare(chosen, Path(folder), profile_name, workers)
@@ -73,7 +82,8 @@ def bench_shard(
             root = Path(folder) / f"root-{number}"
             convert(Path(folder) / "videos", root, profile_name, workers, len(chosen))
 
-        return _rounds(ffmpeg, kprep, len(chosen), workers, rounds)
+        results = _rounds(ffmpeg, kprep, len(chosen), rounds)
+        return ShardBench(len(chosen), workers, left_out, results["ffmpeg"], results["kprep"])
 
 
 def convert_bare(
@@ -92,29 +102,64 @@ def convert_bare(
         list(threads.map(bare, range(len(chosen))))
 
 
-def choose(videos: Path, target: Path, count: int) -> list[tuple[Path, SourceFacts]]:
-    """Link readable videos into a class folder, from the first again where they are too few."""
+def choose(
+    videos: Path, folder: Path, count: int, profile: str, workers: int
+) -> tuple[list[tuple[Path, SourceFacts]], dict[str, int]]:
+    """Link videos below `folder`/videos, from the first again where they are too few.
+
+    Each is converted once before, since only that tells whether it can be; returns the links, and
+    how many files were left out for which reason.
+    """
+    readable, left_out = _readable(videos, count)
+    tried, root = folder / "tried", folder / "first"
+    links = _linked(readable, tried)
+    shard(tried, root, profile, workers)
+    ledger = pq.read_table(root / "ledger" / "train.parquet", columns=["video_id", "reason"])
+    reasons = dict(zip(*ledger.to_pydict().values(), strict=True))
+    shutil.rmtree(root)
+    failed = [reasons[link.relative_to(tried).as_posix()] for link in links]
+    good = [one for one, reason in zip(readable, failed, strict=True) if reason is None]
+    left_out.update(reason for reason in failed if reason is not None)
+    again = list(islice(cycle(good), count))
+    chosen = zip(_linked(again, folder / "videos"), (facts for _, facts in again), strict=True)
+    return list(chosen), dict(left_out)
+
+
+def _readable(videos: Path, count: int) -> tuple[list[tuple[Path, SourceFacts]], Counter[str]]:
+    """Return the first `count` files that can be probed, and the reasons of those that cannot."""
     readable: list[tuple[Path, SourceFacts]] = []
+    left_out: Counter[str] = Counter()
     for path in walk(videos):
         try:
             readable.append(((videos / path).absolute(), probe(videos / path, 0.0, None)))
-        except RowFailure:
-            continue
+        except RowFailure as failure:
+            left_out[str(failure.reason)] += 1
         if len(readable) == count:
             break
     if not readable:
         raise UsageError(f"{videos} holds no video that can be read; name a folder of videos")
-    chosen = []
-    (target / "bench").mkdir(parents=True)
-    for number, (file, facts) in enumerate(islice(cycle(readable), count)):
-        link = target / "bench" / f"{number:06d}{file.suffix}"
+    return readable, left_out
+
+
+def _linked(videos: list[tuple[Path, SourceFacts]], folder: Path) -> list[Path]:
+    """Make a folder with one class, of links to the videos."""
+    (folder / "bench").mkdir(parents=True)
+    links = []
+    for number, (file, _) in enumerate(videos):
+        link = folder / "bench" / f"{number:06d}{file.suffix}"
         link.symlink_to(file)
-        chosen.append((link, facts))
-    return chosen
+        links.append(link)
+    return links
 
 
 def convert(videos: Path, root: Path, profile: str, workers: int, count: int) -> None:
     """Run `kprep shard` as a user does; KprepError when it fails or loses a clip."""
+    if f"published {count} clips" not in shard(videos, root, profile, workers):
+        raise KprepError("`kprep shard` did not convert every video that it converted before")
+
+
+def shard(videos: Path, root: Path, profile: str, workers: int) -> str:
+    """Run `kprep shard` and return its standard output; KprepError when it fails."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "prep", "shard", str(videos), str(root), "--split", "train",
          "--workers", str(workers), "--profile", profile],
@@ -124,17 +169,15 @@ def convert(videos: Path, root: Path, profile: str, workers: int, count: int) ->
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise KprepError(f"`kprep shard` ended with {done.returncode}: {' '.join(last)}")
-    if f"published {count} clips" not in done.stdout:
-        raise KprepError("`kprep shard` did not convert every video that ffmpeg can read")
+    return done.stdout
 
 
 def _rounds(
     ffmpeg: Callable[[int], None],
     kprep: Callable[[int], None],
     count: int,
-    workers: int,
     rounds: int,
-) -> ShardBench:
+) -> dict[str, ShardResult]:
     """Run both in turns; who begins changes with every round."""
     contenders = {"ffmpeg": ffmpeg, "kprep": kprep}
     results = {name: ShardResult([], []) for name in contenders}
@@ -144,7 +187,7 @@ def _rounds(
             contenders[name](number)
             results[name].clips_per_second.append(count / (time.perf_counter() - begun))
             results[name].cpu_seconds_per_clip.append((cpu_seconds() - cpu) / count)
-    return ShardBench(count, workers, results["ffmpeg"], results["kprep"])
+    return results
 
 
 def cpu_seconds() -> float:

@@ -29,7 +29,8 @@ def bench_shard_command(
 
     The floor is a bare loop over the same ffmpeg commands, as many at a time, whose clips are
     thrown away. kprep is the whole of `kprep shard`, from the start of its process to the published
-    dataset: with few clips, its start weighs more.
+    dataset: with few clips, its start weighs more. All are converted once before, and what cannot
+    be is left out and counted.
 
     \b
     Example:
@@ -43,6 +44,10 @@ def bench_shard_command(
         return
     click.echo(
         f"{videos}: {bench.num_clips} clips, profile {profile}, {bench.workers} workers, "
-        f"rounds {rounds}; {cores} cores, {platform.machine()}\n"
+        f"rounds {rounds}; {cores} cores, {platform.machine()}"
     )
+    if bench.left_out:
+        counts = ", ".join(f"{count} {reason}" for reason, count in bench.left_out.items())
+        click.echo(f"left out, since `kprep shard` does not convert them: {counts}")
+    click.echo()
     click.echo("\n".join(table(bench)))
