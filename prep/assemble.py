@@ -122,8 +122,9 @@ def finish_tar(temporary: Path, hashed: HashingFile, storage: Storage, path: str
     places, end = scan(temporary)
     index = energon_index(places, end)
     storage.write(f"{path}.idx", index)
-    storage.move_in(temporary, path)
+    etag = storage.move_in(temporary, path)
     return {
+        "etag": etag,
         "bytes": hashed.bytes,
         "sha256": hashed.sha256.hexdigest(),
         "md5": hashed.md5.hexdigest(),

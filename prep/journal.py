@@ -371,9 +371,9 @@ class Journal:
         self._db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, json.dumps(facts)))
         self._db.execute("COMMIT")
 
-    def forget_shards(self) -> None:
-        """Have all tars built again, from their own clips."""
-        self._db.execute("DELETE FROM shards")
+    def forget_shards(self, shards: Iterable[int]) -> None:
+        """Have some tars built again, from those of their own clips that are whole."""
+        self._db.executemany("DELETE FROM shards WHERE shard = ?", [(shard,) for shard in shards])
 
     def shards(self) -> dict[int, dict[str, Any]]:
         """Return the finished tars by number."""

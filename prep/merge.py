@@ -23,6 +23,7 @@ from prep.merge_publish import publish_merged
 from prep.merge_work import MergeWork
 from prep.new_root import Plan, plan_root
 from prep.root_lock import LOCK_NAME
+from prep.standing_shards import altered_shards, note_on
 from prep.storage import remove_leftovers
 from prep.worker_pool import Job, WorkerPool
 
@@ -153,7 +154,10 @@ def _build(
     tasks = [
         (name, number) for name in sorted(plan.shards) for number in range(len(plan.shards[name]))
     ]
-    built = {task: facts for task in tasks if (facts := work.shard(options.destination, *task))}
+    built = {task: facts for task in tasks if (facts := work.shard(*task))}
+    faults = altered_shards(options.destination, built, options.workers)
+    built = {task: facts for task, facts in built.items() if task not in faults}
+    plan.chosen.notes += note_on(faults)
     progress = ByteProgress("copied", sum(plan.shard_bytes(*task) for task in tasks))
     for task in built:
         progress.skip(plan.shard_bytes(*task))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import KprepError, StorageError, UsageError
-from prep.format import shard_path
+from prep.errors import KprepError, UsageError
 from prep.storage import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from prep.storage import Storage
 
 
 class MergeWork:
@@ -46,22 +44,15 @@ class MergeWork:
         self._write("plan.json", {"root": root, "identity": identity})
 
     def record(self, split: str, number: int, facts: dict[str, Any]) -> None:
-        """Note that a shard stands."""
-        self._write(f"{split}-{number:06d}.json", facts)
+        """Note that a shard was written."""
+        values = {"facts": facts, "crc32": _crc32(facts)}
+        self._write(f"{split}-{number:06d}.json", values)
 
-    def shard(self, destination: Storage, split: str, number: int) -> dict[str, Any] | None:
-        """Return what is known of a shard that stands; None when it has to be written."""
-        facts = self._read(f"{split}-{number:06d}.json")
-        path = shard_path(split, number)
-        if facts is None:
-            return None
-        try:
-            sizes = [destination.info(name).size_bytes for name in (path, f"{path}.idx")]
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-        return facts if sizes == [facts["bytes"], facts["index_bytes"]] else None
+    def shard(self, split: str, number: int) -> dict[str, Any] | None:
+        """Return what is known of a shard that was written; None where it has to be."""
+        values = self._read(f"{split}-{number:06d}.json") or {}
+        facts: dict[str, Any] | None = values.get("facts")
+        return facts if values.get("crc32") == _crc32(facts) else None
 
     def mark(self, split: str, number: int) -> Path:
         """Return where the process that writes a shard says how far it is."""
@@ -78,3 +69,7 @@ class MergeWork:
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         write_atomic(self.folder / name, json.dumps(values).encode())
+
+
+def _crc32(facts: Any) -> int:
+    return zlib.crc32(json.dumps(facts).encode())

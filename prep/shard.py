@@ -37,6 +37,7 @@ from prep.root_state import (
 )
 from prep.shard_builder import ShardBuilder
 from prep.sources import open_listing, open_sources, source_folders
+from prep.standing_shards import altered_shards, note_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,6 +137,7 @@ def _convert_locked(
     listing, notes = open_listing(options, work, known_classes)
     with journal_of(work, options.split) as journal:
         notes += plan(journal, options, listing, ffmpeg, existing)
+        notes += _forget_altered_shards(journal, options)
         encoders = encoders or _pool(options, work, ffmpeg)
         result = _convert(options, journal, work, ffmpeg, check_lock, encoders)
         result.notes = notes + result.notes
@@ -176,6 +178,18 @@ def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:
         folders = source_folders(options)
         return DaskPool(options.scheduler, work, folders, ffmpeg.sha256, encoders.wall_seconds)
     return encoders
+
+
+def _forget_altered_shards(journal: Journal, options: ShardOptions) -> list[str]:
+    """Have tars built again that an earlier run finished and that are no longer what it wrote."""
+    built = {
+        (options.split, number): facts
+        for number, facts in journal.shards().items()
+        if facts["num_clips"]
+    }
+    faults = altered_shards(options.storage, built, options.workers)
+    journal.forget_shards(number for _, number in faults)
+    return note_on(faults)
 
 
 def _publish(
@@ -338,7 +352,7 @@ def _fits_neighbours(journal: Journal, options: ShardOptions, existing: Manifest
         )
     names = list(_class_names(journal, options, existing))
     if names != journal.setting("class_names"):
-        journal.forget_shards()
+        journal.forget_shards(journal.shards())
         journal.set("class_names", names)
     journal.set("neighbours", neighbours)
     return True

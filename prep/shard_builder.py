@@ -92,7 +92,7 @@ class ShardBuilder:
                 "entry_bytes": entry_bytes,
                 "video_offset": video_offset,
             }
-        names = ("bytes", "sha256", "md5", "num_clips", "index_bytes", "index_sha256")
+        names = ("bytes", "sha256", "md5", "etag", "num_clips", "index_bytes", "index_sha256")
         self.journal.record_shard(number, {name: result[name] for name in names}, clips)
         for row in rows:  # only now: the tar has them and the journal knows it
             (self.work / "staged" / row.facts["pack"]).unlink(missing_ok=True)

@@ -388,18 +388,19 @@ class Storage:
         with self._errors(path):
             obstore.delete(self.store(), path)
 
-    def move_in(self, file: Path, path: str) -> None:
-        """Make a finished local file the object `path`: renamed, or uploaded and removed."""
+    def move_in(self, file: Path, path: str) -> str | None:
+        """Rename or upload a finished local file to `path`; return the ETag of an upload."""
         import obstore
 
         if self.local_root is not None:
             target = self.local_target(path)
             file.replace(target)
             sync_path(target.parent)
-            return
-        with self._errors(path):
-            obstore.put(self.store(), check_relative_path(path), file)  # in parts, then complete
+            return None
+        with self._errors(path):  # in parts, then complete
+            uploaded = obstore.put(self.store(), check_relative_path(path), file)
         file.unlink()
+        return uploaded["e_tag"]
 
     def write_parts(
         self, path: str, parts: Iterable[memoryview], size_bytes: int, sha256: str

@@ -91,6 +91,81 @@ def test_killed_while_publishing_it_continues(videos, reference, tmp_path, momen
     )
 
 
+@pytest.fixture(scope="module")
+def unpublished(videos, tmp_path_factory) -> Path:
+    """A root whose shards stand, and whose conversion was killed before it published."""
+    root = tmp_path_factory.mktemp("unpublished") / "root"
+    words = [sys.executable, "-P", "-c", DIES_AT, "index/train.parquet", *map(str, arguments(videos, root))]  # fmt: skip
+    died = subprocess.run(words, capture_output=True, timeout=120, check=False)
+    assert died.returncode == -signal.SIGKILL
+    return root
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [("gone", "train-000000.tar is gone"), ("cut", "train-000000.tar has 3000 bytes, not "),
+     ("flipped", "train-000000.tar was altered"), ("index", "train-000000.tar.idx is gone")],
+)  # fmt: skip
+def test_a_finished_shard_that_did_not_last_is_made_again(
+    videos, reference, unpublished, tmp_path, damage, told
+):
+    root = Path(shutil.copytree(unpublished, tmp_path / "root"))
+    tar = root / "train/train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    if damage in ("gone", "index"):
+        (tar if damage == "gone" else tar.with_name(f"{tar.name}.idx")).unlink()
+    elif damage == "cut":
+        tar.write_bytes(data[:3000])
+    else:
+        data[len(data) // 2] ^= 1
+        tar.write_bytes(data)
+    done = run_kprep(*arguments(videos, root))
+    assert f"1 shard that an earlier run had finished had to be made again: train/{told}" in done.stdout  # fmt: skip
+    assert files_of(root) == files_of(reference)
+
+
+def test_a_finished_shard_in_a_bucket_is_read_unless_its_etag_is_that_of_the_upload(
+    s3, tmp_path, monkeypatch
+):
+    from prep.assemble import assemble
+    from prep.standing_shards import altered_shards
+
+    clips = []
+    for number, size in enumerate((1000, 6 << 20)):  # the second one goes up in two parts
+        (tmp_path / "pack").mkdir(exist_ok=True)
+        (pack := tmp_path / "pack" / str(number)).write_bytes(bytes(size))
+        digest = hashlib.blake2b(bytes(size), digest_size=16).hexdigest()
+        clips.append({"row": 1, "key": "k", "file": str(pack), "offset": 0, "bytes": size,
+                      "sidecar": "{}", "content_hash": digest})  # fmt: skip
+    storage, shards = Storage(f"s3://kprep/{tmp_path.name}", s3.options), {}
+    for number, clip in enumerate(clips):
+        job = {"root": storage.root, "options": storage.options, "work": str(tmp_path),
+               "path": f"val/val-{number:06d}.tar", "clips": [clip]}  # fmt: skip
+        shards["val", number] = assemble(job)
+    read, real = [], Storage.read_range
+
+    def read_range(self, path, *places, **more):
+        read.append(path)
+        return real(self, path, *places, **more)
+
+    monkeypatch.setattr(Storage, "read_range", read_range)
+    assert altered_shards(storage, shards) == {}
+    assert all(path.endswith(".idx") for path in read)
+    begun_before = {shard: {**facts, "etag": None} for shard, facts in shards.items()}
+    assert altered_shards(storage, begun_before) == {}
+    assert {path for path in read if path.endswith(".tar")} == {
+        "val/val-000000.tar", "val/val-000001.tar",
+    }  # fmt: skip
+    data = bytearray(storage.read("val/val-000000.tar"))
+    data[700] ^= 4
+    storage.write("val/val-000000.tar", bytes(data))
+    storage.delete("val/val-000001.tar")
+    assert altered_shards(storage, shards) == {
+        ("val", 0): "val/val-000000.tar was altered",
+        ("val", 1): "val/val-000001.tar is gone",
+    }
+
+
 def test_killed_while_publishing_a_second_split_it_continues(videos, tmp_path):
     root, whole = tmp_path / "root", tmp_path / "whole"
     for target in (root, whole):

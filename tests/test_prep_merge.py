@@ -569,6 +569,23 @@ def test_killed_while_publishing_it_continues_without_copying_again(one, tmp_pat
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_a_shard_that_did_not_last_is_made_again(one, tmp_path):
+    words = ["subset", one, tmp_path / "out", "--clips-per-shard", 5, "--workers", 1]
+    died = subprocess.run([sys.executable, "-P", "-c", DIES_AT, "index/train.parquet", *map(str, words)],
+                          capture_output=True, timeout=120, check=False)  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    flip(tmp_path / "out/train/train-000000.tar")
+    (tmp_path / "out/train/train-000001.tar").unlink()
+    notes = tmp_path / "out/.kprep-work/merge-work/val-000000.json"  # only told by its checksum
+    facts = json.loads(notes.read_text())
+    facts["facts"]["places"][0][1] += 512
+    notes.write_text(json.dumps(facts))
+    done = run_kprep(*words)
+    assert "2 shards that an earlier run had finished had to be made again: train/train-000000.tar was altered" in done.stdout  # fmt: skip
+    subset(one, tmp_path / "whole", clips_per_shard=5, class_list="all")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
 def test_signals_end_a_merge_cleanly_and_it_says_how_to_go_on(one, two, tmp_path):
     words = ["merge", tmp_path / "out", one, two, "--clips-per-shard", 1, "--workers", 1]
     process = subprocess.Popen([sys.executable, "-P", "-m", "prep", *map(str, words)],
