@@ -121,6 +121,20 @@ def test_mistakes_are_errors_of_usage(options: list[str], message: str) -> None:
     assert message in str(result.exception)
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_nproc_in_each_of_several_tasks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("train.cli.launch", lambda *given: started.append(given))
+    for tasks in ("1", "2"):
+        monkeypatch.setenv(name, tasks)
+        result = CliRunner().invoke(command, ["--data", "x", "--recipe", "tiny", "--nproc", "4"])
+    assert isinstance(result.exception, UsageError)
+    assert f"({name}=2), each time another run; leave out --nproc" in str(result.exception)
+    assert len(started) == 1
+
+
 def test_a_missing_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.cli.find_spec", lambda name: None)
     result = CliRunner().invoke(command, ["--data", "x", "--recipe", "tiny"])

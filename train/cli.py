@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -170,6 +171,7 @@ def train(
     if nproc is None:
         _run(request)
     else:
+        _check_alone(nproc)
         launch(nproc, _run, request)
 
 
@@ -180,6 +182,18 @@ def _added(overrides: tuple[str, ...], option: str, key: str, value: str) -> tup
         if name.strip() == key and other.strip() != value:
             raise UsageError(f"{option} and --set {override} set the same; drop one of them")
     return (*overrides, f"{key}={value}")
+
+
+def _check_alone(nproc: int) -> None:
+    """Refuse to start processes from each of several tasks: those would be as many runs."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        tasks = os.environ.get(name, "")
+        if tasks not in ("", "0", "1"):
+            raise UsageError(
+                f"--nproc {nproc} would start {nproc} processes from each of the {tasks} that "
+                f"torchrun or srun started ({name}={tasks}), each time another run; leave out "
+                f"--nproc, or unset {name} where each has a run of its own"
+            )
 
 
 def _published(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from train.checkpoint import checkpoints_in, find_checkpoint
 from train.data_roots import describe_roots
 from train.determinism import determinism
 from train.distributed import World, broadcast_text, joined_world
+from train.output_lock import output_lock
 from train.progress import log
 from train.published import find_published
 from train.regroup import keep_global_batch
@@ -75,7 +77,12 @@ def train(
     wrong with the dataset, and KprepError when training fails.
     """
     output = Path(output)
-    with ending_at_once(), joined_world(device) as world, determinism(recipe):
+    with (
+        ending_at_once(),
+        joined_world(device) as world,
+        determinism(recipe),
+        nullcontext() if test_only else output_lock(output, world, resume),
+    ):
         checkpoint = _checkpoint_to_load(resume, output, world, overwrites=not test_only)
         if test_only and val_split is None:
             raise UsageError("--test-only needs an evaluation split; name one with --val-split")
