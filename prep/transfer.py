@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prep.downloads import Tries
 from prep.errors import DatasetError, KprepError, StorageError
 from prep.storage import PART_BYTES, sync_path
+from prep.store_errors import store_errors
 
 if TYPE_CHECKING:
     import threading
@@ -107,21 +108,22 @@ class Transfer:
         """Write a file beside its place, behind what an earlier run has left; then rename it."""
         name = hashlib.sha256(f"{path} {entry.sha256}".encode()).hexdigest()[:32]
         unfinished, digest = parts / f"{name}.part", hashlib.sha256()
-        with unfinished.open("a+b") as file:
-            had = _hash_existing(file, entry.bytes, digest)
-            counted.skip(had)
-            for part in self._read(self.source, path, had, entry.bytes):
-                file.write(part)
-                digest.update(part)
-                counted.add(len(part))
-            if digest.hexdigest() != entry.sha256:
-                file.truncate(0)
-                raise _damaged(self.source, path)
-            file.flush()
-            os.fsync(file.fileno())
-        target = self.destination.local_target(path)
-        unfinished.replace(target)
-        sync_path(target.parent)
+        with store_errors(self.destination.where(path)):
+            with unfinished.open("a+b") as file:
+                had = _hash_existing(file, entry.bytes, digest)
+                counted.skip(had)
+                for part in self._read(self.source, path, had, entry.bytes):
+                    file.write(part)
+                    digest.update(part)
+                    counted.add(len(part))
+                if digest.hexdigest() != entry.sha256:
+                    file.truncate(0)
+                    raise _damaged(self.source, path)
+                file.flush()
+                os.fsync(file.fileno())
+            target = self.destination.local_target(path)
+            unfinished.replace(target)
+            sync_path(target.parent)
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -403,6 +404,17 @@ def test_a_clip_of_another_split_is_refused(dataset, tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="a key is unique in a dataset"):
         copy_dataset(Storage(str(other)), Storage(str(tmp_path / "copy2")))
+
+
+def test_a_file_for_which_there_is_no_room_is_named(noise, tmp_path):
+    words = f'ulimit -f 10000; exec "{sys.executable}" -P -m prep pull "$0" "$1"'  # of 512 or 1024 bytes
+    done = subprocess.run(["sh", "-c", words, noise, tmp_path / "copy"], capture_output=True,
+                          text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 1
+    said = (
+        f"{tmp_path}/copy/train/train-00000\\d.tar cannot be read or written: File too large; mend"
+    )
+    assert re.search(said, done.stderr), done.stderr
 
 
 def test_a_folder_of_something_else_is_refused(noise, tmp_path):
