@@ -63,6 +63,7 @@ def kprep(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake or a failure is one sentence, never a traceback."""
+    _open_missing_streams()
     try:
         code = kprep.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -79,13 +80,17 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _open_missing_streams() -> None:
+    """Open the null device for output that whoever started us has closed, as of daemons."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
+
 def _explain(error: KprepError | OSError | ModuleNotFoundError) -> int:
     """Print one sentence; return the exit code."""
     if isinstance(error, KprepError):
         text, code = str(error), error.exit_code
-    elif isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text, code = f"{where}{error.strerror or error}", 1
