@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 
 import click
 
@@ -61,15 +63,22 @@ def kprep(debug: bool) -> None:
         os.environ["KPREP_DEBUG"] = "1"
 
 
+class _Terminated(BaseException):
+    """SIGTERM, raised so that temporary folders are removed and workers ended on the way out."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake or a failure is one sentence, never a traceback."""
     _open_missing_streams()
+    _end_on_signals()
     try:
         code = kprep.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
+    except _Terminated:
+        code = 128 + signal.SIGTERM
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -85,6 +94,28 @@ def _open_missing_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM raise _Terminated, and SIGHUP, of a terminal that is gone, be a SIGTERM.
+
+    So a command that does something else on SIGTERM does it on SIGHUP too. What the caller has
+    us ignore, as nohup does, stays ignored.
+    """
+    first: list[float] = []
+
+    def end(number: int, _: object) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise _Terminated
+        if time.monotonic() - first[0] > 1:  # several at once are one; a later one ends at once
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def _explain(error: KprepError | OSError | ModuleNotFoundError) -> int:

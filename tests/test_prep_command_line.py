@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+
+import pytest
 
 KPREP = f'"{sys.executable}" -P -m prep'
 
@@ -24,3 +27,33 @@ def test_output_that_the_caller_has_closed_is_done_without(motion_dataset, tmp_p
 def test_output_that_nobody_reads_is_a_failure_without_a_word(motion_dataset):
     done = shell(f'{KPREP} info "$0" | true; echo ${{PIPESTATUS[0]}}', motion_dataset)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+# A command within which a signal comes, while it has a temporary folder
+SIGNALLED = """
+import os, signal, sys, time
+import prep.verify
+def run_here(*_):
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    print("lives on")
+    return []
+number = int(sys.argv.pop(1))
+prep.verify.run_here = run_here
+from prep.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_temporary_folder(motion_dataset, tmp_path, number):
+    words = [sys.executable, "-P", "-c", SIGNALLED, str(int(number)), "verify", str(motion_dataset)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False,
+                          env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert not list(tmp_path.glob("kprep-verify-*"))
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(motion_dataset):
+    done = shell('trap "" HUP; exec "$0" -P -c "$1" 1 verify "$2"', sys.executable, SIGNALLED, motion_dataset)  # fmt: skip
+    assert "lives on" in done.stdout

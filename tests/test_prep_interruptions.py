@@ -195,7 +195,8 @@ def test_a_journal_that_was_only_created_is_no_obstacle(videos, reference, tmp_p
     assert files_of(tmp_path / "root") == files_of(reference)
 
 
-def test_sigterm_drains_and_exits_143(videos, reference, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_drains_and_exits_143(videos, reference, tmp_path, number):
     root = tmp_path / "root"
     words = [
         sys.executable,
@@ -207,9 +208,10 @@ def test_sigterm_drains_and_exits_143(videos, reference, tmp_path):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list(root.glob(".kprep-work/train/staged/*.pack")) and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=600)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 143
+    assert b"Interrupted; run the same command again" in said
     run_kprep(*arguments(videos, root))
     assert files_of(root) == files_of(reference)
 
