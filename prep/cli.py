@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ import click
 
 from prep import __version__
 from prep.errors import KprepError
-from prep.lazy_group import LazyGroup, torch_missing
+from prep.lazy_group import NEEDS_TORCH, LazyGroup, torch_missing
 
 # name: (module, attribute, one line for `kprep --help`). Modules that need torch are named here as
 # strings only: prep never imports stream or train.
@@ -44,6 +45,9 @@ COMMANDS = {
     ),
     "demo": ("prep.demo", "demo_command", "Show all of kprep on generated videos."),
 }
+
+# What libraries say where a limit gives them no memory or no thread
+_STARVED = re.compile("can't start new thread|[Cc]annot allocate memory|failed to map segment")
 
 
 @click.group(
@@ -82,7 +86,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (KprepError, OSError, ModuleNotFoundError) as error:
+    except (KprepError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if os.environ.get("KPREP_DEBUG"):
             raise
         code = _explain(error)
@@ -118,15 +122,21 @@ def _end_on_signals() -> None:
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
-def _explain(error: KprepError | OSError | ModuleNotFoundError) -> int:
+def _explain(error: Exception) -> int:
     """Print one sentence; return the exit code."""
+    code = 1
     if isinstance(error, KprepError):
         text, code = str(error), error.exit_code
+    elif isinstance(error, MemoryError) or _STARVED.search(str(error)):
+        text = (
+            "out of memory, threads or address space; use fewer processes, or raise the limit "
+            "(ulimit -v, ulimit -u, or that of the job)"
+        )
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        text, code = f"{where}{error.strerror or error}", 1
-    elif (error.name or "").split(".")[0] in ("torch", "torchvision"):
-        text, code = torch_missing(sys.argv[1]), 1
+        text = f"{where}{error.strerror or error}"
+    elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in NEEDS_TORCH:
+        text = torch_missing(sys.argv[1])
     else:
         raise error
     click.echo(f"Error: {text}", err=True)

@@ -12,7 +12,7 @@ from prep.errors import KprepError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_NEEDS_TORCH = ("torch", "torchvision")
+NEEDS_TORCH = ("torch", "torchvision")
 
 
 class LazyGroup(click.Group):
@@ -39,7 +39,7 @@ class LazyGroup(click.Group):
         try:
             loaded: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] in _NEEDS_TORCH:
+            if (error.name or "").split(".")[0] in NEEDS_TORCH:
                 path = [ctx.info_name or "", cmd_name] if ctx.parent else [cmd_name]
                 raise KprepError(torch_missing(" ".join(path))) from error
             raise

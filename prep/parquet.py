@@ -65,8 +65,17 @@ def read_parquet(
 
     Raises pyarrow's errors, OSError included, where it is none; DatasetError, before a row is read,
     where it has other than `num_rows` rows or would take too much memory by its footer, and as soon
-    as it does take too much.
+    as it does take too much; MemoryError where this process gets no memory to read it.
     """
+    try:
+        return _read(data, columns, where, num_rows)
+    except (MemoryError, OSError) as error:
+        if isinstance(error, MemoryError) or "DCtx create failed" in str(error):  # zstd's way
+            raise MemoryError(f"{where}: {error}") from error
+        raise
+
+
+def _read(data: bytes, columns: Sequence[str], where: str, num_rows: int | None) -> pa.Table:
     with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
         footer, schema = file.metadata, file.schema_arrow
     if num_rows is not None and footer.num_rows != num_rows:

@@ -19,7 +19,7 @@ def store_errors(where: str) -> Iterator[None]:
     """Turn whatever a store raises into one StorageError that names the object, `where`."""
     try:
         yield
-    except KprepError:
+    except (KprepError, MemoryError):
         raise
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):

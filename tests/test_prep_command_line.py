@@ -57,3 +57,27 @@ def test_a_signal_leaves_no_temporary_folder(motion_dataset, tmp_path, number):
 def test_a_hang_up_that_is_ignored_stays_ignored(motion_dataset):
     done = shell('trap "" HUP; exec "$0" -P -c "$1" 1 verify "$2"', sys.executable, SIGNALLED, motion_dataset)  # fmt: skip
     assert "lives on" in done.stdout
+
+
+STARVED = """
+import sys
+import prep.verify
+def run_here(*_):
+    raise {error}
+prep.verify.run_here = run_here
+from prep.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["MemoryError", "RuntimeError(\"can't start new thread\")", "OSError(12, 'Cannot allocate memory')",
+     "ImportError('libarrow.so: failed to map segment from shared object')"],
+)  # fmt: skip
+def test_want_of_memory_is_one_sentence(motion_dataset, error):
+    words = [sys.executable, "-P", "-c", STARVED.format(error=error), "verify", str(motion_dataset)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: out of memory, threads or address space; use fewer")
+    assert done.stderr.count("\n") == 1

@@ -241,3 +241,16 @@ def test_what_needs_pandas_finds_it_although_writing_did_without():
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == ["7", "1"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("ZSTD_DCtx create failed"), pa.ArrowMemoryError("malloc of size 64 failed")]
+)
+def test_want_of_memory_is_not_damage(monkeypatch, error):
+    def starved(*_, **__):
+        raise error
+
+    monkeypatch.setattr(parquet.pq, "ParquetFile", starved)
+    for read in (read_index, read_ledger):
+        with pytest.raises(MemoryError, match="x.parquet"):
+            read(b"", "x.parquet")
