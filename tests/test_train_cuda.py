@@ -25,7 +25,7 @@ from train.recipe import Recipe, load_recipe
 from train.self_check import check_first_convolution
 from train.step import OptimizerStep
 from train.tensor_cores import use_tensor_cores
-from train.transforms import train_clips
+from train.transforms import train_clips, video_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +131,8 @@ def _exact_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def test_clips_that_are_copied_ahead_arrive_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_clips_that_are_copied_ahead_arrive_whole(accumulate: int) -> None:
     """A step that reads its clips before they are there, or another one's, gives other losses."""
     losses: list[list[float]] = []
     for ahead in (True, False):
@@ -139,15 +140,15 @@ def test_clips_that_are_copied_ahead_arrive_whole(monkeypatch: pytest.MonkeyPatc
         batches = [
             _batch([4 * number + place for place in range(4)]).pin_memory() for number in range(24)
         ]
+        if not ahead:
+            batches = [video_on(batch, CUDA) for batch in batches]
+            torch.cuda.synchronize()
         found = []
-        held = step.prepare([batches[0]])
-        for number in range(24):
-            following = [batches[(number + 1) % 24]]
-            coming = step.prepare(following) if ahead else None
+        held = step.prepare(batches[:accumulate])
+        for first in range(accumulate, 24 + accumulate, accumulate):
+            coming = step.prepare(batches[first : first + accumulate])
             found.append(step.run(held, 0.0, 0))
-            held = coming or step.prepare(following)
-            if not ahead:
-                torch.cuda.synchronize()
+            held = coming
         losses.append(torch.stack(found).tolist())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -392,6 +393,27 @@ def test_a_run_that_goes_back_keeps_its_new_checkpoints(
     assert [saved.step for saved in left] == list(range(old.step + 1, 13))
     assert "lr = 0.123" not in "".join(saved.recipe for saved in left)
     assert f"beyond step {old.step}, moved to checkpoints/abandoned: epoch-" in caplog.text
+
+
+class _Counted(_Loader):
+    """Counts how many of the batches it has made are still there."""
+
+    most_alive = 0
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        made: list[weakref.ref[ClipBatch]] = []
+        for batch in super().__iter__():
+            made.append(weakref.ref(batch))
+            alive = sum(reference() is not None for reference in made)
+            self.most_alive = max(self.most_alive, alive)
+            yield batch
+
+
+def test_the_batches_of_a_step_are_gone_when_those_of_the_next_are_made(tmp_path: Path) -> None:
+    recipe = _recipe("data.batch_size=2", "data.accumulate=4")
+    loader = _Counted(CPU, batch_size=2, accumulate=4)
+    Trainer(recipe, CPU, loader, None, tmp_path).fit()
+    assert loader.most_alive == 4
 
 
 def test_settings_changed_on_resume_take_effect(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class _Runner:
         """Return steps, seconds, and seconds of waiting for a batch."""
         begun = self._now()
         for _ in range(self._steps):
-            self._step.run(self._kept, self._rate, 0)
+            self._step.run(list(self._kept), self._rate, 0)  # which empties the list
         return self._steps, self._now() - begun, 0.0
 
     def _alone(self) -> tuple[int, float, float]:
@@ -160,7 +160,8 @@ class _Runner:
             before = time.perf_counter()
             batches = self._take()
             waited += time.perf_counter() - before
-            self._step.run(self._step.prepare(batches), self._rate, self._epoch)
+            batches = self._step.prepare(batches)
+            self._step.run(batches, self._rate, self._epoch)
         return self._steps, self._now() - begun, waited
 
     def _take(self) -> list[ClipBatch]:

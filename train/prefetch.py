@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DeviceCopies:
-    """Starts the copy of a step's clips while the device still computes the step before."""
+    """Copies one batch of clips to the device while it still computes the batch before."""
 
     def __init__(self, device: torch.device) -> None:
         """Make the stream; without CUDA the clips are copied when they are used."""
@@ -23,18 +23,22 @@ class DeviceCopies:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def start(self, batches: list[ClipBatch]) -> list[ClipBatch]:
-        """Return the batches with their pixels on the device, or on their way to it."""
+        """Return a list of the batches, the pixels of the first one on their way to the device."""
         if self._stream is None:
-            return batches
+            return list(batches)
         with torch.cuda.stream(self._stream):
-            return [video_on(batch, self._device) for batch in batches]
+            return [video_on(batch, self._device) for batch in batches[:1]] + batches[1:]
 
-    def await_copies(self, batches: list[ClipBatch]) -> None:
-        """Make the device's main stream wait for the copies; this process goes on."""
-        if self._stream is None:
-            return
-        main = torch.cuda.current_stream(self._device)
-        main.wait_stream(self._stream)
-        for batch in batches:
-            if batch.video.is_cuda:
-                batch.video.record_stream(main)
+    def take(self, batches: list[ClipBatch]) -> ClipBatch:
+        """Take the first batch, whose copy was started, out of the list; start the next one's.
+
+        The device's main stream waits for the copy, and this process goes on.
+        """
+        first = batches.pop(0)
+        if self._stream is not None:
+            main = torch.cuda.current_stream(self._device)
+            main.wait_stream(self._stream)
+            if first.video.is_cuda:
+                first.video.record_stream(main)
+            batches[:] = self.start(batches)
+        return first

@@ -51,7 +51,8 @@ class OptimizerStep:
         self.scaler = gradient_scaler(recipe.run.precision, device)
         """The state of fp16's scaling; it does nothing for other precisions."""
         self._network = compiled(wrapped) if recipe.run.compile else wrapped
-        self._copies = DeviceCopies(device)
+        # a hook may change the clips as they come from the loader, on the CPU
+        self._copies = DeviceCopies(torch.device("cpu") if transform else device)
         self._wrapped = wrapped
         self._optimizer = optimizer
         self._recipe = recipe
@@ -60,19 +61,20 @@ class OptimizerStep:
         self._transform = transform
 
     def prepare(self, batches: list[ClipBatch]) -> list[ClipBatch]:
-        """Start copying a step's clips to the device; for `run`, once all ranks go on."""
-        # a hook may change the clips as they come from the loader, on the CPU
-        return batches if self._transform else self._copies.start(batches)
+        """Start copying a step's first clips to the device; for `run`, once all ranks go on."""
+        return self._copies.start(batches)
 
     def run(self, batches: list[ClipBatch], rate: float, epoch: int) -> torch.Tensor:
-        """Sum up the gradients of a step's batches, change the weights, return the mean loss."""
+        """Sum up the gradients of a step's batches, change the weights, return the mean loss.
+
+        Takes the batches out of the list, so that none is kept longer than it is needed.
+        """
         set_learning_rate(self._optimizer, rate)
         self._optimizer.zero_grad(set_to_none=True)
-        self._copies.await_copies(batches)
-        losses = []
-        for position, batch in enumerate(batches, start=1):
-            with nullcontext() if position == len(batches) else self._without_sync():
-                losses.append(self._backward(batch, epoch, len(batches)))
+        losses, count = [], len(batches)
+        for number_left in reversed(range(count)):
+            with self._without_sync() if number_left else nullcontext():
+                losses.append(self._backward(self._copies.take(batches), epoch, count))
         if isinstance(self._wrapped, DistributedDataParallel):
             check_all_used(self._wrapped.module)
         if self._recipe.optim.clip_grad_norm:
