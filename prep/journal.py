@@ -12,6 +12,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prep.journal_seals import damage, keep_seals, seal
 from prep.outcome import Outcome, Reason, Status
 from prep.plain_text import storable
 from prep.segment import BadRow, Segment
@@ -86,10 +87,15 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
+        keep_seals(self._db)
 
     def close(self) -> None:
         """Close the file; everything recorded is in it."""
         self._db.close()
+
+    def damage(self) -> str:
+        """Return what is wrong with the file; "" when it is as it was written."""
+        return damage(self._db)
 
     def setting(self, name: str) -> Any:
         """Return a stored setting, or None."""
@@ -98,7 +104,9 @@ class Journal:
 
     def set(self, name: str, value: Any) -> None:
         """Store a setting."""
-        self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
+        self._db.execute(
+            "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value))
+        )
 
     # -- the plan -----------------------------------------------------------------------------
 
@@ -148,6 +156,7 @@ class Journal:
             " FROM rows WHERE status = 'pending') WHERE row = ranked",
             (clips_per_shard,),
         )
+        seal(self._db, "rows")
         self._db.execute("COMMIT")
         self._db.executescript(_INDICES)
         self.set("labels", sorted(self._labels))
@@ -368,7 +377,9 @@ class Journal:
             "UPDATE rows SET facts = ? WHERE row = ?",
             [(json.dumps(value), row) for row, value in clips.items()],
         )
-        self._db.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (shard, json.dumps(facts)))
+        self._db.execute(
+            "INSERT OR REPLACE INTO shards (shard, facts) VALUES (?, ?)", (shard, json.dumps(facts))
+        )
         self._db.execute("COMMIT")
 
     def forget_shards(self, shards: Iterable[int]) -> None:

@@ -247,18 +247,25 @@ def _already_published(options: ShardOptions, manifest: Manifest) -> ShardResult
 
 @contextlib.contextmanager
 def journal_of(work: Path, split: str) -> Iterator[Journal]:
-    """Open the journal of a split for the length of a block."""
+    """Open the journal of a split for the length of a block.
+
+    Raises KprepError where it is not what was written to it, or cannot be written now.
+    """
     path = work / "journal.sqlite"
     try:
-        journal = Journal(path, split)
-        try:
+        with contextlib.closing(Journal(path, split)) as journal:
+            if damage := journal.damage():
+                raise sqlite3.DatabaseError(damage)
             yield journal
-        finally:
-            journal.close()
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
         raise KprepError(
             f"{path} cannot be written ({error}); see that there is room and that the disk is "
             "sound, then run the same command again"
+        ) from error
+    except sqlite3.Error as error:
+        raise KprepError(
+            f"{path} is damaged ({error}), so the unfinished work on split {split} is lost; begin "
+            f"anew with --force, and if that is refused, remove {work} and the split's folder first"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError, KprepError, UsageError
+from prep.journal import Journal
+from prep.shard import journal_of
 from prep.storage import Storage
 from prep.verify import verify
 from prep.worker_pool import Job, WorkerPool
@@ -166,6 +170,67 @@ def test_a_finished_shard_in_a_bucket_is_read_unless_its_etag_is_that_of_the_upl
     }
 
 
+ALTERED = {
+    "rows": "UPDATE rows SET facts = json_set(facts, '$.num_frames', 1) WHERE row = 2",
+    "status": "UPDATE rows SET reason = 'not ! video' WHERE row = 2",
+    "shards": "UPDATE shards SET facts = json_set(facts, '$.md5', '0') WHERE shard = 1",
+    "settings": "UPDATE settings SET value = '[\"left\", \"uq\"]' WHERE name = 'class_names'",
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_a_journal_that_is_not_as_it_was_written_publishes_nothing(
+    videos, reference, unpublished, tmp_path, what
+):
+    """Written by a connection that keeps no seals, as a flipped bit is."""
+    root = Path(shutil.copytree(unpublished, tmp_path / "root"))
+    path = root / ".kprep-work/train/journal.sqlite"
+    with closing(sqlite3.connect(path)) as journal, journal:
+        journal.execute(ALTERED[what])
+    done = run_kprep(*arguments(videos, root), check=False)
+    assert done.returncode == 1
+    assert f"{path} is damaged (entry " in done.stderr
+    assert not (root / "manifest.json").exists()
+    if what == "rows":
+        run_kprep(*arguments(videos, root, "train", "--force"))
+        assert files_of(root) == files_of(reference)
+
+
+def test_bits_that_flip_in_a_journal_are_noticed_or_do_no_harm(unpublished, tmp_path):
+    found = Path(shutil.copytree(unpublished / ".kprep-work/train", tmp_path / "work"))
+    with journal_of(found, "train") as journal:  # which puts its log into the file
+        whole = contents(journal)
+    data, rng = (found / "journal.sqlite").read_bytes(), random.Random(3)
+    noticed = 0
+    for _ in range(300):
+        altered = bytearray(data)
+        altered[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (found / "journal.sqlite").write_bytes(altered)
+        try:
+            with journal_of(found, "train") as journal:
+                assert contents(journal) == whole
+        except KprepError:
+            noticed += 1
+    assert noticed > 30  # most of so small a file is empty
+
+
+def contents(journal: Journal) -> list[object]:
+    names = ("identity", "root", "class_names", "labels", "settings", "neighbours")
+    settings = [journal.setting(name) for name in names]
+    return [*settings, journal.shards(), *journal.all_rows()]
+
+
+def test_a_conversion_that_was_begun_without_seals_is_continued(
+    videos, reference, unpublished, tmp_path
+):
+    root = Path(shutil.copytree(unpublished, tmp_path / "root"))
+    with closing(sqlite3.connect(root / ".kprep-work/train/journal.sqlite")) as journal:
+        for table in ("rows", "shards", "settings"):
+            journal.execute(f"ALTER TABLE {table} DROP COLUMN seal")
+    run_kprep(*arguments(videos, root))
+    assert files_of(root) == files_of(reference)
+
+
 def test_killed_while_publishing_a_second_split_it_continues(videos, tmp_path):
     root, whole = tmp_path / "root", tmp_path / "whole"
     for target in (root, whole):
@@ -296,7 +361,6 @@ def test_staged_bytes_that_a_power_cut_took_are_encoded_again(tmp_path):
 
 def test_a_clip_that_is_lost_twice_ends_the_run_and_equal_answers_count_once(tmp_path):
     from prep.conversion import Conversion
-    from prep.journal import Journal
     from prep.options import ShardOptions
     from prep.outcome import Reason
     from prep.profile import PROFILES
@@ -395,7 +459,6 @@ def test_a_root_that_was_moved_keeps_its_unfinished_work(videos, reference, tmp_
 
 
 def test_a_bucket_may_be_spelled_with_a_slash(tmp_path):
-    from prep.journal import Journal
     from prep.options import ShardOptions
     from prep.profile import PROFILES
     from prep.root_state import begun_splits, check_owner
@@ -474,10 +537,9 @@ def test_a_source_that_is_dropped_leaves_no_row_behind(videos, tmp_path):
     run_kprep(*words, "--source", "youtube:", "--youtube", "url_template=http://127.0.0.1:9/{id}", "--youtube",
               "extractors=generic", "--youtube", "attempts=1", "--youtube", "seconds_between_videos=0",
               check=False)  # fmt: skip
-    journal = sqlite3.connect(tmp_path / "root/.kprep-work/val/journal.sqlite")
-    journal.execute("UPDATE rows SET status = 'pending', reason = NULL, answers = "
-                    "'[[\"folder\", \"missing\", \"\"]]' WHERE status = 'failed'")  # fmt: skip
-    journal.commit()
+    journal = Journal(tmp_path / "root/.kprep-work/val/journal.sqlite", "val")
+    journal._db.execute("UPDATE rows SET status = 'pending', reason = NULL, answers = "
+                        "'[[\"folder\", \"missing\", \"\"]]' WHERE status = 'failed'")  # fmt: skip
     journal.close()
     run_kprep(*words)
     assert [row["status"] for row in ledger(tmp_path / "root", "val")] == ["ok", "failed"]
@@ -584,10 +646,10 @@ def test_a_split_half_encoded_takes_the_classes_of_one_published_meanwhile(two_l
     assert first.returncode == 1  # b's worker crashed, which may pass
     assert list((root / "val").glob("*.tar"))
     convert_list(two_lists, root, "train", KPREP_FFMPEG=str(fake))
-    with sqlite3.connect(root / ".kprep-work/val/journal.sqlite") as journal:  # mark what is kept
-        journal.execute(
-            "UPDATE rows SET facts = json_set(facts, '$.source', 'kept') WHERE status = 'ok'"
-        )
+    journal = Journal(root / ".kprep-work/val/journal.sqlite", "val")  # mark what is kept
+    journal._db.execute(
+        "UPDATE rows SET facts = json_set(facts, '$.source', 'kept') WHERE status = 'ok'"
+    )
     journal.close()
     (tmp_path / "crash").unlink()
     convert_list(two_lists, root, "val", KPREP_FFMPEG=str(fake))
