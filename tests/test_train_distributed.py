@@ -175,6 +175,29 @@ def test_one_rank_that_fails_ends_them_all(
             os.kill(int(path.read_text()), 0)
 
 
+def _finish_slowly(folder: str) -> None:
+    """All ranks stop together, and the first has something to send."""
+    with joined_world("cpu") as world:
+        try:
+            raise_together(world, UsageError("one of us") if world.is_first else None)
+        finally:
+            if world.is_first:
+                time.sleep(3)
+                Path(folder, "sent").touch()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_ranks_that_stop_together_have_time_to_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_ECHO_SECONDS", "_TERMINATE_SECONDS"):
+        monkeypatch.setattr(f"train.launch.{name}", 0.1)
+    with pytest.raises(UsageError, match="^one of us$"):
+        launch(2, _finish_slowly, str(tmp_path))
+    assert (tmp_path / "sent").exists()
+
+
 def test_every_rank_gets_its_own_generator_back() -> None:
     states, wanted = [], []
     with kept_random_state():

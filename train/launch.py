@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
+    # exit code: 0 for a crash, minus a signal's number for a signal; message; when on the monotonic
+    # clock; whether all ranks end so
+    _Report = tuple[int, str, float, bool]
+
 # When one rank fails, others fail from losing it: their reports are waited for this long, so that
 # the first cause is shown and not its echo.
 _ECHO_SECONDS = 1.0
 _TERMINATE_SECONDS = 5.0
+# Where all ranks end together, the one that writes may still send curves and traces.
+_FINISH_SECONDS = 60.0
 
 
 def launch(num_processes: int, target: Callable[..., object], *arguments: object) -> None:
@@ -88,19 +94,25 @@ def _run_rank(
         target(*arguments)
     except InterruptedBySignalError as error:
         ignore_further()
-        report.send((-error.number, str(error), time.monotonic()))
+        report.send((-error.number, str(error), time.monotonic(), True))
         sys.exit(error.exit_code)
     except KprepError as error:
-        report.send((error.exit_code, str(error), time.monotonic()))
+        report.send((error.exit_code, str(error), time.monotonic(), _is_shared(error)))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:  # noqa: BLE001 - whatever it is, the launcher shows it
-        report.send((0, traceback.format_exc(), time.monotonic()))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher shows it
+        report.send((0, traceback.format_exc(), time.monotonic(), _is_shared(error)))
         sys.exit(1)
     finally:
         # process groups that hang in a reference cycle until the interpreter is torn down abort it
         gc.collect()
+
+
+def _is_shared(error: Exception) -> bool:
+    from train.distributed import is_raised_together  # loads torch
+
+    return is_raised_together(error)
 
 
 @contextmanager
@@ -133,16 +145,18 @@ def _watch(processes: list[SpawnProcess], receivers: list[Connection], signals: 
         for rank in [rank for rank, process in running.items() if process.exitcode is not None]:
             if running.pop(rank).exitcode != 0:
                 time.sleep(_ECHO_SECONDS)
-                raise _cause(processes, receivers, rank, signals)
+                reports = _reports(receivers)
+                if any(is_shared for *_, is_shared in reports.values()):
+                    _join(processes, _FINISH_SECONDS)
+                    reports |= _reports(receivers)
+                raise _cause(processes, reports, rank, signals)
 
 
 def _cause(
-    processes: list[SpawnProcess], receivers: list[Connection], first: int, signals: list[int]
+    processes: list[SpawnProcess], reports: dict[int, _Report], first: int, signals: list[int]
 ) -> KprepError:
     """Return the error to show: a rank's own sentence if there is one, else how the first ended."""
-    found = {rank: _report(receiver) for rank, receiver in enumerate(receivers)}
-    reports = {rank: report for rank, report in found.items() if report is not None}
-    for exit_code, message, _ in reports.values():
+    for exit_code, message, *_ in reports.values():
         if exit_code < 0:
             return InterruptedBySignalError(-exit_code, message)
         if exit_code == UsageError.exit_code:
@@ -166,20 +180,18 @@ def _cause(
         text = f"exit status {processes[first].exitcode}, no message"
     else:  # the others may have ended from losing it before we looked
         first = min(reports, key=lambda rank: reports[rank][2])
-        _, text, _ = reports[first]
+        text = reports[first][1]
     return KprepError(f"process {first} of {len(processes)} failed:\n{text}")
 
 
-def _report(receiver: Connection) -> tuple[int, str, float] | None:
-    """Return what a rank reported, or None: (exit code, message, when on the monotonic clock).
-
-    The code is 0 for a crash, and minus a signal's number for a signal.
-    """
-    try:
-        report: tuple[int, str, float] | None = receiver.recv() if receiver.poll() else None
-    except (EOFError, OSError):
-        return None
-    return report
+def _reports(receivers: list[Connection]) -> dict[int, _Report]:
+    """Return what ranks have reported since they were asked last, by rank."""
+    found = {}
+    for rank, receiver in enumerate(receivers):
+        with suppress(EOFError, OSError):
+            if receiver.poll():
+                found[rank] = receiver.recv()
+    return found
 
 
 def _end(processes: list[SpawnProcess]) -> None:
@@ -187,9 +199,15 @@ def _end(processes: list[SpawnProcess]) -> None:
     started = [process for process in processes if process.pid is not None]
     for process in started:
         process.terminate()
-    deadline = time.monotonic() + _TERMINATE_SECONDS
+    _join(started, _TERMINATE_SECONDS)
     for process in started:
-        process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
+
+
+def _join(processes: list[SpawnProcess], seconds: float) -> None:
+    """Wait for processes to end, so long at most."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
