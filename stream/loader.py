@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from prep import errors
@@ -25,6 +24,7 @@ from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
 from stream.roots import RootLike, WeightedRootLike, data_roots
 from stream.state import STATE_VERSION, StreamState
+from stream.topology import rank_and_size
 from stream.whole_numbers import whole_number
 from stream.workers import begin_worker, fork_server_context, start_fork_server
 
@@ -400,7 +400,7 @@ def clip_loader(
         DatasetError: the root is no dataset, or its index is damaged.
         StorageError: the root cannot be read.
     """
-    rank, world_size = _topology(rank, world_size)
+    rank, world_size = rank_and_size(rank, world_size)
     batch_size = whole_number("batch_size", batch_size, least=1)
     accumulate = whole_number("accumulate", accumulate, least=1)
     num_workers = whole_number("num_workers", num_workers, least=0)
@@ -440,18 +440,3 @@ def _storages(
         WeightedStorage(Storage(one.root, one.storage_options or options, opening), one.weight)
         for one in data_roots(root)
     ]
-
-
-def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if (rank is None) != (world_size is None):
-        raise UsageError("rank and world_size must be given together, or neither")
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        else:
-            rank = int(os.environ.get("RANK", "0"))
-            world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, world_size = whole_number("rank", rank), whole_number("world_size", world_size)
-    if not 0 <= rank < world_size:
-        raise UsageError(f"rank ({rank}) must be from 0 to world_size - 1 ({world_size - 1})")
-    return rank, world_size

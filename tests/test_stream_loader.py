@@ -717,6 +717,14 @@ def test_mistakes_get_one_sentence(root, change, words):
         loader(root, **change)
 
 
+@pytest.mark.parametrize(("rank", "size"), [("abc", "2"), ("", "2"), ("0", "two")])
+def test_a_rank_in_the_environment_that_is_no_number_is_refused(root, monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(UsageError, match=rf"RANK \({rank}\) and WORLD_SIZE \({size}\) .* integers"):
+        loader(root)
+
+
 def test_rank_and_world_size_come_from_the_environment(root, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
