@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import KprepError, UsageError
+from prep.errors import KprepError, StorageError, UsageError
 from prep.format.layout import WORK_NAME
 from prep.local_files import refuse_links_in
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LOCK_NAME = ".kprep-lock"
 _TTL_SECONDS = 120.0
+
+_log = logging.getLogger("kprep.lock")
 
 
 @contextlib.contextmanager
@@ -47,7 +50,8 @@ def root_lock(storage: Storage, work: Path, lock_folder: Path) -> Iterator[Calla
     file in the root, wherever the work folder is. In a bucket it is an object made by a conditional
     PUT, renewed while we live and void after two minutes; it names the work folder's owner, and as
     that folder is locked on this machine, a run that finds its own name there follows one that was
-    killed, and takes over at once.
+    killed, and takes over at once. Another run takes over when it has seen for two minutes that
+    nobody renews the lock, whatever the clocks of both machines say.
     """
     if storage.local_root is not None:
         refuse_links_in(storage.local_root / WORK_NAME)
@@ -99,18 +103,44 @@ class _BucketLock:
         """Replace a lock that is void or our own; UsageError while somebody else holds it."""
         data, etag = self.storage.read_with_etag(LOCK_NAME)
         owner, expires = _holder(data)
-        left = expires - time.time()
-        if owner != self.owner and left > 0:
-            raise UsageError(
-                f"another kprep is converting into {self.storage.root} (its lock is void in "
-                f"{left:.0f} s unless it lives); wait for it to end"
-            )
+        if owner != self.owner:
+            left = expires - time.time()
+            if 0 < left <= _TTL_SECONDS:
+                raise self._held(f" (its lock is void in {left:.0f} s unless it lives)")
+            etag = self._outlast(etag)
         try:
             self._write(etag)
         except FileExistsError:
             raise UsageError(
                 f"another kprep has just begun to convert into {self.storage.root}; wait for it"
             ) from None
+
+    def _outlast(self, etag: str | None) -> str | None:
+        """Return a lock's version when it was not renewed for its whole time, None when it is gone.
+
+        UsageError when somebody renews it: that it looks void can be because our clock is ahead.
+        """
+        _log.warning(
+            "%s has a lock that seems to be left behind; taken in %.0f s, unless it is renewed",
+            self.storage.root,
+            _TTL_SECONDS,
+        )
+        end = time.monotonic() + _TTL_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _TTL_SECONDS / 24))
+            try:
+                if self.storage.read_with_etag(LOCK_NAME)[1] != etag:
+                    raise self._held()
+            except StorageError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                return None
+        return etag
+
+    def _held(self, more: str = "") -> UsageError:
+        return UsageError(
+            f"another kprep is converting into {self.storage.root}{more}; wait for it to end"
+        )
 
     def _write(self, etag: str | None) -> None:
         expires = time.time() + _TTL_SECONDS

@@ -9,7 +9,7 @@ import pytest
 from copy_datasets import noise_dataset
 
 from prep import root_lock
-from prep.errors import KprepError, StorageError
+from prep.errors import KprepError, StorageError, UsageError
 from prep.format import read_manifest
 from prep.publish import write_root_files
 from prep.root_lock import LOCK_NAME, _BucketLock
@@ -45,6 +45,8 @@ class Store:
 
     def read_with_etag(self, path):
         assert path == LOCK_NAME
+        if self.data is None:
+            raise StorageError("there is none") from FileNotFoundError()
         return self.data, str(self.version)
 
     def delete(self, path):
@@ -53,10 +55,16 @@ class Store:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until the test sets it."""
-    found = SimpleNamespace(now=1000.0)
+    """A clock that stands still until the test sets it, or somebody sleeps."""
+    found = SimpleNamespace(now=1000.0, sleeps=0, while_asleep=lambda: None)
+
+    def sleep(seconds):
+        found.now += seconds
+        found.sleeps += 1
+        found.while_asleep()
+
     monkeypatch.setattr(root_lock, "_TTL_SECONDS", TTL)
-    given = SimpleNamespace(time=lambda: found.now, monotonic=lambda: found.now)
+    given = SimpleNamespace(time=lambda: found.now, monotonic=lambda: found.now, sleep=sleep)
     monkeypatch.setattr(root_lock, "time", given)
     return found
 
@@ -81,6 +89,69 @@ def test_a_lock_that_another_run_took_is_lost_and_stays_theirs(clock):
         lock.check()
     lock.release()
     assert not store.deleted
+
+
+def theirs(expires: float) -> bytes:
+    return json.dumps({"owner": "you", "expires": expires}).encode()
+
+
+@pytest.mark.parametrize("ahead", [30, -3600], ids=["our clock is ahead", "our clock is behind"])
+def test_a_lock_is_not_taken_from_a_living_holder_by_the_clock(clock, ahead):
+    store = Store()
+    store.data = theirs(clock.now - ahead)
+
+    def renew():
+        if clock.sleeps == 5:
+            store.data, store.version = theirs(clock.now - ahead), 6
+
+    clock.while_asleep = renew
+    with pytest.raises(UsageError, match="another kprep is converting into s3://bucket/root; wait"):
+        _BucketLock(store, "me").acquire()
+    assert (clock.sleeps, store.version) == (5, 6)
+
+
+@pytest.mark.parametrize("ahead", [30, -3600], ids=["void by our clock", "our clock is behind"])
+def test_a_lock_that_nobody_renews_for_its_whole_time_is_taken(clock, ahead, caplog):
+    store = Store()
+    store.data = theirs(clock.now - ahead)
+    begun = clock.now
+    lock = _BucketLock(store, "me")
+    lock.acquire()
+    assert clock.now >= begun + TTL
+    assert json.loads(store.data)["owner"] == "me"
+    assert "s3://bucket/root has a lock that seems to be left behind" in caplog.text
+    lock.release()
+
+
+def test_a_lock_that_its_holder_gives_back_meanwhile_is_ours(clock):
+    store = Store()
+    store.data = theirs(clock.now - 30)
+
+    def give_back():
+        store.data = None
+
+    clock.while_asleep = give_back
+    lock = _BucketLock(store, "me")
+    lock.acquire()
+    lock.check()
+    assert clock.sleeps == 1
+    lock.release()
+
+
+def test_a_lock_in_a_real_store_goes_over_when_its_holder_is_dead(s3, monkeypatch):
+    monkeypatch.setattr(root_lock, "_TTL_SECONDS", 4.0)
+    storage = Storage("s3://kprep/lock", s3.options)
+    holder, taker = _BucketLock(storage, "you"), _BucketLock(storage, "me")
+    holder.acquire()
+    monkeypatch.setattr(root_lock, "_holder", lambda _: ("you", 0.0))  # void by the taker's clock
+    with pytest.raises(UsageError, match="another kprep is converting"):
+        taker.acquire()
+    holder.check()
+    holder._ended.set()  # no longer renewed, as after kill -9
+    holder._thread.join()
+    taker.acquire()
+    taker.release()
+    assert not storage.exists(LOCK_NAME)
 
 
 def test_a_process_that_was_suspended_does_not_go_on(clock, monkeypatch):

@@ -529,8 +529,9 @@ def test_two_runs_into_one_bucket_are_kept_apart(clips, s3, tmp_path):
     done = run_kprep(*arguments, check=False, **s3.environment)
     assert done.returncode == 2
     assert "another kprep" in done.stderr
-    void = json.dumps({"owner": "somebody else", "expires": time.time() - 1}).encode()
-    obstore.put(store, ".kprep-lock", void)
+    ours = (tmp_path / "work/val/owner").read_text()  # as a run leaves it that was killed
+    left = json.dumps({"owner": ours, "expires": time.time() + 60}).encode()
+    obstore.put(store, ".kprep-lock", left)
     run_kprep(*arguments, **s3.environment)
     assert ".kprep-lock" not in [meta["path"] for page in obstore.list(store) for meta in page]
     done = run_kprep(
