@@ -26,7 +26,7 @@ from stream.roots import RootLike, WeightedRootLike, data_roots
 from stream.state import STATE_VERSION, StreamState
 from stream.topology import rank_and_size
 from stream.whole_numbers import whole_number
-from stream.workers import begin_worker, fork_server_context, start_fork_server
+from stream.workers import begin_worker, fork_server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -407,7 +407,7 @@ def clip_loader(
     prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=1)
     bad_clip_limit = whole_number("bad_clip_limit", bad_clip_limit, least=0)
     if num_workers:
-        start_fork_server()
+        fork_server_context()
     options = StreamOptions(
         split=split, mode=mode, frames=frames, fps=parse_rate(fps), seed=seed, short=short,
         clips_per_video=clips_per_video, grouping=grouping, shuffle_block=shuffle_block,

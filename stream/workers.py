@@ -5,12 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.process
 import os
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
 _PRELOAD = [
@@ -41,7 +45,7 @@ def _end_with(sentinel: int) -> None:
 
 
 def fork_server_context() -> Any:
-    """Return the start method for workers.
+    """Return the start method for workers; their server imports torch (seconds) from now on.
 
     Plain fork is never used: the object store's client hangs in a forked child once the parent has
     read from it.
@@ -49,13 +53,22 @@ def fork_server_context() -> Any:
     _check_main_guard()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    with _safe_path():
+        forkserver.ensure_running()
     return context
 
 
-def start_fork_server() -> None:
-    """Let the server import torch (seconds) while this process opens the dataset."""
-    fork_server_context()
-    forkserver.ensure_running()
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let Python find no modules where the user stands, such as a `stream.py`, in place of ours."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _check_main_guard() -> None:

@@ -21,6 +21,20 @@ if __name__ == "__main__":
 """
 
 
+def test_files_where_the_user_stands_are_not_taken_for_ours(tmp_path):
+    """The server runs as `python -c`, which looks for modules in the current directory first."""
+    script, here = tmp_path / "script.py", tmp_path / "here"
+    script.write_text(_SCRIPT)
+    here.mkdir()
+    for name in ("stream", "prep"):
+        (here / f"{name}.py").write_text("raise SystemExit('executed')\n")
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=here, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_workers_do_not_collect_what_they_share(tmp_path):
     """torch alone has more than a hundred thousand objects; the script's own process keeps them."""
     script = tmp_path / "script.py"

@@ -10,7 +10,7 @@ from peers.task import FPS, SPLIT
 from stream import clip_loader
 from stream.bench import memory_baseline
 from stream.loader import ClipLoader
-from stream.workers import start_fork_server
+from stream.workers import fork_server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def _in_memory(task: Task) -> ClipLoader:
     from prep.storage import Storage
     from stream.clip_stream import ClipStream, StreamOptions
 
-    start_fork_server()
+    fork_server_context()
     storage = memory_baseline(Storage(task.root), SPLIT)
     if storage is None:
         raise SystemExit(f"{task.root} is too large for a baseline in memory")
