@@ -3,12 +3,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from prep.errors import KprepError, UsageError
+from train import distributed
 from train.agreement import Status, StatusExchange, raise_together
 from train.distributed import (
     World,
@@ -19,6 +22,7 @@ from train.distributed import (
     joined_world,
 )
 from train.launch import launch
+from train.lost_ranks import naming_lost_ranks
 from train.random_state import kept_random_state, restore_random_states
 from train.signals import InterruptedBySignalError
 
@@ -196,6 +200,61 @@ def test_ranks_that_stop_together_have_time_to_finish(
     with pytest.raises(UsageError, match="^one of us$"):
         launch(2, _finish_slowly, str(tmp_path))
     assert (tmp_path / "sent").exists()
+
+
+def _wait_for_rank_1(folder: str, how: str) -> None:
+    """Ranks bear three seconds of silence, and thirty more where a store may be waited for."""
+    rank = int(os.environ["RANK"])
+    Path(folder, str(rank)).touch()
+    while len(list(Path(folder).iterdir())) < 3:  # the start of a process takes longer
+        time.sleep(0.01)
+    distributed._TIMEOUT = timedelta(seconds=3)
+    with joined_world("cpu", 30 if how == "store" else 0) as world:
+        if rank == 1 and how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 1:
+            time.sleep(5 if how == "store" else 600)
+        assert broadcast_text(world, str(rank), source=1) == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_rank_may_wait_for_its_store_longer_than_for_another_rank(tmp_path: Path) -> None:
+    launch(3, _wait_for_rank_1, str(tmp_path), "store")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "hangs",
+            r"^rank\(s\) 1 of 3 do not answer: gone, or hanging for 0.05 minutes \(.*; go on",
+        ),
+        ("killed", "process 1 of 3 was killed by signal 9"),
+    ],
+)
+def test_a_rank_that_hangs_is_named(tmp_path: Path, how: str, message: str) -> None:
+    with pytest.raises(KprepError, match=message):
+        launch(3, _wait_for_rank_1, str(tmp_path), how)
+
+
+def test_only_errors_of_gloo_are_about_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(*_: str) -> None:
+        raise RuntimeError("its machine is gone")
+
+    store = SimpleNamespace(append=append)
+    monkeypatch.setattr("train.lost_ranks._get_default_store", lambda: store)
+    minute = timedelta(minutes=1)
+    with pytest.raises(RuntimeError, match="^worker gone$"), naming_lost_ranks(0, 2, minute):
+        raise RuntimeError("worker gone")
+    lost = "[/x/gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]:3"
+    with (
+        pytest.raises(KprepError, match="^the other ranks, and their store, do not answer: gone"),
+        naming_lost_ranks(0, 2, minute),
+    ):
+        raise RuntimeError(lost)
 
 
 def test_every_rank_gets_its_own_generator_back() -> None:

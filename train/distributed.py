@@ -19,13 +19,16 @@ import torch.distributed as dist
 
 from prep.errors import UsageError
 from train.attempts import attempt_store
+from train.lost_ranks import naming_lost_ranks
 from train.slurm import adopt_step, step_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A rank may wait this long for another that evaluates a longer slice or writes a checkpoint.
+# A rank may wait this long for another that evaluates a longer slice or writes a checkpoint, and
+# besides for as long as that one waits for its store.
 _TIMEOUT = timedelta(minutes=30)
+_LONGEST_PATIENCE_SECONDS = 1e8  # three years; gloo and NCCL count nanoseconds
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,12 @@ class World:
 
 
 @contextmanager
-def joined_world(device: str | None = None) -> Iterator[World]:
+def joined_world(device: str | None = None, patience_seconds: float = 0.0) -> Iterator[World]:
     """Join the run that the environment describes, and leave it at the end.
 
     Args:
         device: "cpu" or "cuda"; None takes CUDA where there is a GPU.
+        patience_seconds: how long a rank may wait for its store before it has to answer.
 
     Reads torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), else those
     of a SLURM step started by srun, else runs alone. A process group that the caller has already
@@ -61,8 +65,10 @@ def joined_world(device: str | None = None) -> Iterator[World]:
 
     An error that this rank alone raises leaves the block at once, and the process ends without
     waiting for the others as soon as its Python code is done: they, and NCCL's kernels, may wait
-    for this rank. Whoever started the ranks ends the rest.
+    for this rank. Whoever started the ranks ends the rest. Raises KprepError, with the numbers of
+    the ranks that do not answer, where this rank waits for one that is gone or hangs.
     """
+    timeout = _TIMEOUT + timedelta(seconds=min(patience_seconds, _LONGEST_PATIENCE_SECONDS))
     adopted = dist.is_available() and dist.is_initialized()
     rank, size, local_rank = _place(adopted=adopted)
     chosen = choose_device(device, local_rank)
@@ -75,12 +81,13 @@ def joined_world(device: str | None = None) -> Iterator[World]:
             rank=rank,
             world_size=size,
             store=attempt_store(rank, size, _TIMEOUT) or step_store(rank, _TIMEOUT),
-            timeout=_TIMEOUT,
+            timeout=timeout,
             device_id=chosen if chosen.type == "cuda" else None,
         )
     try:
-        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        yield World(rank, size, chosen, cast("dist.ProcessGroup", control))
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        with naming_lost_ranks(rank, size, timeout):
+            yield World(rank, size, chosen, cast("dist.ProcessGroup", control))
     except BaseException as error:
         if not adopted and is_raised_together(error):
             dist.destroy_process_group()

@@ -79,7 +79,7 @@ def train(
     output = Path(output)
     with (
         ending_at_once(),
-        joined_world(device) as world,
+        joined_world(device, recipe.data.storage_patience_seconds) as world,
         determinism(recipe),
         nullcontext() if test_only else output_lock(output, world, resume),
     ):
@@ -126,7 +126,11 @@ def check_published(
     The result goes to `output`/evaluation/. Raises UsageError when the dataset has classes that
     the weights do not know, or the weights cannot be had.
     """
-    with ending_at_once(), joined_world(device) as world, determinism(recipe):
+    with (
+        ending_at_once(),
+        joined_world(device, recipe.data.storage_patience_seconds) as world,
+        determinism(recipe),
+    ):
         loader = _val_loader(recipe, data, split, world)
         return check_weights(
             recipe, find_published(name), loader, Path(output), world, test_name(split, name)
