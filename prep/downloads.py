@@ -52,12 +52,16 @@ class RetryPolicy:
 
 @dataclass
 class Download:
-    """Bytes `[start, end)` of an object, filled front to back; `end` None is the object's end."""
+    """Bytes `[start, end)` of an object, filled front to back; `end` None is the object's end.
+
+    An object that is asked for whole has `most` bytes at the most.
+    """
 
     path: str
     start: int = 0
     end: int | None = None
     etag: str | None = None
+    most: int = 0
     body: bytearray = field(default_factory=bytearray)
     received: int = 0
 

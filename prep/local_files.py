@@ -14,7 +14,9 @@ import stat
 from pathlib import Path
 from threading import Lock
 
-from prep.errors import StorageError
+from prep.errors import DatasetError, StorageError
+
+MOST_BYTES = 1 << 30  # of a file that is read whole where nothing lists its size
 
 
 def local_version(status: os.stat_result) -> str:
@@ -27,6 +29,22 @@ def local_info(path: str) -> tuple[int, str]:
     status = os.stat(path)  # noqa: PTH116 - a Path object costs more than the call
     _check_plain(status, path)
     return status.st_size, local_version(status)
+
+
+def read_whole(path: str, most: int) -> bytes:
+    """Return a plain file's bytes; DatasetError where there are more than `most`, or OSError."""
+    file = _OpenFile(path)
+    refuse_larger(path, file.size_bytes, most)
+    return _read(file.descriptor, 0, file.size_bytes)
+
+
+def refuse_larger(where: str, size: int, most: int) -> None:
+    """Raise DatasetError for an object that is larger than any that would be read whole."""
+    if size > most:
+        raise DatasetError(
+            f"{where} has {size} bytes, where {most} are the most that a reader of it expects; "
+            "run `kprep verify`"
+        )
 
 
 class OpenFiles:

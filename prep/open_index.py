@@ -31,8 +31,8 @@ def open_ledger(storage: Storage, manifest: Manifest, split: str) -> pa.Table:
 
 
 def _checked(storage: Storage, manifest: Manifest, path: str) -> bytes:
-    data = storage.read(path)
     entry = manifest.files.get(path)
+    data = storage.read(path, entry.bytes) if entry is not None else b""
     if entry is None or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise DatasetError(
             f"{storage.where(path)} is not the file that the manifest lists; run `kprep verify`"

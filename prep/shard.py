@@ -19,7 +19,7 @@ from prep.annotations import kinetics_class_list
 from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
-from prep.format import Manifest, check_new_split_name, index_path
+from prep.format import Manifest, check_new_split_name
 from prep.format.layout import WORK_NAME
 from prep.journal import Journal
 from prep.local_encoders import local_encoders
@@ -391,12 +391,10 @@ def _taken_keys(options: ShardOptions, existing: Manifest | None) -> frozenset[s
     keys: set[str] = set()
     if existing is None:
         return frozenset(keys)
-    from prep.format import read_index
+    from prep.open_index import open_index
 
     for split in existing.splits:
-        path = index_path(split)
-        data, num_clips = options.storage.read(path), existing.splits[split].num_clips
-        table = read_index(data, options.storage.where(path), num_clips)
+        table = open_index(options.storage, existing, split)
         keys.update(str(key) for key in table["key"].to_pylist())
     return frozenset(keys)
 

@@ -16,7 +16,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,13 @@ from prep.downloads import (
 from prep.errors import StorageError, UsageError
 from prep.forks import note_client, refuse_fork
 from prep.local_files import (
+    MOST_BYTES,
     OpenFiles,
     ends_early,
     local_info,
+    read_whole,
     refuse_endless_links,
+    refuse_larger,
     refuse_links_to,
     remove_leftovers,
     sync_path,
@@ -211,9 +214,18 @@ class Storage:
             raise
         return True
 
-    def read(self, path: str) -> bytes:
-        """Return a whole object, of one version; its length is the one that the store says."""
-        return bytes(self._receive(Download(check_relative_path(path))))
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes:
+        """Return a whole object, of one version; its length is the one that the store says.
+
+        Raises DatasetError, before anything is read, when it has more than `most` bytes.
+        """
+        check_relative_path(path)
+        if self.local_root is None:
+            return bytes(self._receive(Download(path, most=most)))
+        self._refuse_fork()  # as in _read_local
+        note_client()
+        with self._errors(path):
+            return read_whole(self.where(path), most)
 
     def read_range(self, path: str, start: int, end: int, *, etag: str | None = None) -> memoryview:
         """Return bytes `[start, end)` of an object.
@@ -239,14 +251,7 @@ class Storage:
         check_relative_path(path)
         if self.local_root is not None:
             self._files.read_ahead(self.where(path), start, end)
-            found: list[memoryview] = []
-
-            def read_once() -> memoryview:
-                if not found:
-                    found.append(self.read_range(path, start, end, etag=etag))
-                return found[0]
-
-            return read_once
+            return cache(partial(self.read_range, path, start, end, etag=etag))
         self._refuse_fork()
         if self._requests is None:
             self._opened_in = os.getpid()
@@ -285,7 +290,7 @@ class Storage:
 
     def _receive(self, download: Download) -> memoryview:
         """Fill a download, over as many requests as it takes."""
-        tries = Tries(self.retry, self.where(download.path), local=self.local_root is not None)
+        tries = Tries(self.retry, self.where(download.path), local=False)
         problem: StorageError | None = None
         while not download.complete:
             if problem is not None:
@@ -315,12 +320,11 @@ class Storage:
             raise replaced(self.where(download.path))
         if download.end is not None and size < download.end:
             raise ends_early(self.where(download.path), size, download.start, download.end)
+        if download.end is None:
+            refuse_larger(self.where(download.path), size, download.most)
         download.begin(size, etag)
         if result.range[0] != download.start + download.received:
             raise OSError(f"the answer begins at byte {result.range[0]}, another was asked for")
-        if self.local_root is not None:
-            download.add(memoryview(result.bytes()))
-            return
         for chunk in result.stream(min_chunk_size=1):
             download.add(memoryview(chunk))
 

@@ -74,7 +74,7 @@ def read_listed(storage: Storage, manifest: Manifest, path: str) -> bytes | Faul
         info = storage.info(path)
         if info.size_bytes != entry.bytes:
             return size_fault(path, info.size_bytes, entry.bytes)
-        data = storage.read(path)
+        data = storage.read(path, entry.bytes)
     except StorageError as error:
         return storage_fault(path, error)
     if hashlib.sha256(data).hexdigest() != entry.sha256:

@@ -122,7 +122,7 @@ class MemoryStorage(Storage):
         places, position = {}, 0
         with os.fdopen(os.dup(descriptor), "wb") as sink:
             for path in paths:
-                data = source.read(path)
+                data = source.read(path, source.info(path).size_bytes)
                 sink.write(data)
                 places[path] = (position, len(data))
                 position += len(data)
@@ -153,7 +153,7 @@ class MemoryStorage(Storage):
         """Return the size; there is no version."""
         return ObjectInfo(path, len(self._view(path)), None)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int = 0) -> bytes:  # noqa: ARG002 - it is in memory
         """Return a whole object."""
         return bytes(self._view(path))
 

@@ -26,7 +26,7 @@ from prep.format import index_path, read_index
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from prep.format import Manifest
+    from prep.format import FileEntry, Manifest
     from prep.storage import Storage
     from stream.order import Int64
 
@@ -203,7 +203,7 @@ def load_index(storage: Storage, manifest: Manifest, split: str) -> ClipIndex:
         pass
     except pa.ArrowException:  # cut by a power failure
         mapped.unlink(missing_ok=True)
-    data = _read_checked(storage, path, entry.sha256)
+    data = _read_checked(storage, path, entry)
     table = read_index(data, storage.where(path), manifest.splits[split].num_clips)
     _check(table, manifest, split, storage.where(path))
     _write(mapped, partial(_save, table.unify_dictionaries().combine_chunks()))
@@ -219,11 +219,11 @@ def _checked_as(manifest: Manifest, split: str) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _read_checked(storage: Storage, path: str, sha256: str) -> bytes:
+def _read_checked(storage: Storage, path: str, entry: FileEntry) -> bytes:
     """Return a file whose hash is as listed; read once more where the first reading is not."""
     for _ in range(2):
-        data = storage.read(path)
-        if hashlib.sha256(data).hexdigest() == sha256:
+        data = storage.read(path, entry.bytes)
+        if hashlib.sha256(data).hexdigest() == entry.sha256:
             return data
     raise DatasetError(
         f"{storage.where(path)} is not the file that the manifest lists (its sha256 differs); "

@@ -207,10 +207,10 @@ def test_a_journal_that_is_no_file_of_this_root_is_not_opened(tmp_path):
     assert unfinished(tmp_path / "root") == {}
 
 
-@pytest.mark.parametrize("path", ["index/val.parquet", "ledger/val.parquet"])
+@pytest.mark.parametrize("path", ["index/train.parquet", "ledger/train.parquet"])
 def test_a_replaced_file_is_refused_in_one_sentence(motion_dataset, tmp_path, path):
     root = Path(shutil.copytree(motion_dataset, tmp_path / "root"))
-    shutil.copyfile(root / path.replace("val", "train"), root / path)
+    shutil.copyfile(root / path.replace("train", "val"), root / path)
     done = run_kprep("info", root, check=False)
     assert done.returncode == 1
     assert f"{path} is not the file that the manifest lists; run `kprep verify`" in done.stderr

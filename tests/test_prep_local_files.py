@@ -5,14 +5,18 @@ import errno
 import gc
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from prep.errors import ReplacedError, StorageError
+from prep.errors import DatasetError, ReplacedError, StorageError
+from prep.format import read_manifest
 from prep.local_files import OpenFiles, local_version
+from prep.open_index import open_index, open_ledger
 from prep.storage import Storage
+from stream.index import load_index
 
 DATA = bytes(range(256)) * 40
 
@@ -218,3 +222,21 @@ def test_a_storage_that_has_files_open_can_be_sent_to_a_worker(tmp_path):
     sent = pickle.loads(pickle.dumps(storage))  # noqa: S301 - our own
     assert sent.read_range("a", 2, 5) == DATA[2:5]
     assert len(open_below(tmp_path)) == 2
+
+
+def test_a_file_of_gigabytes_where_the_manifest_lists_less_is_not_read(motion_dataset, tmp_path):
+    """A sparse one takes no room on disk, but all of its length in memory."""
+    root = shutil.copytree(motion_dataset, tmp_path / "root")
+    storage = Storage(str(root))
+    manifest = read_manifest(storage)
+    listed = manifest.files["index/train.parquet"].bytes
+    for path in ("index/train.parquet", "ledger/train.parquet"):
+        os.truncate(root / path, 1 << 40)
+    for load in (open_index, load_index):
+        with pytest.raises(DatasetError, match=f"has {1 << 40} bytes, where {listed} are the most"):
+            load(storage, manifest, "train")
+    with pytest.raises(DatasetError, match="has"):
+        open_ledger(storage, manifest, "train")
+    os.truncate(root / "manifest.json", 1 << 40)
+    with pytest.raises(DatasetError, match=f"manifest.json has {1 << 40} bytes"):
+        read_manifest(storage)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prep.downloads import RetryPolicy
-from prep.errors import StorageError
+from prep.errors import DatasetError, StorageError
 from prep.storage import Storage
 
 if TYPE_CHECKING:
@@ -106,3 +106,11 @@ def test_a_refusal_is_quoted_with_what_to_do(port):
 def test_a_server_without_ranges(port):
     with _says("x cannot be reached: its server does not answer Range requests; serve"):
         Storage(f"http://127.0.0.1:{port}/c").read_range("x", 2, 5)
+
+
+def test_a_larger_object_than_any_reader_expects_is_not_read(port):
+    store = Storage(f"http://127.0.0.1:{port}/c")
+    size = len(_REFUSAL)
+    assert store.read("x", size) == _REFUSAL
+    with pytest.raises(DatasetError, match=f"c/x has {size} bytes, where {size - 1} are the most"):
+        store.read("x", size - 1)
