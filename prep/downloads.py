@@ -170,8 +170,10 @@ def _tries_worth(error: StorageError) -> int | None:
         return None
     if isinstance(error, ReplacedError) or cause is None or kind in _FINAL:
         return 1
-    if "169.254.169.254" in text or "non-partial" in text or kind != "GenericError":
-        return _DOUBTFUL_TRIES  # the service that hands out credentials; an answer of another form
+    # the service that hands out credentials; an answer of another form
+    doubtful = ("169.254.169.254", "non-partial", "TooManyRedirects")
+    if kind != "GenericError" or any(words in text for words in doubtful):
+        return _DOUBTFUL_TRIES
     if status and not (status[1] >= "500" or status[1] in ("408", "429")):
         return 1
     return None

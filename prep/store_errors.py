@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LONGEST = 500  # characters of a server's answer that are quoted
+# What obstore says of a local root that it cannot list
+_LOCAL = re.compile(r"IO error for operation on (.+?): ([^:]+) \(os error \d+\)")
 
 
 @contextlib.contextmanager
@@ -49,6 +51,8 @@ def _reason(error: Exception) -> str:
         )
     if "RangeNotSupported" in text or "non-partial" in text:
         return "its server does not answer Range requests; serve the folder with one that does"
+    if found := _LOCAL.search(text):
+        return f"{found[1]}: {found[2]}; mend that, then run the same command again"
     sentence, _, debug = text.partition(" Debug source: ")
     sentence = sentence[:_LONGEST].rstrip(": ")
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prep.byte_progress import ByteProgress
-from prep.errors import DatasetError, UsageError
+from prep.errors import DatasetError, StorageError, UsageError
 from prep.faults import Fault, Kind
 from prep.format import read_manifest
 from prep.format.layout import MANIFEST_PATH
@@ -53,17 +53,21 @@ def verify_command(
     storage = Storage(root)
     if wants_repair and root.startswith(("http://", "https://")):
         raise UsageError(f"root {root} can only be read; repair the copy that it is served from")
+    place = MANIFEST_PATH
     try:
         manifest = read_manifest(storage)
-    except DatasetError as error:
+        num_bytes = sum(entry.bytes for entry in manifest.files.values())
+        place = "."
+        with closing(ByteProgress("checking", num_bytes)) as progress:
+            findings = examine(
+                storage, manifest, deep=deep, workers=workers or 0, progress=progress
+            )
+    except (DatasetError, StorageError) as error:
         if not as_json:
             raise
-        fault = Fault(Kind.MANIFEST, MANIFEST_PATH, str(error))
-        _print_json(root, deep, [fault], None, None)
+        kind = Kind.MANIFEST if isinstance(error, DatasetError) else Kind.UNREADABLE
+        _print_json(root, deep, [Fault(kind, place, str(error))], None, None)
         sys.exit(1)
-    num_bytes = sum(entry.bytes for entry in manifest.files.values())
-    with closing(ByteProgress("checking", num_bytes)) as progress:
-        findings = examine(storage, manifest, deep=deep, workers=workers or 0, progress=progress)
     repaired = None
     if wants_repair:
         with closing(ByteProgress("repairing", 2 * num_bytes)) as progress:

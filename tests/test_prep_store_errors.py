@@ -13,6 +13,7 @@ import pytest
 from prep.downloads import RetryPolicy
 from prep.errors import DatasetError, StorageError
 from prep.storage import Storage
+from prep.store_errors import store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,11 +22,13 @@ _REFUSAL = b"<Error><Code>SignatureDoesNotMatch</Code><Message>Check your key.</
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
-    """Refuses what lies under /b, and gives anything else whole, whatever range is asked for."""
+    """Refuses what lies under /b, turns /loop to itself, and gives anything else whole, whatever range is asked for."""
 
     def do_GET(self) -> None:
-        refused = self.path.startswith("/b/")
-        self.send_response(403 if refused else 200)
+        refused, turned = self.path.startswith("/b/"), self.path.startswith("/loop/")
+        self.send_response(403 if refused else 302 if turned else 200)
+        if turned:
+            self.send_header("Location", self.path)
         self.send_header("Content-Length", str(len(_REFUSAL)))
         self.send_header("ETag", '"1"')
         self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
@@ -114,3 +117,22 @@ def test_a_larger_object_than_any_reader_expects_is_not_read(port):
     assert store.read("x", size) == _REFUSAL
     with pytest.raises(DatasetError, match=f"c/x has {size} bytes, where {size - 1} are the most"):
         store.read("x", size - 1)
+
+
+def test_a_loop_of_redirects_is_not_followed_for_a_minute(port):
+    waits: list[float] = []
+    store = Storage(f"http://127.0.0.1:{port}/loop", retry=RetryPolicy(sleep=waits.append))
+    with _says("error following redirect: TooManyRedirects"):
+        store.read("x")
+    assert len(waits) == 2
+
+
+def test_a_folder_that_may_not_be_listed():
+    with (
+        _says("/r/. cannot be reached: /r/a: b: Permission denied; mend that"),
+        store_errors("/r/."),
+    ):
+        raise RuntimeError(
+            "Generic LocalFileSystem error: Unable to walk dir: IO error for operation on /r/a: b: "
+            "Permission denied (os error 13)\n\nDebug source:\nGeneric { store: 'LocalFileSystem' }"
+        )

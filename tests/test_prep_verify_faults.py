@@ -499,6 +499,16 @@ def test_json_and_exit_codes(whole, tmp_path):
     assert json.loads(done.stdout)["faults"][0]["kind"] == "manifest"
 
 
+@pytest.mark.parametrize(("link", "place"), [("manifest.json", "manifest.json"), ("x", ".")])
+def test_json_where_the_root_cannot_be_read(whole, tmp_path, link, place):
+    root = Path(shutil.copytree(whole, tmp_path / "root"))
+    (root / link).unlink(missing_ok=True)
+    (root / link).symlink_to(link)  # leads to itself
+    done = run_kprep("verify", root, "--json", check=False)
+    (fault,) = json.loads(done.stdout)["faults"]
+    assert (done.returncode, fault["kind"], fault["path"]) == (1, "unreadable", place)
+
+
 def test_many_bytes_go_through_processes(whole, monkeypatch):
     """The same verdict through worker processes as in this one."""
     monkeypatch.setattr("prep.verify._FEW_BYTES", 0)
