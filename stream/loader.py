@@ -26,7 +26,7 @@ from stream.roots import RootLike, WeightedRootLike, data_roots
 from stream.state import STATE_VERSION, StreamState
 from stream.topology import rank_and_size
 from stream.whole_numbers import whole_number
-from stream.workers import begin_worker, fork_server_context
+from stream.workers import begin_worker, fork_server_context, made_by_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -211,7 +211,7 @@ class ClipLoader:
             for address in islice(self._addresses, 1):
                 self._addresses.made_here = 1
                 yield self._made_here(address)  # and kept by nobody but the caller
-        yield from self._loader()
+        yield from made_by_workers(self._loader())
 
     def _made_here(self, address: BatchAddress) -> ClipBatch | _Failure:
         """Return a batch as workers make them, pinned where torch's DataLoader would do so."""

@@ -5,22 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.process
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import UsageError
+from prep.errors import KprepError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch.utils.data import DataLoader
 
 # Imported once in the fork server, so that a worker starts in tens of milliseconds
 _PRELOAD = [
     "torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "prep.object_urls",
     "prep.range_requests", "stream.clip_stream", "stream.preloaded",
 ]  # fmt: skip
+
+_NO_GUARD = (
+    "the loader's workers import your script, which starts a loader again; put the script's work "
+    'into a function under `if __name__ == "__main__":`'
+)
+_NO_GUARD_EXIT = 78  # EX_CONFIG of sysexits.h
 
 
 def begin_worker(_: int) -> None:
@@ -71,10 +80,44 @@ def _safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
+def made_by_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what torch's workers make.
+
+    Raises UsageError where the user's script has no `__main__` guard, and KprepError where a worker
+    has ended in another way.
+    """
+    try:
+        iterator = iter(loader)
+    except BrokenPipeError as error:  # more is sent to a worker than a pipe holds
+        raise KprepError(
+            "a worker of the loader ended at its start, and may have said why above"
+        ) from error
+    workers = getattr(iterator, "_workers", [])  # torch does not say how they ended
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        codes = {worker.exitcode for worker in workers} - {None, 0}
+        if _NO_GUARD_EXIT in codes:
+            raise UsageError(_NO_GUARD) from None
+        how = " and ".join(sorted(map(_way_to_end, codes))) or "ended"
+        raise KprepError(f"a worker of the loader {how}") from error
+
+
+def _way_to_end(code: int) -> str:
+    if code > 0:
+        return f"ended with exit code {code}, and may have said why above"
+    return f"was killed by signal {-code}; 9 is often the kernel's, out of memory"
+
+
 def _check_main_guard() -> None:
-    """Say what is wrong when a worker's import of the user's script would start workers again."""
+    """End a process whose import of the user's script would start workers again, and say why.
+
+    A worker's own traceback would bury the sentence; `made_by_workers` says it again at the end.
+    """
     if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise UsageError(
-            "the loader's workers import your script, which starts a loader again; "
-            'put the script\'s work into a function under `if __name__ == "__main__":`'
-        )
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(f"{_NO_GUARD}\n")
+            sys.stderr.flush()
+        os._exit(_NO_GUARD_EXIT)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -864,7 +865,25 @@ def test_a_script_without_a_main_guard_is_told_so(root, tmp_path):
         check=False,
     )
     assert done.returncode != 0
-    assert 'if __name__ == "__main__":' in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("the loader's workers import your script")
+    assert lines[-1] == f"prep.errors.UsageError: {lines[0]}"
+    assert done.stderr.count("Traceback") == 1  # the script's own
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_one_sentence(root):
+    one = loader(root, batch_size=2, num_workers=1)
+    before = set(multiprocessing.active_children())
+    batches = iter(one)
+    for _ in range(2):  # the first one is made here
+        next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
+    with pytest.raises(
+        KprepError, match="^a worker of the loader was killed by signal 9; .* memor"
+    ):
+        list(batches)
 
 
 @pytest.mark.parametrize("child", [
