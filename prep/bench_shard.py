@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from prep.ffmpeg_binary import find_ffmpeg
 from prep.outcome import RowFailure
 from prep.probe import probe
 from prep.profile import load_profile
+from prep.temporary import temporary_folder
 from prep.transcode import Limits, command, run
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def bench_shard(
     again; files that `kprep shard` does not convert are left out of both. UsageError when none can
     be read, KprepError when none can be converted.
     """
-    with tempfile.TemporaryDirectory(prefix="kprep-bench-") as folder:
+    with temporary_folder("kprep-bench-") as folder:
         chosen, left_out = choose(videos, Path(folder), clips, profile_name, workers)
 
         def ffmpeg(_: int) -> None:

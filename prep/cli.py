@@ -6,13 +6,13 @@ import os
 import re
 import signal
 import sys
-import time
 
 import click
 
 from prep import __version__
 from prep.errors import KprepError
 from prep.lazy_group import NEEDS_TORCH, LazyGroup, torch_missing
+from prep.temporary import remove_temporary_folders
 
 # name: (module, attribute, one line for `kprep --help`). Modules that need torch are named here as
 # strings only: prep never imports stream or train.
@@ -67,10 +67,6 @@ def kprep(debug: bool) -> None:
         os.environ["KPREP_DEBUG"] = "1"
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised so that temporary folders are removed and workers ended on the way out."""
-
-
 def main() -> None:
     """Run the command line; a user's mistake or a failure is one sentence, never a traceback."""
     _open_missing_streams()
@@ -81,8 +77,6 @@ def main() -> None:
         code = exit_.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except _Terminated:
-        code = 128 + signal.SIGTERM
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -101,20 +95,17 @@ def _open_missing_streams() -> None:
 
 
 def _end_on_signals() -> None:
-    """Let SIGTERM raise _Terminated, and SIGHUP, of a terminal that is gone, be a SIGTERM.
+    """Let SIGTERM end the process without its temporary folders; SIGHUP is a SIGTERM.
 
-    So a command that does something else on SIGTERM does it on SIGHUP too. What the caller has
-    us ignore, as nohup does, stays ignored.
+    So a command that does something else on SIGTERM does it when its terminal goes, too. What the
+    caller has us ignore, as nohup does, stays ignored. Nothing is raised: pyarrow, for one, goes on
+    after an exception in the modules that it tries to import.
     """
-    first: list[float] = []
 
     def end(number: int, _: object) -> None:
-        if not first:
-            first.append(time.monotonic())
-            raise _Terminated
-        if time.monotonic() - first[0] > 1:  # several at once are one; a later one ends at once
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        remove_temporary_folders()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end)

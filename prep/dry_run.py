@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +18,7 @@ from prep.remote_sources import MirrorSource
 from prep.root_state import check_places, existing_manifest
 from prep.shard import journal_of, plan
 from prep.sources import open_listing, open_sources
+from prep.temporary import temporary_folder
 from prep.worker_pool import Job, WorkerPool
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Estimate:
 
 def estimate(options: ShardOptions) -> Estimate:
     """Plan in a temporary folder and encode a few clips; nothing of it stays."""
-    with tempfile.TemporaryDirectory(prefix="kprep-dry-run-") as name:
+    with temporary_folder("kprep-dry-run-") as name:
         work = Path(name)
         for folder in ("staged", "temporary"):
             (work / folder).mkdir()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.format.layout import WORK_NAME
 from prep.root_lock import root_lock
+from prep.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def exclusive(storage: Storage) -> Iterator[Callable[[], None]]:
     """Hold the lock of a root as a conversion does; yields what raises when it was lost."""
-    with tempfile.TemporaryDirectory(prefix="kprep-lock-") as work:
+    with temporary_folder("kprep-lock-") as work:
         folder = (storage.local_root or Path(work)) / WORK_NAME
         try:
             with root_lock(storage, Path(work), folder) as check_lock:

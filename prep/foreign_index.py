@@ -8,7 +8,6 @@ the ledger says why.
 from __future__ import annotations
 
 import json
-import tempfile
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +50,7 @@ from prep.outcome import RowFailure
 from prep.profile import FOREIGN_PROFILE, EncodingProfile
 from prep.publish import file_entry
 from prep.shard_bytes import ShardBytes
+from prep.temporary import temporary_folder
 from prep.verify_files import CARD_PATH, CLASSES_PATH
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _describe(
         if (found := kept.report(files[path])) is not None:
             described.add(path, found)
             progress.skip(paths.pop(path))
-    with tempfile.TemporaryDirectory(prefix="kprep-index-") as folder:
+    with temporary_folder("kprep-index-") as folder:
         for path, report in describe_shards(
             storage,
             paths,

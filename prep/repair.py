@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from prep.format import (
 from prep.format.layout import MANIFEST_PATH
 from prep.ledger import read_ledger
 from prep.publish import file_entry
+from prep.temporary import temporary_folder
 from prep.verify import Findings, examine, wids_of
 from prep.verify_files import ledger_sums
 
@@ -175,7 +175,7 @@ class _Rebuilding:
         }
         if foreign is not None:
             context |= {"as_stored": foreign["as_stored"], "rules": [foreign["labels"]]}
-        with tempfile.TemporaryDirectory(prefix="kprep-repair-") as folder:
+        with temporary_folder("kprep-repair-") as folder:
             reports = dict(
                 describe_shards(
                     self.storage,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prep.clip_sprite import Sprite
 from prep.errors import StorageError
 from prep.shard_worker import how_it_ended
+from prep.temporary import temporary_folder
 from prep.worker_pool import Job, WorkerPool
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def look_at_clips(
     """
     count = len(os.sched_getaffinity(0))
     with (
-        tempfile.TemporaryDirectory(prefix="kprep-report-") as folder,
+        temporary_folder("kprep-report-") as folder,
         ThreadPoolExecutor(_THREADS) as threads,
         WorkerPool("draw_clip", count, _WALL_SECONDS, ahead=1) as pool,
     ):

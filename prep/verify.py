@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from prep.faults import Fault, Kind, fault_from_json
 from prep.format import foreign_settings, index_path, ledger_path, read_manifest
 from prep.format.layout import MANIFEST_PATH
 from prep.shard_jobs import run_here, run_shard_jobs
+from prep.temporary import temporary_folder
 from prep.verify_files import (
     check_other,
     file_set,
@@ -133,7 +133,7 @@ def examine(
     for name in sorted(manifest.splits):
         _examine_split_files(findings, name)
     findings.faults += _shared_keys(findings)
-    with tempfile.TemporaryDirectory(prefix="kprep-verify-") as folder:
+    with temporary_folder("kprep-verify-") as folder:
         jobs = _jobs(storage, findings, Path(folder), deep=deep)
         num_bytes = sum(job["bytes"] for job in jobs)
         progress = progress or _Silent()

@@ -34,8 +34,10 @@ SIGNALLED = """
 import os, signal, sys, time
 import prep.verify
 def run_here(*_):
-    os.kill(os.getpid(), number)
-    os.kill(os.getpid(), number)
+    try:
+        os.kill(os.getpid(), number)
+    except BaseException:
+        pass  # as where pyarrow imports something
     print("lives on")
     return []
 number = int(sys.argv.pop(1))
@@ -50,7 +52,7 @@ def test_a_signal_leaves_no_temporary_folder(motion_dataset, tmp_path, number):
     words = [sys.executable, "-P", "-c", SIGNALLED, str(int(number)), "verify", str(motion_dataset)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False,
                           env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")
     assert not list(tmp_path.glob("kprep-verify-*"))
 
 
