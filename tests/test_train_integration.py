@@ -237,6 +237,28 @@ def test_nproc_trains_and_reports_once(motion_dataset: Path, tmp_path: Path) -> 
     assert done.stdout.count("after 1 epochs") == 1
 
 
+@pytest.mark.parametrize("target", ["/dev/full", "a reader that leaves"])
+def test_a_run_outlives_its_output(motion_dataset: Path, tmp_path: Path, target: str) -> None:
+    """A full disk under a log, `| head`, and `| tee` that is killed."""
+    command = (sys.executable, "-P", "-m", "prep", "train", "--data", motion_dataset,
+               "--recipe", "tiny", "--output", tmp_path, "--epochs", "1", "--val-split", "none",
+               "--set", "data.workers=0", "--device", "cpu")  # fmt: skip
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            command,
+            stdout=full if target == full.name else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    if process.stdout is not None:
+        process.stdout.close()
+    _, errors = process.communicate(timeout=120)
+    assert errors.count("standard output cannot be written") == 1
+    assert errors.count("\n") == 1
+    assert process.returncode == 0
+    assert (tmp_path / "final.pt").exists()
+
+
 def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_sentence(
     motion_dataset: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -226,7 +226,22 @@ class _Echo(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # named, since a bar stands in its place meanwhile, which click's own stdout reaches past
-        click.echo(record.getMessage(), file=sys.stdout if sys.stdout.isatty() else None)
+        try:
+            click.echo(record.getMessage(), file=sys.stdout if sys.stdout.isatty() else None)
+        except OSError as error:
+            _go_on_without_output(error)
+
+
+def _go_on_without_output(error: OSError) -> None:
+    """Write to nowhere from here on: a run is worth more than its lines, which nobody gets."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        click.echo(
+            f"standard output cannot be written ({error.strerror}); the run goes on, and "
+            "metrics.jsonl has its values",
+            err=True,
+        )
 
 
 def _run(request: _Request) -> None:
