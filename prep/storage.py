@@ -44,7 +44,7 @@ from prep.local_files import (
     temporary_name,
     write_atomic,
 )
-from prep.s3_environment import s3_environment
+from prep.s3_environment import with_s3_environment, without_other_token
 from prep.store_errors import replaced, store_errors
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Storage:
         if self.root.startswith("s3://"):
             # taken here and not where the client is opened: a worker process that was started
             # earlier has an older environment
-            self.options = {**s3_environment(), **self.options}
+            self.options = with_s3_environment(self.options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open client behind: another process opens its own."""
@@ -179,7 +179,7 @@ class Storage:
                 raise StorageError(f"{self.root} is not a directory")
             return LocalStore(self.local_root)
         plain = str(self.options.get("endpoint", self.root)).startswith("http://")
-        options = dict(self.options)
+        options = {**without_other_token(self.options), **self.options}
         client: Any = {**_TIMEOUTS, "allow_http": plain, **options.pop("client_options", {})}
         retry: Any = {"max_retries": max_retries, "retry_timeout": timedelta(seconds=60)}
         opened: ObjectStore = from_url(
