@@ -255,7 +255,8 @@ class Storage:
         self._refuse_fork()
         if self._requests is None:
             self._opened_in = os.getpid()
-            self._requests = self._begin_requests()
+            with self._errors(path):  # as where no file can be opened any more
+                self._requests = self._begin_requests()
         return self._requests.begin(path, start, end, etag)
 
     def _begin_requests(self) -> RangeRequests:

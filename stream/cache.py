@@ -25,6 +25,7 @@ import contextlib
 import fcntl
 import os
 import re
+import resource
 import struct
 import time
 from dataclasses import dataclass
@@ -51,7 +52,10 @@ _NAME_BYTES = 128  # what an entry costs its directory, rounded up
 _LEFT_AFTER_EVICTION = 0.95  # of the limit, so that the directory is not listed for every clip
 _LOCK_SECONDS = 1.0
 _AVOID_SECONDS = 30.0  # after the lock was not to be had, or nothing could be written
-_MOST_BEGUN = 256  # files open in a process; of more that are begun the bytes are read at once
+# Files open in a process, a quarter of what it may open; of more that are begun the bytes are read
+# at once
+_MAY_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+_MOST_BEGUN = 256 if _MAY_OPEN == resource.RLIM_INFINITY else min(256, _MAY_OPEN // 4)
 _TOUCH_SECONDS = 60.0  # a time of last use that is younger is left as it is
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _ACCOUNT = struct.Struct("<8sQ")

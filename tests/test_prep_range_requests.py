@@ -1,7 +1,9 @@
 """Ranges asked for early and taken late: what is taken, and what goes the other way."""
 
+import errno
 import gc
 import multiprocessing
+import os
 import pickle
 import select
 import ssl
@@ -533,6 +535,15 @@ def test_a_proxy_is_the_clients_business(server, other, monkeypatch):
 )
 def test_what_a_plain_request_would_not_do_is_the_clients_business(options):
     assert ObjectUrls("s3://bucket/a", options, never).get("x") is None
+
+
+def test_no_descriptor_left_is_named_with_the_root(monkeypatch):
+    def refused() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("prep.range_requests.selectors.DefaultSelector", refused)
+    with pytest.raises(StorageError, match=r"http://a/x .*Too many open files; mend that"):
+        Storage("http://a").begin_range("x", 0, 10)
 
 
 def test_stores_that_were_not_tried_are_the_clients_business():

@@ -141,6 +141,30 @@ def test_what_is_begun_is_read_later_and_holds_few_files(tmp_path, monkeypatch):
     assert open_clips() == 0
 
 
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from test_stream_cache import clip
+from stream.cache import ClipCache
+cache = ClipCache(Path(sys.argv[1]), 10**8)
+clips = [clip(number, 100) for number in range(300)]
+assert all(cache.put(*one) for one in clips)
+begun = [cache.begin(one, [(0, 100)]) for one, _ in clips]
+others = [open(sys.argv[0]) for _ in range(128)]
+assert [one.read()[0] for one in begun] == [payload for _, payload in clips]
+"""
+
+
+def test_where_few_files_may_be_open_room_is_left_for_others(tmp_path):
+    (tmp_path / "few.py").write_text(FEW_FILES)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, tmp_path / "few.py", tmp_path / "cache"],
+        env={**os.environ, "PYTHONPATH": path}, check=True,
+    )  # fmt: skip
+
+
 def test_equal_hashes_of_other_lengths_do_not_mix(tmp_path):
     cache = ClipCache(tmp_path, 10**7)
     one, payload = clip(1)
