@@ -125,7 +125,7 @@ class Conversion:
                 self._ask(source)
 
     def _ask(self, source: Source) -> None:
-        rows = JournalRows(self.journal, source.name, self._settle_offers)
+        rows = JournalRows(self.journal, source.name, self._settle_offers, self._any_waits)
         try:
             for offer in source.offers(rows):
                 self._take(source, offer)
@@ -176,6 +176,18 @@ class Conversion:
         """Wait until every offer taken so far is released."""
         while self._encoders.unfinished:
             self._book()
+
+    def _any_waits(self) -> bool:
+        """Whether a row waits for a clip in this round; when all are in work, what becomes of them.
+
+        So it is the same for any number of workers.
+        """
+        if self._waiting() == len(self._in_flight):
+            self._settle_offers()
+        return self._waiting() > 0
+
+    def _waiting(self) -> int:
+        return sum(self._pending.values()) - len(self._lost)
 
     def _book(self) -> None:
         """Store what has been answered by now."""

@@ -228,6 +228,7 @@ class CvdfSource:
         *,
         known: Callable[[str], bool] | None = None,
         settle: Callable[[], None] | None = None,
+        waiting: Callable[[], bool] | None = None,
     ) -> Iterator[Offer]:
         """Yield an offer for every pending row that an archive has a file for.
 
@@ -235,14 +236,15 @@ class CvdfSource:
         strangers from finished rows in the counts. `settle` returns when all offers made so far are
         released; it is called when a segment comes again while its first file is in work (the
         repairs of Kinetics-400, say). Without it the second file is left out and counted, and its
-        archive is read again in the next run.
+        archive is read again in the next run. Once no row is `waiting`, no further archive is
+        opened; the one that is open is read to its end, where its checksum is.
         """
         self.findings, self.tallies = [], {}
         self._clear_folder()
         todo = self._unread(archive_done, mark_done)
         rows = _Rows(pending, known, settle)
         failures = 0
-        while todo:
+        while todo and (waiting is None or waiting()):
             archive = todo.popleft()
             error = yield from self._read(archive, rows)
             failures = failures + 1 if error else 0

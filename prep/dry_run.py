@@ -122,7 +122,7 @@ def _measure(
 def _sample(journal: Journal, sources: list[Source]) -> list[Offer]:
     """Take the first offers with files of the first source that has any."""
     for source in sources:
-        rows = JournalRows(journal, source.name, lambda: None)
+        rows = JournalRows(journal, source.name, lambda: None, lambda: True)
         found = (offer for offer in source.offers(rows) if offer.candidates)
         sample = list(islice(found, _SAMPLE_CLIPS))
         if sample:

@@ -13,13 +13,20 @@ if TYPE_CHECKING:
 class JournalRows:
     """The rows that wait for a clip and that one source has not answered.
 
-    `settle` returns when all offers made so far are released.
+    `settle` returns when all offers made so far are released, `waiting` says whether any row waits.
     """
 
-    def __init__(self, journal: Journal, source: str, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        source: str,
+        settle: Callable[[], None],
+        waiting: Callable[[], bool],
+    ) -> None:
         self._journal = journal
         self._source = source
         self.settle = settle
+        self.waiting = waiting
 
     def rows(self) -> Iterator[Row]:
         """Yield them in the order of the plan."""

@@ -30,13 +30,19 @@ class MirrorSource:
         self.mirror = mirror
 
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
-        """Yield what the archives hold for pending rows, in the order of the archives."""
+        """Yield what the archives hold for pending rows, in the order of the archives.
+
+        Nothing is asked for, and no archive opened, when no row waits.
+        """
+        if not pending.waiting():
+            return
         yield from self.mirror.offers(
             pending.by_cut_name,
             pending.archive_done,
             pending.mark_done,
             known=pending.known,
             settle=pending.settle,
+            waiting=pending.waiting,
         )
 
     def absence(self) -> tuple[Reason, str]:

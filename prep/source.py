@@ -72,6 +72,10 @@ class PendingRows(Protocol):
         """Return when all offers made so far are released."""
         ...
 
+    def waiting(self) -> bool:
+        """Whether any row waits for a clip, those in work left out; it may `settle` to know."""
+        ...
+
 
 class Source(Protocol):
     """Where clips come from, in the order that suits the source rather than the plan.

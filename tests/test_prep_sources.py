@@ -190,6 +190,65 @@ def test_clips_that_a_power_cut_took_are_read_again_from_archives_that_were_done
     assert hashes(root) == hashes(reference)
 
 
+def serve_parts(server, clips: Path, *parts: bytes) -> list[str]:
+    """Put the list and these archives on a server; return their paths."""
+    paths = [f"400/val/part_{number}.tar.gz" for number in range(len(parts))]
+    text = "".join(f"https://s3.amazonaws.com/kinetics/{path}\n" for path in paths)
+    server.put("400/annotations/val.csv", (clips / "val.csv").read_bytes())
+    server.put("400/val/k400_val_path.txt", text.encode())
+    for path, data in zip(paths, parts, strict=True):
+        server.put(path, data)
+    return paths
+
+
+def members(clips: Path, *ids: str) -> dict[str, bytes]:
+    names = [f"{name}_000003_000005.mp4" for name in ids]
+    return {name: (clips / "videos" / name).read_bytes() for name in names}
+
+
+def convert_mirror(server, root: Path, *more, **options):
+    return run_kprep("shard", "cvdf:k400", root, "--split", "val", "--profile", "small", "--clips-per-shard", 4,
+                     "--mirror", server.base, *more, **options)  # fmt: skip
+
+
+def test_no_archive_is_opened_when_no_row_waits_any_more(clips, tmp_path):
+    with mirror() as server:
+        paths = serve_parts(server, clips, *(archive(members(clips, name)) for name in IDS))
+        convert_mirror(server, tmp_path / "r", "--limit", 2)
+        last = max(IDS.index(row["video_id"]) for row in ledger(tmp_path / "r", "val"))
+        asked = [bool(server.asked(path)) for path in paths]
+    assert asked == [number <= last for number in range(len(IDS))]
+    assert last < len(IDS) - 1  # or the seed leaves nothing to see
+
+
+def test_a_mirror_behind_a_folder_that_has_all_is_not_asked(clips, tmp_path):
+    kinetics_csv(tmp_path / "val.csv", [("x", name, 3, 5, "val", 0) for name in IDS])
+    with mirror() as server:
+        serve(server, clips)
+        run_kprep("shard", clips / "videos", tmp_path / "r", "--split", "val", "--profile", "small", "--annotations",
+                  tmp_path / "val.csv", "--source", "cvdf:k400", "--mirror", server.base)  # fmt: skip
+        assert not server.requests
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_last_row_in_work_may_need_the_next_archive(clips, tmp_path, workers):
+    """Nothing waits when the first archive ends, but the clip in work is refused, and comes back."""
+    kinetics_csv(tmp_path / "val.csv", [("x", IDS[0], 3, 5, "val", 0)])
+    [(name, data)] = members(clips, IDS[0]).items()
+    with mirror() as server:
+        cut = archive({name: data[: len(data) * 6 // 10]})
+        serve_parts(server, clips, cut, archive({name: data}), cut)
+        convert_mirror(
+            server, tmp_path / "r", "--annotations", tmp_path / "val.csv", "--workers", workers
+        )
+        assert [len(server.asked(f"400/val/part_{number}.tar.gz")) for number in range(3)] == [
+            1,
+            1,
+            0,
+        ]
+    assert [row["status"] for row in ledger(tmp_path / "r", "val")] == ["ok"]
+
+
 def test_another_version_of_the_mirror_is_another_conversion(clips, tmp_path):
     with mirror() as server:
         serve(server, clips)
