@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prep.fetch_errors import CircuitOpenError, FetchError, StoppedError
 from prep.outcome import Reason
 from prep.source import Offer
+from prep.tar_stream import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,13 +47,22 @@ class MirrorSource:
         )
 
     def absence(self) -> tuple[Reason, str]:
-        """Say "missing upstream" only when every archive was read to its end."""
+        """Say "missing upstream" only when no archive is left that another run might read.
+
+        Archives that are damaged may have held the clip: the detail names the first of them. They
+        are read again in every run, so that it is the same after an interruption.
+        """
         unread = [finding for finding in self.mirror.findings if finding.retryable]
         if unread:
             first = unread[0].archive
             if not first:  # its detail may name a server
                 return Reason.NETWORK, "the mirror was left before its end"
             return Reason.NETWORK, f"{len(unread)} archives could not be read, {first} the first"
+        broken = [finding for finding in self.mirror.findings if finding.reason in BROKEN]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            where = f"{broken[0].archive} ({broken[0].reason}){more}"
+            return Reason.MISSING_UPSTREAM, f"or in what cannot be read of {where}"
         return Reason.MISSING_UPSTREAM, ""
 
     def check(self) -> None:

@@ -43,6 +43,7 @@ EMPTY = "empty archive"
 TRUNCATED = "truncated archive"
 DAMAGED = "damaged archive"
 NOT_AN_ARCHIVE = "not an archive"
+BROKEN = (TRUNCATED, DAMAGED)  # what it holds beyond some point cannot be had
 
 
 class ArchiveError(KprepError):

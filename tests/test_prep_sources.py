@@ -249,6 +249,20 @@ def test_the_last_row_in_work_may_need_the_next_archive(clips, tmp_path, workers
     assert [row["status"] for row in ledger(tmp_path / "r", "val")] == ["ok"]
 
 
+def test_rows_that_may_be_in_a_broken_archive_say_so(clips, tmp_path):
+    plain = archive(members(clips, *IDS), compress=False)
+    with mirror() as server:
+        whole = archive(members(clips, *IDS[:2]))
+        serve_parts(server, clips, plain[: len(plain) // 2], whole, plain[: len(plain) // 3])
+        convert_mirror(server, tmp_path / "r")
+    rows = {row["video_id"]: row for row in ledger(tmp_path / "r", "val")}
+    failed = {(row["reason"], row["detail"]) for row in rows.values() if row["status"] == "failed"}
+    first = "400/val/part_0.tar.gz the first (truncated archive)"
+    assert failed == {("missing upstream", f"or in what could not be read of 2 archives, {first}")}
+    assert rows[IDS[0]]["status"] == "ok"
+    assert rows[IDS[9]]["status"] == "failed"
+
+
 def test_another_version_of_the_mirror_is_another_conversion(clips, tmp_path):
     with mirror() as server:
         serve(server, clips)
