@@ -257,8 +257,8 @@ def test_rows_that_may_be_in_a_broken_archive_say_so(clips, tmp_path):
         convert_mirror(server, tmp_path / "r")
     rows = {row["video_id"]: row for row in ledger(tmp_path / "r", "val")}
     failed = {(row["reason"], row["detail"]) for row in rows.values() if row["status"] == "failed"}
-    first = "400/val/part_0.tar.gz the first (truncated archive)"
-    assert failed == {("missing upstream", f"or in what could not be read of 2 archives, {first}")}
+    where = "400/val/part_0.tar.gz (truncated archive) and 1 more"
+    assert failed == {("missing upstream", f"or in what cannot be read of {where}")}
     assert rows[IDS[0]]["status"] == "ok"
     assert rows[IDS[9]]["status"] == "failed"
 
