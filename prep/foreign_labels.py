@@ -60,8 +60,10 @@ def _from_json(data: bytes, name: str) -> Stated:
     index, label = values.get("label_index"), values.get("label")
     if index is None or not isinstance(label, str):
         return _value(index if label is None else label, "label")
-    stated = _value(index, "label_index")
-    return (stated[0], _name(label)) if stated[0] is not None and label else (None, None)
+    if isinstance(index, str):  # _value would take it for a name
+        raise RowFailure(Reason.BAD_LABEL, "its .json has an unusable field label_index")
+    number, _ = _value(index, "label_index")
+    return number, _name(label) if number is not None and label else None
 
 
 def _value(value: Any, name: str) -> Stated:

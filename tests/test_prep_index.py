@@ -430,6 +430,7 @@ LABELS = {
     "json": ({"json": b'{"label": "up"}'}, {"json": b'{"label": "down"}'}, (), ("json", ["down", "up"], [1, 0])),
     "json with both": ({"json": b'{"label": "a", "label_index": 1}'}, {"json": b'{"label": "b", "label_index": 0}'}, (), ("json", ["b", "a"], [1, 0])),
     "json with none": ({"json": b'{"label": "", "label_index": -1}'}, {"json": b'{"label": "b", "label_index": 0}'}, ("--labels", "json"), ("json", ["b"], [-1, 0])),
+    "json with an index alone": ({"json": b'{"label": "", "label_index": 1}'}, {"json": b'{"label": "", "label_index": 0}'}, (), ("json", ["0", "1"], [1, 0])),
     "json field": ({"json": b'{"action": "up"}'}, {"json": b'{"action": "down"}'}, ("--labels", "json:action"), ("json:action", ["down", "up"], [1, 0])),
     "txt": ({"txt": b"up"}, {"txt": b"down\n"}, ("--labels", "txt"), ("txt", ["down", "up"], [1, 0])),
     "captions": ({"txt": b"a dog runs"}, {"txt": b"a cat sleeps"}, (), ("none", [], [-1, -1])),
@@ -486,7 +487,7 @@ def test_unusable_labels_are_refused(texts):
         stated_label("cls", texts)
 
 
-@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"label": 1.5}', b'{"label": true}', b'{"label": null}', b"[" * 100_000, b'{"label": {"a": 1}}'])  # fmt: skip
+@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"label": 1.5}', b'{"label": true}', b'{"label": null}', b"[" * 100_000, b'{"label": {"a": 1}}', b'{"label": "a", "label_index": "0"}', b'{"label": "a", "label_index": true}'])  # fmt: skip
 def test_unusable_json_labels_are_refused(text):
     with pytest.raises(RowFailure):
         stated_label("json", {"json": text})
