@@ -126,6 +126,12 @@ def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:
     """Raise UsageError where samples that are copied as they are would not say their labels."""
     if not sources[0].manifest.is_foreign:
         return
+    if len({source.manifest.class_names for source in sources}) > 1:
+        raise UsageError(
+            "these roots were indexed from somebody else's tars, whose labels are not rewritten, "
+            "and their class lists differ; index each again with one list of all classes "
+            "(`kprep index ROOT --classes FILE --force`)"
+        )
     rules = set()
     for source in sources:
         if source.manifest.class_names != names:

@@ -300,6 +300,9 @@ def test_tars_of_somebody_else_are_carried_as_they_are(tmp_path):
     assert faults(tmp_path / "few") == []
     with pytest.raises(UsageError, match="use --class-list all"):
         subset(folder, tmp_path / "other", classes=frozenset(["left", "up"]))
+    run_kprep("index", tmp_path / "copy", "--labels", "none", "--force")
+    with pytest.raises(UsageError, match="index each again"):
+        merged(tmp_path / "other", folder, tmp_path / "copy", on_conflict="first")
 
 
 def test_a_second_video_in_a_sample_is_not_taken_for_the_clip(tmp_path):
