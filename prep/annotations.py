@@ -20,6 +20,7 @@ from prep.annotation_paths import ClassFolders, PathList, is_path_list, walk
 from prep.annotation_rows import ANY_SPLIT, Listing, first_character, lines, normalise_split
 from prep.annotation_table import KineticsCsv, table_layout
 from prep.errors import UsageError
+from prep.format.layout import MANIFEST_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,11 @@ def open_annotations(path: Path, split: str, classes: Sequence[str] = ()) -> Lis
 
 def _form(path: Path) -> type[ClassFolders | DeepMindJson | KineticsCsv | PathList]:
     if path.is_dir():
+        if (path / MANIFEST_PATH).is_file() and (path / "index").is_dir():
+            raise UsageError(
+                f"{path} is a dataset of kprep, no annotation list and no folder of videos; give "
+                "the list that it was made of, or the table that `kprep info --csv` writes of it"
+            )
         return ClassFolders
     mark = first_character(path)
     if not mark:

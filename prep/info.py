@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from prep.clip_statistics import class_counts, clip_seconds
 from prep.dataset_card import tally_rows
 from prep.format import read_manifest
+from prep.local_files import text_output
 from prep.open_index import open_index, open_ledger
 from prep.source_terms import term_lines
-from prep.storage import temporary_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,20 +97,9 @@ def split_info(manifest: Manifest, name: str, index: pa.Table, ledger: pa.Table)
 
 
 def write_ledger_csv(storage: Storage, path: Path) -> None:
-    """Write the ledgers of all splits as one CSV, with a first column `split`.
-
-    The file appears complete or not at all; a link, pipe or device at `path` stays what it is.
-    """
-    stays = path.is_symlink() or (path.exists() and not path.is_file())
-    target = path if stays else temporary_name(path)
-    try:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            _write_rows(storage, csv.writer(file))
-        if target != path:
-            target.replace(path)
-    finally:
-        if target != path:
-            target.unlink(missing_ok=True)
+    """Write the ledgers of all splits as one CSV, with a first column `split`."""
+    with text_output(path) as file:
+        _write_rows(storage, csv.writer(file))
 
 
 def _write_rows(storage: Storage, writer: Any) -> None:

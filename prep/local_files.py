@@ -13,8 +13,13 @@ import re
 import stat
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from prep.errors import DatasetError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
 
 MOST_BYTES = 1 << 30  # of a file that is read whole where nothing lists its size
 
@@ -251,6 +256,24 @@ def write_atomic(target: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(target.parent)
+
+
+@contextlib.contextmanager
+def text_output(path: Path) -> Iterator[TextIO]:
+    """Open a file that a user named for output; it appears complete or not at all.
+
+    A link, pipe or device at `path` stays what it is. Raises OSError.
+    """
+    stays = path.is_symlink() or (path.exists() and not path.is_file())
+    target = path if stays else temporary_name(path)
+    try:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        if target != path:
+            target.replace(path)
+    finally:
+        if target != path:
+            target.unlink(missing_ok=True)
 
 
 def temporary_name(target: Path) -> Path:

@@ -9,6 +9,7 @@ import click
 from prep.annotation_overlap import ListCounts, SharedVideo, overlap
 from prep.annotations import ANY_SPLIT, open_annotations
 from prep.errors import UsageError
+from prep.local_files import text_output
 
 
 @click.command("overlap")
@@ -27,6 +28,9 @@ def overlap_command(a: Path, b: Path, ids: Path | None) -> None:
     Example:
       kprep overlap k400/val.csv k700_2020/train.csv --ids seen.txt
     """
+    for path in (a, b):
+        if ids is not None and ids.exists() and path.exists() and ids.samefile(path):
+            raise UsageError(f"--ids {ids} would replace the list {path}; write to another file")
     report = overlap(open_annotations(a, ANY_SPLIT), open_annotations(b, ANY_SPLIT))
     click.echo(_side("A", a, report.a))
     click.echo(_side("B", b, report.b))
@@ -55,6 +59,7 @@ def _example(video: SharedVideo) -> str:
 
 def _write(path: Path, ids: tuple[str, ...]) -> None:
     try:
-        path.write_text("".join(f"{video_id}\n" for video_id in ids), encoding="utf-8")
+        with text_output(path) as file:
+            file.writelines(f"{video_id}\n" for video_id in ids)
     except OSError as error:
         raise UsageError(f"--ids {path} cannot be written: {error.strerror}") from error

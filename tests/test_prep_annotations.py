@@ -710,6 +710,24 @@ def test_overlap_command_prints_and_writes(tmp_path: Path) -> None:
     assert isinstance(failed.exception, UsageError)
 
 
+def test_overlap_does_not_write_over_its_lists(tmp_path: Path) -> None:
+    a, b = lists_to_compare(tmp_path)
+    before = b.read_bytes()
+    (tmp_path / "link").symlink_to(b)
+    failed = CliRunner().invoke(overlap_command, [str(a), str(b), "--ids", str(tmp_path / "link")])
+    assert isinstance(failed.exception, UsageError)
+    assert b.read_bytes() == before
+
+
+def test_a_dataset_is_not_taken_for_a_folder_of_videos(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/val.parquet").touch()
+    assert len(list(open_annotations(tmp_path, ANY_SPLIT))) == 1
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(UsageError, match="is a dataset of kprep"):
+        open_annotations(tmp_path, ANY_SPLIT)
+
+
 def test_overlap_of_real_lists(corpus: Path) -> None:
     lists = corpus / "annotations"
     paths = [lists / "activitynet" / f"kinetics-{size}_val.csv" for size in (400, 600)]

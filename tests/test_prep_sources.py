@@ -818,3 +818,5 @@ def test_the_ledger_as_csv(clips, reference, tmp_path):
     assert [(row["split"], row["key"], row["status"], row["reason"]) for row in rows] == [
         ("val", row["key"], row["status"], row["reason"] or "") for row in found
     ]
+    done = run_kprep("overlap", tmp_path / "ledger.csv", clips / "val.csv")
+    assert f"{len(found)} rows (100.0 %) are of shared ids" in done.stdout.splitlines()[0]
