@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from prep.annotations import Listing
     from prep.options import ShardOptions
+    from prep.source import Source
 
 
 @dataclass
@@ -135,11 +136,15 @@ def _convert_locked(
         return _already_published(options, existing)
     known_classes = existing.class_names if existing is not None else ()
     listing, notes = open_listing(options, work, known_classes)
-    with journal_of(work, options.split) as journal:
+    sources = open_sources(options, work)
+    # a mistake in sources or workers must not leave a plan behind: that would bind the next command
+    with (
+        encoders or _pool(options, work, ffmpeg) as pool,
+        journal_of(work, options.split) as journal,
+    ):
         notes += plan(journal, options, listing, ffmpeg, existing)
         notes += _forget_altered_shards(journal, options)
-        encoders = encoders or _pool(options, work, ffmpeg)
-        result = _convert(options, journal, work, ffmpeg, check_lock, encoders)
+        result = _convert(options, journal, work, ffmpeg, check_lock, sources, pool)
         result.notes = notes + result.notes
     return result
 
@@ -150,9 +155,9 @@ def _convert(
     work: Path,
     ffmpeg: FFmpeg,
     check_lock: Callable[[], None],
+    sources: list[Source],
     encoders: Pool,
 ) -> ShardResult:
-    sources = open_sources(options, work)
     builder = ShardBuilder(options, journal, work, options.storage)
     conversion = Conversion(options, journal, work, sources, builder, encoders)
     interrupted_by = conversion.run()

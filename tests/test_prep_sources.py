@@ -810,6 +810,24 @@ def test_dask_mistakes_get_one_sentence(clips, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("wrong", [
+    ("--engine", "dask"), ("--engine", "dask", "--scheduler", "foo"), ("--source", "no/folder"),
+])  # fmt: skip
+def test_a_mistake_leaves_no_plan_behind(clips, tmp_path, wrong):
+    root = tmp_path / "root"
+    arguments = (
+        "shard",
+        clips / "videos",
+        root,
+        "--split",
+        "val",
+        "--annotations",
+        clips / "val.csv",
+    )
+    done = run_kprep(*arguments, *wrong, check=False)
+    assert (done.returncode, (root / ".kprep-work").exists()) == (2, False), done.stderr
+
+
 def test_the_ledger_as_csv(clips, reference, tmp_path):
     run_kprep("info", reference, "--csv", tmp_path / "ledger.csv")
     with (tmp_path / "ledger.csv").open(newline="") as file:
