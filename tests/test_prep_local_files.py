@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -224,8 +225,11 @@ def test_a_storage_that_has_files_open_can_be_sent_to_a_worker(tmp_path):
     assert len(open_below(tmp_path)) == 2
 
 
-def test_a_file_of_gigabytes_where_the_manifest_lists_less_is_not_read(motion_dataset, tmp_path):
+def test_a_file_of_gigabytes_where_the_manifest_lists_less_is_not_read(
+    motion_dataset, tmp_path, monkeypatch
+):
     """A sparse one takes no room on disk, but all of its length in memory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where no test has kept the index
     root = shutil.copytree(motion_dataset, tmp_path / "root")
     storage = Storage(str(root))
     manifest = read_manifest(storage)

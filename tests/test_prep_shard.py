@@ -311,7 +311,8 @@ def test_a_file_whose_name_is_no_text_is_told_from_a_row_of_a_list(videos, tmp_p
     )
     assert "2/2 clips" in done.stderr
     assert "1 failed" in done.stderr  # as the table has it; the row had failed before the encoding
-    assert "1  the row, or in a folder the file's name, cannot be read" in done.stdout
+    text = " ".join(done.stdout.split())
+    assert "bad row 1 the row, or in a folder the file's name, cannot be read" in text
     found = {row["status"]: row["detail"] for row in ledger(tmp_path / "root", "val")}
     assert "two\\nlines.mp4' has a character that is not printable UTF-8" in found["failed"]
 

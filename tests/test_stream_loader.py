@@ -891,7 +891,7 @@ def test_a_worker_that_was_killed_is_one_sentence(root):
     "Storage(sys.argv[1]).read('manifest.json')",
     "Storage('http://127.0.0.1:9/none').begin_range('a', 0, 1)",
     "Storage('s3://bucket/none').info('a')",
-    "next(Storage('/tmp').list())",
+    "next(Storage(sys.argv[1]).list())",
     "clip_loader(sys.argv[1], split='train', batch_size=2)",
 ])  # fmt: skip
 def test_a_store_does_not_survive_a_fork(root, child):
