@@ -170,8 +170,11 @@ def _tries_worth(error: StorageError) -> int | None:
         return None
     if isinstance(error, ReplacedError) or cause is None or kind in _FINAL:
         return 1
-    # the service that hands out credentials; an answer of another form
-    doubtful = ("169.254.169.254", "non-partial", "TooManyRedirects")
+    # the service that hands out credentials; an answer of another form; another region's bucket
+    doubtful = (
+        "169.254.169.254", "non-partial", "TooManyRedirects", "redirect without LOCATION",
+        "InvalidCertificate", "status code: 501",
+    )  # fmt: skip
     if kind != "GenericError" or any(words in text for words in doubtful):
         return _DOUBTFUL_TRIES
     if status and not (status[1] >= "500" or status[1] in ("408", "429")):

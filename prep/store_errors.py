@@ -57,12 +57,22 @@ def _reason(error: Exception) -> str:
     sentence = sentence[:_LONGEST].rstrip(": ")
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
         return f"{sentence}; see that the credentials are right and allow it"
+    if "redirect without LOCATION" in sentence:
+        return f"{sentence}; set AWS_REGION to the bucket's"
+    return sentence + _cause(debug)
+
+
+def _cause(debug: str) -> str:
+    """Return why a request got no answer, to stand behind obstore's sentence; "" where it did."""
     # `…reqwest::Error { … "tcp connect error", …, Os { …, message: "Connection refused", }, …`
     _, _, debug = debug.rpartition("reqwest::Error")
     if "InvalidCertificate" in debug:
-        return f"{sentence}: its certificate is not valid, or by nobody who is trusted here"
+        return (
+            ": its certificate is not valid, or by nobody who is trusted here; "
+            "SSL_CERT_FILE names the file of an authority of your own"
+        )
     causes = re.findall(r'"([^"]+)"', debug) or re.findall(r"\w+", debug)
-    return ": ".join([sentence, *causes[-1:]])
+    return f": {causes[-1]}" if causes else ""
 
 
 def replaced(where: str) -> ReplacedError:

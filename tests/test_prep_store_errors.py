@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.server
 import socket
+import ssl
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
+from range_server import range_server
 
 from prep.downloads import RetryPolicy
 from prep.errors import DatasetError, StorageError
@@ -22,12 +25,13 @@ _REFUSAL = b"<Error><Code>SignatureDoesNotMatch</Code><Message>Check your key.</
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
-    """Refuses what lies under /b, turns /loop to itself, and gives anything else whole, whatever range is asked for."""
+    """Refuses what lies under /b or a status, turns /loop to itself, and gives anything else whole, whatever is asked for."""
 
     def do_GET(self) -> None:
-        refused, turned = self.path.startswith("/b/"), self.path.startswith("/loop/")
-        self.send_response(403 if refused else 302 if turned else 200)
-        if turned:
+        folder = self.path.split("/")[1]
+        status = {"b": 403, "loop": 302}.get(folder, int(folder) if folder.isdigit() else 200)
+        self.send_response(status)
+        if folder == "loop":
             self.send_header("Location", self.path)
         self.send_header("Content-Length", str(len(_REFUSAL)))
         self.send_header("ETag", '"1"')
@@ -50,9 +54,9 @@ def port() -> Iterator[int]:
         server.shutdown()
 
 
-def _s3(endpoint: str) -> Storage:
+def _s3(endpoint: str, bucket: str = "b", **policy: Any) -> Storage:
     options = {"endpoint": endpoint, "access_key_id": "a", "secret_access_key": "b"}
-    return Storage("s3://b", options, retry=RetryPolicy(patience_seconds=0))
+    return Storage(f"s3://{bucket}", options, RetryPolicy(**(policy or {"patience_seconds": 0})))
 
 
 def _free_port() -> int:
@@ -124,6 +128,32 @@ def test_a_loop_of_redirects_is_not_followed_for_a_minute(port):
     store = Storage(f"http://127.0.0.1:{port}/loop", retry=RetryPolicy(sleep=waits.append))
     with _says("error following redirect: TooManyRedirects"):
         store.read("x")
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(301, "configured region; set AWS_REGION to the bucket's"), (501, "501 Not Implemented")],
+)
+def test_what_cannot_succeed_is_tried_for_less_than_a_second(port, status, says):
+    waits: list[float] = []
+    store = _s3(f"http://127.0.0.1:{port}", str(status), sleep=waits.append)
+    for read in (store.read, store.info):
+        waits.clear()
+        with _says(says):
+            read("x")
+        assert 0 < len(waits) <= 2
+        assert sum(waits) < 1
+
+
+def test_a_certificate_that_nobody_trusts_is_tried_for_less_than_a_second():
+    waits: list[float] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with range_server(context) as server:
+        store = Storage(server.url, retry=RetryPolicy(sleep=waits.append))
+        with _says("its certificate is not valid", "; SSL_CERT_FILE names"):
+            store.read("x")
     assert len(waits) == 2
 
 
