@@ -65,14 +65,14 @@ def _reason(error: Exception) -> str:
 def _cause(debug: str) -> str:
     """Return why a request got no answer, to stand behind obstore's sentence; "" where it did."""
     # `…reqwest::Error { … "tcp connect error", …, Os { …, message: "Connection refused", }, …`
-    _, _, debug = debug.rpartition("reqwest::Error")
+    _, unanswered, debug = debug.rpartition("reqwest::Error")
     if "InvalidCertificate" in debug:
         return (
             ": its certificate is not valid, or by nobody who is trusted here; "
             "SSL_CERT_FILE names the file of an authority of your own"
         )
     causes = re.findall(r'"([^"]+)"', debug) or re.findall(r"\w+", debug)
-    return f": {causes[-1]}" if causes else ""
+    return f": {causes[-1]}" if unanswered and causes else ""
 
 
 def replaced(where: str) -> ReplacedError:

@@ -157,6 +157,16 @@ def test_a_certificate_that_nobody_trusts_is_tried_for_less_than_a_second():
     assert len(waits) == 2
 
 
+@pytest.mark.parametrize("status", [400, 407, 501])
+def test_an_answer_is_quoted_once_and_nothing_behind_it(port, status):
+    store = _s3(f"http://127.0.0.1:{port}", str(status))
+    with pytest.raises(StorageError, match=r"</Error>($| \(given up)") as raised:
+        store.read("x")
+    assert str(raised.value).count("Check your key") == 1
+    with pytest.raises(StorageError, match=http.HTTPStatus(status).phrase + r"($| \(given up)"):
+        store.info("x")
+
+
 def test_a_folder_that_may_not_be_listed():
     with (
         _says("/r/. cannot be reached: /r/a: b: Permission denied; mend that"),
