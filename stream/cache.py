@@ -56,6 +56,7 @@ _AVOID_SECONDS = 30.0  # after the lock was not to be had, or nothing could be w
 # at once
 _MAY_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 _MOST_BEGUN = 256 if _MAY_OPEN == resource.RLIM_INFINITY else min(256, _MAY_OPEN // 4)
+_OPENED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # waits for no named pipe
 _TOUCH_SECONDS = 60.0  # a time of last use that is younger is left as it is
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _ACCOUNT = struct.Struct("<8sQ")
@@ -103,7 +104,7 @@ class CachedClip:
     def __init__(self, path: Path, spans: Sequence[tuple[int, int]]) -> None:
         """Open the file and let the kernel fetch ranges `[start, end)` of it; raises OSError."""
         self._descriptor: int | None = None
-        self._descriptor = descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._descriptor = descriptor = os.open(path, _OPENED)
         CachedClip._begun += 1
         self._spans = spans
         self._parts: list[memoryview] | None = None

@@ -99,6 +99,19 @@ def test_a_file_that_a_power_failure_cut_is_replaced(tmp_path):
     assert part == payload
 
 
+@pytest.mark.timeout(30)
+def test_a_named_pipe_in_a_clips_place_is_not_waited_for(tmp_path):
+    """As whoever may write to a shared cache could make."""
+    cache = ClipCache(tmp_path, 10**7)
+    one, payload = clip(1)
+    cache.put(one, payload)
+    cache._path(one).unlink()
+    os.mkfifo(cache._path(one))
+    assert read(cache, one, [(0, 10)]) is None
+    assert cache.put(one, payload)
+    assert read(cache, one, [(0, 10)]) == [payload[:10]]
+
+
 def test_a_time_of_use_that_cannot_be_set_costs_nothing(tmp_path, monkeypatch):
     """As where another user keeps the clip."""
     cache = ClipCache(tmp_path, 10**7)
