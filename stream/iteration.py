@@ -50,7 +50,13 @@ class Addresses(Sampler[BatchAddress]):
         return islice(self.since(self.epoch, self.begun_at), self.made_here, None)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return max(0, self.count(self.begun_at) - self.made_here)
+
+    def count(self, first_step: int) -> int:
+        """Return how many addresses `since` yields; only the epoch's last step is looked at."""
+        last = max(first_step, self._plan.num_steps - 1)
+        whole = (last - first_step) * self._plan.accumulate
+        return whole + sum(1 for _ in self.since(self.epoch, last))
 
     def since(self, epoch: int, first_step: int) -> Iterator[BatchAddress]:
         """Yield this rank's addresses from a step of an epoch to its end."""

@@ -149,7 +149,7 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets from here to the end of the epoch."""
-        return sum(1 for _ in self._addresses.since(self.epoch, self.next_step))
+        return self._addresses.count(self.next_step)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to iterate over; the one of a loaded state continues in its middle.

@@ -1,10 +1,13 @@
 """The order as a pure function: bijection, reproducibility for ever, dealing to ranks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.iteration import Addresses
 from stream.order import (
     ORDER_VERSION,
     BatchPlan,
@@ -153,6 +156,28 @@ def test_steps_partition_the_epoch(positions, world, batch, accumulate, drop_las
     if drop_last:
         assert all(len(part) == batch for part in dealt)
         assert plan.num_left_out < plan.global_batch
+
+
+@given(
+    st.integers(0, 500), st.integers(1, 7), st.integers(1, 9), st.integers(1, 3), st.booleans(),
+    st.integers(0, 12),
+)  # fmt: skip
+def test_batches_are_counted_as_they_are_made(positions, world, batch, accumulate, drop_last, at):
+    plan = BatchPlan(positions, world, batch, accumulate, drop_last)
+    for rank in range(world):
+        one = Addresses(SimpleNamespace(plan=plan, rank=rank))
+        for one.begun_at in (0, at, plan.num_steps):
+            for one.made_here in (0, 1):
+                assert len(one) == len(list(one))
+
+
+def test_batches_are_counted_without_making_them(monkeypatch):
+    one = Addresses(SimpleNamespace(plan=BatchPlan(50_000_000, 1, 24, drop_last=False), rank=0))
+    made = []
+    real = BatchPlan.positions
+    monkeypatch.setattr(BatchPlan, "positions", lambda *given: made.append(given) or real(*given))
+    assert len(one) == -(-50_000_000 // 24)
+    assert len(made) == 1
 
 
 @given(st.sampled_from([(8, 3), (2, 12), (6, 4), (24, 1)]), st.integers(0, 20))
