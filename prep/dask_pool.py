@@ -197,7 +197,9 @@ class DaskPool:
         with contextlib.suppress(queue.Empty):
             job, future = self._answers.get(timeout=max(timeout_seconds, 0.001))
             while True:
-                if self._futures.pop(future, None) is not None:
+                if future in self._futures and future.status == "lost":
+                    self._again(future)  # its worker died before the result was fetched
+                elif self._futures.pop(future, None) is not None:
                     yield job, self._value(future)
                 job, future = self._answers.get_nowait()
         self._look()
@@ -248,12 +250,15 @@ class DaskPool:
 
     def _take_back(self) -> None:
         """Take back the jobs of which no worker is left; Dask would let them wait for those."""
-        for future, (job, _, workers) in list(self._futures.items()):
+        for future, (_, _, workers) in list(self._futures.items()):
             if not workers & self._threads.keys():
-                del self._futures[future]
-                with self._reached():
-                    future.cancel()
-                self._waiting.append(job)
+                self._again(future)
+
+    def _again(self, future: Any) -> None:
+        """Let a job wait for a worker again."""
+        self._waiting.append(self._futures.pop(future).job)
+        with self._reached():
+            future.cancel()
 
     def _overdue(self) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Give up jobs that have had their time, with that of the jobs before them in the queue."""

@@ -714,6 +714,32 @@ def test_dask_gives_the_same_bytes_also_when_a_worker_dies(clips, reference, tmp
     assert files_of(root) == files_of(reference)
 
 
+def test_a_result_that_is_lost_with_its_dask_worker_is_made_again(tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    from prep import dask_pool
+    from prep.ffmpeg_binary import find_ffmpeg
+    from prep.worker_pool import Job
+
+    monkeypatch.setattr(dask_pool, "run_job", len)
+    (tmp_path / "temporary").mkdir()
+    with (
+        LocalCluster(1, processes=False, dashboard_address=None) as cluster,
+        dask_pool.DaskPool(
+            cluster.scheduler_address, tmp_path, [], find_ffmpeg().sha256, 60
+        ) as pool,
+    ):
+        pool.submit(Job("tag", {"of": 1}))
+        (future,) = pool._futures
+        while pool._answers.empty():
+            time.sleep(0.01)
+        pool._client._handle_lost_data(key=future.key)  # what the scheduler has it do
+        found = []
+        while pool.unfinished:
+            found += pool.results(1)
+    assert [(job.tag, value) for job, value in found] == [("tag", 1)]
+
+
 @pytest.mark.slow
 def test_a_dask_worker_that_comes_later_gets_work_if_it_is_like_the_others(
     clips, tmp_path, monkeypatch
