@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import queue
+import threading
 import time
 import uuid
 from collections import deque
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 _AHEAD = 2
 _LOOK_SECONDS = 1.0  # between two looks at which workers there are
-_CONNECT_SECONDS = 30
+_ANSWER_SECONDS = 30  # the scheduler's, to what is asked of it
+_CLOSE_SECONDS = 5
 _NO_WORKERS_SECONDS = 300.0
 # What the client raises once its scheduler does not answer
 _LOST = (OSError, RuntimeError, asyncio.CancelledError, concurrent.futures.CancelledError)
@@ -111,8 +113,7 @@ class DaskPool:
             for name in ("distributed", "distributed.client", "distributed.utils"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
-            client: Any = distributed.Client
-            self._client: Any = client(scheduler, timeout=_CONNECT_SECONDS)
+            self._client = _connected(distributed.Client, scheduler)
         except (OSError, TimeoutError, ValueError) as error:
             raise UsageError(f"no Dask scheduler answers at {scheduler}: {error}") from error
         try:
@@ -158,7 +159,7 @@ class DaskPool:
 
     def _close(self) -> None:
         with contextlib.suppress(KprepError), self._reached():
-            self._client.close()
+            self._client.close(timeout=_CLOSE_SECONDS)
         self._marker.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -197,10 +198,13 @@ class DaskPool:
         with contextlib.suppress(queue.Empty):
             job, future = self._answers.get(timeout=max(timeout_seconds, 0.001))
             while True:
-                if future in self._futures and future.status == "lost":
-                    self._again(future)  # its worker died before the result was fetched
-                elif self._futures.pop(future, None) is not None:
-                    yield job, self._value(future)
+                value = self._value(future) if future in self._futures else None
+                if value is not None:
+                    del self._futures[future]
+                    yield job, value
+                elif future in self._futures:
+                    self._again(future)
+                    break  # to look first whether the scheduler is there
                 job, future = self._answers.get_nowait()
         self._look()
         self._take_back()
@@ -214,7 +218,7 @@ class DaskPool:
         if now - self._looked < _LOOK_SECONDS:
             return
         with self._reached():
-            threads: dict[str, int] = self._client.nthreads()
+            threads: dict[str, int] = self._client.nthreads(callback_timeout=_ANSWER_SECONDS)
             for known in (self._checks, self._faults):
                 for address in set(known) - set(threads):
                     del known[address]  # where it comes again, it may be another
@@ -284,15 +288,38 @@ class DaskPool:
                 "same command again"
             )
 
-    def _value(self, future: Any) -> dict[str, Any]:
-        with self._reached():
+    def _value(self, future: Any) -> dict[str, Any] | None:
+        """Return a job's answer; None where it cannot be had: its worker may have died since."""
+        with self._reached(), contextlib.suppress(TimeoutError):
             if future.status == "finished":
-                value: dict[str, Any] = future.result()
+                value: dict[str, Any] = future.result(_ANSWER_SECONDS)
                 return value
-            if future.status != "error":
+            if future.status == "error":
+                return {"crashed": f"{type(future.exception()).__name__} on the Dask cluster"}
+            if future.status != "lost":
                 raise self._lost()
-            error = future.exception()
-        return {"crashed": f"{type(error).__name__} on the Dask cluster"}
+        return None
+
+
+def _connected(client: Any, scheduler: str) -> Any:
+    """Return a client; TimeoutError when none is there in time.
+
+    Dask's own limit covers the connection, but not what the other side says next: nothing, where it
+    is stopped or no scheduler.
+    """
+    made: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def connect() -> None:
+        try:
+            made.set_result(client(scheduler, timeout=_ANSWER_SECONDS))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            made.set_exception(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        return made.result(_ANSWER_SECONDS + _CLOSE_SECONDS)
+    except TimeoutError:
+        raise TimeoutError(f"nothing is said within {_ANSWER_SECONDS} s") from None
 
 
 def _cannot_run(error: Any) -> str:

@@ -740,6 +740,33 @@ def test_a_result_that_is_lost_with_its_dask_worker_is_made_again(tmp_path, monk
     assert [(job.tag, value) for job, value in found] == [("tag", 1)]
 
 
+def test_what_listens_and_says_nothing_is_no_dask_scheduler(tmp_path, monkeypatch):
+    from prep import dask_pool
+
+    monkeypatch.setattr(dask_pool, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(dask_pool, "_CLOSE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UsageError, match="nothing is said within"):
+            dask_pool.DaskPool(address, tmp_path, [], "", 60)
+
+
+@pytest.mark.slow
+def test_a_dask_scheduler_that_is_stopped_is_taken_for_lost(tmp_path, monkeypatch):
+    from prep import dask_pool
+    from prep.ffmpeg_binary import find_ffmpeg
+
+    (tmp_path / "temporary").mkdir()
+    with dask_cluster(1, tmp_path) as (address, scheduler, _):
+        pool = dask_pool.DaskPool(address, tmp_path, [], find_ffmpeg().sha256, 60)
+        monkeypatch.setattr(dask_pool, "_ANSWER_SECONDS", 1)
+        scheduler.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        with pytest.raises(KprepError, match="went away"), pool:
+            while True:
+                list(pool.results(1))
+
+
 @pytest.mark.slow
 def test_a_dask_worker_that_comes_later_gets_work_if_it_is_like_the_others(
     clips, tmp_path, monkeypatch
