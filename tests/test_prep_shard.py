@@ -282,6 +282,10 @@ def test_mistakes_get_one_clear_sentence(videos, dataset, tmp_path):
     )
     assert "s3://bucket/x" in refused("shard", videos, "s3://bucket/x", "--split", "a")
     (tmp_path / "empty").mkdir()
+    assert "holds no file" in refused(
+        "shard", tmp_path / "empty", tmp_path / "r2", "--split", "train"
+    )
+    (tmp_path / "empty/notes.txt").touch()
     assert "has no videos" in refused(
         "shard", tmp_path / "empty", tmp_path / "r2", "--split", "train"
     )
