@@ -93,10 +93,13 @@ class Conversion:
             try:
                 self._assemble_settled_shards()
                 self._drain()
+                # all clips may be there, but not the end of an archive of theirs, if we were killed
+                unread = bool(self.journal.taken.archives())
                 # more than one round only where a power cut took staged clips: that shows when
                 # their shard is built, and they are pending again
-                while not self._signal and self.journal.counts()[Status.PENDING]:
+                while not self._signal and (unread or self.journal.counts()[Status.PENDING]):
                     self._ask_all()
+                    unread = False
             finally:
                 self.journal.commit()
                 self.progress.close()
@@ -197,7 +200,8 @@ class Conversion:
             outcome, facts = _outcome(result)
             self._in_flight.discard(offer.row.row)
             if outcome.status == Status.OK:
-                self._settle(offer.row, _with_others(outcome, source, offer.row), facts)
+                whole = _with_others(outcome, source, offer.row)
+                self._settle(offer.row, whole, facts, offer.archive)
             elif outcome.reason is not None:
                 if outcome.reason == Reason.STORAGE:
                     source.check()
@@ -232,8 +236,10 @@ class Conversion:
         else:
             self._settle(row, _verdict(answers), None)
 
-    def _settle(self, row: Row, outcome: Outcome, facts: dict[str, Any] | None) -> None:
-        self.journal.record(row.row, outcome, facts)
+    def _settle(
+        self, row: Row, outcome: Outcome, facts: dict[str, Any] | None, archive: str = ""
+    ) -> None:
+        self.journal.record(row.row, outcome, facts, archive)
         self.progress.advance(failed=outcome.status == Status.FAILED)
         if row.shard is not None:
             self._pending[row.shard] -= 1

@@ -32,6 +32,7 @@ from prep.fetch_errors import (
 from prep.source import Candidate, Offer
 from prep.storage import write_atomic
 from prep.tar_stream import (
+    BROKEN,
     EMPTY,
     MAX_MEMBER_BYTES,
     NOT_AN_ARCHIVE,
@@ -109,20 +110,35 @@ class _Rows:
     settle: Callable[[], None] | None
 
 
+@dataclass(frozen=True)
+class _Ends:
+    """Who is told of the end of an archive; see `CvdfSource.offers`."""
+
+    mark_done: Callable[[str], None]
+    judge: Callable[[str, str], None] | None
+
+
 @dataclass
 class _Archive:
     """An archive in work, over all tries, until its last clip is released."""
 
     path: str
-    mark_done: Callable[[str], None]
+    ends: _Ends
     tries: int = 0
     held: int = 0
+    read: bool = False
+    """As far as it goes."""
+    fault: str = ""
     finished: bool = False
 
     def settle(self) -> None:
-        """Mark it done when nothing of it is left to do."""
-        if self.finished and not self.held:
-            self.mark_done(self.path)
+        """Have it judged when nothing of it is left to do, and mark it done if it was whole."""
+        if self.held or not self.read:
+            return
+        if self.ends.judge is not None:
+            self.ends.judge(self.path, self.fault)
+        if self.finished:
+            self.ends.mark_done(self.path)
 
 
 class CvdfSource:
@@ -228,7 +244,8 @@ class CvdfSource:
         *,
         known: Callable[[str], bool] | None = None,
         settle: Callable[[], None] | None = None,
-        waiting: Callable[[], bool] | None = None,
+        wanted: Callable[[str], bool] | None = None,
+        judge: Callable[[str, str], None] | None = None,
     ) -> Iterator[Offer]:
         """Yield an offer for every pending row that an archive has a file for.
 
@@ -236,16 +253,19 @@ class CvdfSource:
         strangers from finished rows in the counts. `settle` returns when all offers made so far are
         released; it is called when a segment comes again while its first file is in work (the
         repairs of Kinetics-400, say). Without it the second file is left out and counted, and its
-        archive is read again in the next run. Once no row is `waiting`, no further archive is
-        opened; the one that is open is read to its end, where its checksum is.
+        archive is read again in the next run. Only archives that are `wanted` are opened; one that
+        is open is read to its end, where its checksum is. `judge` is told of each that nothing is
+        left to do of, and what is wrong with it ("a damaged archive"), or "".
         """
         self.findings, self.tallies = [], {}
         self._clear_folder()
-        todo = self._unread(archive_done, mark_done)
+        todo = self._unread(archive_done, _Ends(mark_done, judge))
         rows = _Rows(pending, known, settle)
         failures = 0
-        while todo and (waiting is None or waiting()):
+        while todo:
             archive = todo.popleft()
+            if wanted is not None and not wanted(archive.path):
+                continue
             error = yield from self._read(archive, rows)
             failures = failures + 1 if error else 0
             if error is not None:
@@ -254,9 +274,7 @@ class CvdfSource:
                 if isinstance(error, CircuitOpenError) and todo:
                     self.client.wait_for_circuit()
 
-    def _unread(
-        self, archive_done: Callable[[str], bool], mark_done: Callable[[str], None]
-    ) -> deque[_Archive]:
+    def _unread(self, archive_done: Callable[[str], bool], ends: _Ends) -> deque[_Archive]:
         """Return the archives that are not done, in the order of reading."""
         try:
             found = self._parsed_list()
@@ -266,7 +284,7 @@ class CvdfSource:
         for line in found.refused:
             self._find(printable(line), "not of the known layout", self.layout.archive_list)
         paths = (*self.layout.read_first, *found.archives)
-        return deque(_Archive(path, mark_done) for path in paths if not archive_done(path))
+        return deque(_Archive(path, ends) for path in paths if not archive_done(path))
 
     def _goes_on(
         self, archive: _Archive, error: FetchError, failures: int, todo: deque[_Archive]
@@ -321,9 +339,10 @@ class CvdfSource:
                 raise FetchError(error.reason, error.detail) from error
             self._find(archive.path, error.reason, error.detail)
             finished = error.reason == EMPTY
+            archive.fault = f"a {error.reason}" if error.reason in BROKEN else ""
         finally:
             self._count_skipped(archive, stream)
-        archive.finished = finished
+        archive.read, archive.finished = True, finished
 
     def _offer(self, archive: _Archive, member: Member, row: Row) -> Offer:
         segment = row.segment
@@ -346,7 +365,8 @@ class CvdfSource:
             archive.settle()
 
         seconds = segment.end_seconds - segment.start_seconds
-        return Offer(row, [Candidate(path, SOURCE_NAME, 0.0, seconds)], release)
+        found = [Candidate(path, SOURCE_NAME, 0.0, seconds)]
+        return Offer(row, found, release, archive=archive.path)
 
     def _store(self, member: Member) -> Path:
         """Write a member to a file with a name of our own; nothing stays of one that is cut off."""

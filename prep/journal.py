@@ -17,6 +17,7 @@ from prep.outcome import Outcome, Reason, Status
 from prep.plain_text import storable
 from prep.segment import BadRow, Segment
 from prep.shuffle import place
+from prep.taken_clips import TakenClips
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,6 +89,7 @@ class Journal:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
         keep_seals(self._db)
+        self.taken = TakenClips(self._db)
 
     def close(self) -> None:
         """Close the file; everything recorded is in it."""
@@ -187,8 +189,10 @@ class Journal:
 
     # -- outcomes -----------------------------------------------------------------------------
 
-    def record(self, row: int, outcome: Outcome, facts: dict[str, Any] | None = None) -> None:
-        """Store what became of a row; `commit` makes it last."""
+    def record(
+        self, row: int, outcome: Outcome, facts: dict[str, Any] | None = None, archive: str = ""
+    ) -> None:
+        """Store what became of a row, and the archive of its clip; `commit` makes it last."""
         if not self._db.in_transaction:
             self._db.execute("BEGIN")
         self._db.execute(
@@ -201,6 +205,8 @@ class Journal:
                 row,
             ),
         )
+        if archive:
+            self.taken.mark(row, archive)
 
     def record_answers(self, row: int, answers: tuple[Answer, ...]) -> None:
         """Store what sources have answered to a row that stays pending; `commit` makes it last."""
@@ -216,6 +222,7 @@ class Journal:
         """
         self.record(row, Outcome(Status.PENDING))
         self.record_answers(row, ())
+        self.taken.forget(row)
         self._forget_archives()
         self.set("lost", value=True)
 

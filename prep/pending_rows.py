@@ -49,6 +49,15 @@ class JournalRows:
         """Whether an archive was read to its end, in this run or an earlier one."""
         return self._journal.is_done(self._source, name)
 
+    def unread(self) -> set[str]:
+        """Return the archives that clips were taken from and that were not judged since."""
+        return self._journal.taken.archives()
+
+    def judge(self, archive: str, fault: str) -> int:
+        """Have the rows with clips from an archive tell its fault, if any; return their number."""
+        self._journal.commit()
+        return self._journal.taken.judge(archive, fault)
+
     def mark_done(self, name: str) -> None:
         """Remember that an archive was read to its end."""
         self._journal.mark_done(self._source, name)

@@ -29,13 +29,24 @@ class MirrorSource:
 
     def __init__(self, mirror: CvdfSource) -> None:
         self.mirror = mirror
+        self._of_broken: dict[str, int] = {}  # clips by archive
 
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Yield what the archives hold for pending rows, in the order of the archives.
 
-        Nothing is asked for, and no archive opened, when no row waits.
+        No archive is opened when no row waits, but one that has clips here and was not read to its
+        end, as its checksum is there.
         """
-        if not pending.waiting():
+
+        def wanted(archive: str) -> bool:
+            return pending.waiting() or archive in pending.unread()
+
+        def judge(archive: str, fault: str) -> None:
+            count = pending.judge(archive, fault)
+            if fault and count:
+                self._of_broken[archive] = self._of_broken.get(archive, 0) + count
+
+        if not pending.waiting() and not pending.unread():
             return
         yield from self.mirror.offers(
             pending.by_cut_name,
@@ -43,7 +54,8 @@ class MirrorSource:
             pending.mark_done,
             known=pending.known,
             settle=pending.settle,
-            waiting=pending.waiting,
+            wanted=wanted,
+            judge=judge,
         )
 
     def absence(self) -> tuple[Reason, str]:
@@ -77,6 +89,10 @@ class MirrorSource:
         found = [
             f"mirror: {finding.archive or 'archives'}: {finding.reason} ({finding.detail})"
             for finding in self.mirror.findings
+        ]
+        found += [
+            f"mirror: {archive}: {count} clips taken from it; their details in the ledger say so"
+            for archive, count in self._of_broken.items()
         ]
         for kind, tally in self.mirror.tallies.items():
             if tally.count:

@@ -171,6 +171,7 @@ def _convert(
             f"no row of split {options.split} gave a clip, so nothing was published "
             f"({reasons or 'no rows'})"
         )
+    journal.taken.give_up()
     result.manifest = _publish(options, journal, ffmpeg, check_lock)
     return result
 

@@ -36,13 +36,15 @@ class Offer:
     """Files that may hold the clip of a pending row, or why the source has none.
 
     `release` removes what was stored for the offer. It is called when the row's answer has been
-    recorded, or when the offer is given up; calling it again does nothing.
+    recorded, or when the offer is given up; calling it again does nothing. `archive` is what the
+    file was read from, where something can be known of it only at its end.
     """
 
     row: Row
     candidates: list[Candidate]
     release: Callable[[], None] = _nothing
     refusal: tuple[Reason, str] | None = None
+    archive: str = ""
 
 
 class PendingRows(Protocol):
@@ -70,6 +72,14 @@ class PendingRows(Protocol):
 
     def settle(self) -> None:
         """Return when all offers made so far are released."""
+        ...
+
+    def unread(self) -> set[str]:
+        """Return the archives that clips were taken from and that were not judged since."""
+        ...
+
+    def judge(self, archive: str, fault: str) -> int:
+        """Have the rows with clips from an archive tell its fault, if any; return their number."""
         ...
 
     def waiting(self) -> bool:

@@ -263,6 +263,87 @@ def test_rows_that_may_be_in_a_broken_archive_say_so(clips, tmp_path):
     assert rows[IDS[9]]["status"] == "failed"
 
 
+def with_wrong_checksum(files: dict[str, bytes]) -> bytes:
+    """Return an archive that ends with a megabyte of something else, and the wrong crc32 of it."""
+    data = bytearray(archive({**files, "z.bin": random.Random(0).randbytes(1 << 20)}))
+    data[-8] ^= 1
+    return bytes(data)
+
+
+def test_clips_of_an_archive_whose_checksum_is_wrong_say_so(clips, tmp_path):
+    first = with_wrong_checksum(members(clips, *IDS[:4]))
+    with mirror() as server:
+        serve_parts(server, clips, first, archive(members(clips, *IDS[4:])))
+        done = convert_mirror(server, tmp_path / "r")
+    assert "part_0.tar.gz: 4 clips taken from it; their details in the ledger say so" in done.stdout
+    details = {row["video_id"]: row["detail"] for row in ledger(tmp_path / "r", "val")}
+    damaged = "from a damaged archive, 400/val/part_0.tar.gz"
+    assert [details[name] for name in IDS] == [damaged] * 4 + [""] * 6
+    run_kprep("verify", tmp_path / "r")
+
+
+DIE_AT_CALL = """
+import itertools, os
+from prep.cli import main
+from prep.taken_clips import TakenClips
+
+method, calls, whole = "{method}", itertools.count(1), TakenClips.{method}
+def dies(*arguments):
+    return os._exit(9) if next(calls) == {call} else whole(*arguments)
+setattr(TakenClips, method, dies)
+main()
+"""
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize(("method", "call"), [("mark", 4), ("judge", 1)])
+def test_a_kill_before_an_archives_checksum_changes_no_ledger(clips, tmp_path, sound, method, call):
+    """Also when all clips are there, so that no row waits, but not whether the archive was whole."""
+    kinetics_csv(tmp_path / "val.csv", [("x", name, 3, 5, "val", 0) for name in IDS])
+    data = bytearray(with_wrong_checksum(members(clips, *IDS)))
+    data[-8] ^= sound
+    arguments = ("--split", "val", "--profile", "small", "--clips-per-shard", 4, "--annotations", tmp_path / "val.csv")  # fmt: skip
+    with mirror() as server:
+        [path] = serve_parts(server, clips, bytes(data))
+        for root in ("whole", "killed"):
+            command = ("shard", "cvdf:k400", tmp_path / root, *arguments, "--mirror", server.base)
+            if root == "killed":
+                script = DIE_AT_CALL.format(method=method, call=call)
+                died = subprocess.run(
+                    [sys.executable, "-P", "-c", script, *map(str, command)],
+                    check=False,
+                    capture_output=True,
+                )
+                assert died.returncode == 9
+            run_kprep(*command)
+        assert len(server.asked(path)) == 3
+    for name in ("ledger/val.parquet", "index/val.parquet"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    fault = "" if sound else f"from a damaged archive, {path}"
+    assert {row["detail"] for row in ledger(tmp_path / "killed", "val")} == {fault}
+
+
+def test_an_archive_that_is_gone_before_it_was_judged_is_told(tmp_path):
+    journal = Journal(tmp_path / "journal.sqlite", "val")
+    rows = [Segment(f"aaaaaaaaaa{number}", 0.0, 1.0, "x", "val") for number in range(3)]
+    journal.plan(rows, seed=0, clips_per_shard=3, limit=None, classes=frozenset(),
+                 taken_keys=frozenset())  # fmt: skip
+    for row, told in ((1, ""), (2, "folder: missing"), (3, "")):
+        journal.record(row, Outcome(Status.OK, None, told), {}, "b.tar" if row < 3 else "a.tar")
+    journal.commit()
+    assert journal.taken.archives() == {"a.tar", "b.tar"}
+    journal.lose(1)  # its clip is taken again, from whatever archive has it
+    journal.commit()
+    assert journal.taken.judge("a.tar", "") == 1
+    journal.taken.give_up()
+    assert journal.taken.archives() == set()
+    unread = "from an archive not read to its end, b.tar"
+    details = [row.outcome.detail for row in journal.all_rows()]
+    assert details == ["", f"folder: missing; {unread}", ""]
+    assert not journal.damage()
+    journal.close()
+
+
 def test_another_version_of_the_mirror_is_another_conversion(clips, tmp_path):
     with mirror() as server:
         serve(server, clips)
