@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ CORPUS = REPOSITORY.parent / "shared" / "corpus"
 # no test ends for being slow on a busy machine
 hypothesis.settings.register_profile("kprep", deadline=None)
 hypothesis.settings.load_profile("kprep")
+
+
+@pytest.fixture
+def heard_hangups() -> Iterator[None]:
+    """Let the test's processes hear SIGHUP, also where nohup started the tests without it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def without(missing: str) -> None:

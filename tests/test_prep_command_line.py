@@ -47,6 +47,7 @@ main()
 """
 
 
+@pytest.mark.usefixtures("heard_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_temporary_folder(motion_dataset, tmp_path, number):
     words = [sys.executable, "-P", "-c", SIGNALLED, str(int(number)), "verify", str(motion_dataset)]

@@ -260,6 +260,7 @@ def test_a_journal_that_was_only_created_is_no_obstacle(videos, reference, tmp_p
     assert files_of(tmp_path / "root") == files_of(reference)
 
 
+@pytest.mark.usefixtures("heard_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_drains_and_exits_143(videos, reference, tmp_path, number):
     root = tmp_path / "root"
