@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.process
 import os
+import signal
 import sys
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
@@ -62,7 +63,7 @@ def fork_server_context() -> Any:
     _check_main_guard()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    with _safe_path():
+    with _safe_path(), deaf_to_hangups():
         forkserver.ensure_running()
     return context
 
@@ -78,6 +79,23 @@ def _safe_path() -> Iterator[None]:
         del os.environ["PYTHONSAFEPATH"]
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def deaf_to_hangups() -> Iterator[None]:
+    """Start processes within the block that a SIGHUP does not end: it comes to the whole session.
+
+    It is for this process, which stops them when they have done what they are needed for.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+    if before is None or current_thread() is not main_thread():  # not Python's to change, or ours
+        yield
+        return
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def made_by_workers(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -157,7 +157,11 @@ def _train_until(step: int, number: int, *options: object) -> tuple[int, str]:
     with (
         log.open("w") as file,
         subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            command,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         ) as process,
     ):
         while not any(
@@ -166,15 +170,20 @@ def _train_until(step: int, number: int, *options: object) -> tuple[int, str]:
         ):
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
-        process.send_signal(number)
+        if number == signal.SIGHUP:  # as a terminal that goes sends it, to all processes
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         process.wait(timeout=120)
     return process.returncode, log.read_text()
 
 
 @pytest.mark.parametrize(
     ("number", "code", "nproc"),
-    [(signal.SIGKILL, -9, ()), (signal.SIGTERM, 75, ("--nproc", 2)), (signal.SIGINT, 130, ())],
-)
+    [(signal.SIGKILL, -9, ()), (signal.SIGTERM, 75, ("--nproc", 2)), (signal.SIGINT, 130, ()),
+     (signal.SIGHUP, 75, ("--nproc", 2)), (signal.SIGHUP, 75, ("--set", "data.workers=1"))],
+)  # fmt: skip
+@pytest.mark.usefixtures("heard_hangups")
 def test_a_run_that_is_cut_off_at_a_random_step_reaches_the_same_weights(
     motion_dataset: Path, tmp_path: Path, number: int, code: int, nproc: tuple[object, ...]
 ) -> None:
@@ -186,7 +195,8 @@ def test_a_run_that_is_cut_off_at_a_random_step_reaches_the_same_weights(
     returned, text = _train_until(step, number, *options)
     assert returned == code, text
     if number != signal.SIGKILL:
-        assert f"stopped by {signal.Signals(number).name} after step" in text
+        name = "SIGTERM" if number == signal.SIGHUP else signal.Signals(number).name
+        assert f"stopped by {name} after step" in text
         assert "Traceback" not in text
     assert not (cut / "final.pt").exists()
     run_kprep("train", *options, OMP_NUM_THREADS="1")
