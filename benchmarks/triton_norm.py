@@ -19,7 +19,7 @@ from torch import nn
 from torch.library import custom_op
 
 _PIXELS = 8
-_ROWS, _COLUMNS = 32, 64  # of one block; 16 bytes a thread of a warp of 32, twice
+_ROWS, _COLUMNS = 32, 64  # of one block: with 4 warps two loads of 16 bytes a thread
 _PROGRAMS = 2048  # at the most; a Hopper GPU holds 132 multiprocessors with some 8 each
 
 

@@ -131,8 +131,8 @@ if _at_exit is not None:
 class Tries:
     """Decides, after each failure of one read, whether to wait and try again or to give up."""
 
-    def __init__(self, policy: RetryPolicy, what: str, *, local: bool) -> None:
-        self.policy, self.what, self.local = policy, what, local
+    def __init__(self, policy: RetryPolicy, what: str) -> None:
+        self.policy, self.what = policy, what
         self.since = policy.clock()
         self.failures = 0
         self.stopped = _stop
@@ -145,7 +145,7 @@ class Tries:
         """Wait before the next try, or raise `error`, which is final or has come too often."""
         self.failures += 1
         tries = _tries_worth(error)
-        if self.local or self.stopped.is_set() or (tries is not None and self.failures >= tries):
+        if self.stopped.is_set() or (tries is not None and self.failures >= tries):
             raise error
         waited = self.policy.clock() - self.since
         if waited >= self.policy.patience_seconds:

@@ -195,7 +195,7 @@ class Storage:
                 return ObjectInfo(path, *local_info(self.where(path)))
         import obstore
 
-        tries = Tries(self.retry, self.where(path), local=False)
+        tries = Tries(self.retry, self.where(path))
         while True:
             try:
                 with self._errors(path):
@@ -291,7 +291,7 @@ class Storage:
 
     def _receive(self, download: Download) -> memoryview:
         """Fill a download, over as many requests as it takes."""
-        tries = Tries(self.retry, self.where(download.path), local=False)
+        tries = Tries(self.retry, self.where(download.path))
         problem: StorageError | None = None
         while not download.complete:
             if problem is not None:

@@ -88,7 +88,7 @@ class Transfer:
 
     def _upload(self, path: str, entry: FileEntry, counted: _Counted) -> None:
         """Upload a file; the last part goes out only when the hash of all of them is right."""
-        tries = Tries(self.destination.retry, self.destination.where(path), local=False)
+        tries = Tries(self.destination.retry, self.destination.where(path))
         while True:
             parts = self._read(self.source, path, 0, entry.bytes)
             checked = _Checked(parts, self.source, path, entry, counted)

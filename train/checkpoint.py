@@ -6,15 +6,19 @@ import json
 import os
 import re
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from prep.errors import KprepError, UsageError
 from prep.storage import sync_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORMAT = "kprep-checkpoint-1"
 _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
@@ -178,14 +182,21 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
         ) from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of kprep")
-    try:
+    with naming_checkpoint(path):
         found = Checkpoint(**{**values, "loader": json.loads(values["loader"])})
         _check_kinds(found)
-    except (KeyError, TypeError, ValueError) as error:
+    return found
+
+
+@contextmanager
+def naming_checkpoint(path: Path) -> Iterator[None]:
+    """Within the block what a checkpoint's values cannot be used for becomes a KprepError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise KprepError(
             f"checkpoint {path} is of another version of kprep, or damaged ({error})"
         ) from error
-    return found
 
 
 def _check_bytes(path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import DatasetError, KprepError, UsageError
+from prep.errors import DatasetError, UsageError
 from train.agreement import (
     Agreed,
     LossNotFiniteError,
@@ -17,7 +17,12 @@ from train.agreement import (
     raise_together,
 )
 from train.bad_clips import SharedBadClips
-from train.checkpoint import Checkpoint, check_class_names, load_checkpoint
+from train.checkpoint import (
+    Checkpoint,
+    check_class_names,
+    load_checkpoint,
+    naming_checkpoint,
+)
 from train.distributed import broadcast_text
 from train.ema import WeightAverage
 from train.evaluation import evaluate
@@ -232,15 +237,11 @@ class Trainer:
                 f"{self.recipe.optim.name!r}; resume with the same optimiser"
             )
         self._training_loader().load_state_dict(saved.loader)
-        try:
+        with naming_checkpoint(path):
             load_optimizer_state(self._optimizer, saved.optimizer)
             if saved.scaler and self.recipe.run.precision == "fp16":
                 self._step.scaler.load_state_dict(saved.scaler)
             restore_random_states(saved.rng, self.world)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise KprepError(
-                f"checkpoint {path} is of another version of kprep, or damaged ({error})"
-            ) from error
         self._log("resumed from %s: %d epochs, %d steps", path, self.epoch, self.step)
         for change in recipe_differences(old, self.recipe):
             self._log("changed since that checkpoint: %s", change)
