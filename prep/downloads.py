@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 
 _FINAL = ("FileNotFoundError", "PermissionDeniedError", "UnauthenticatedError")
 _DOUBTFUL_TRIES = 3  # of errors that should be final, but a broken answer can cause too
+_MOST_GROWTHS = 64  # far beyond any limit of a wait, and far within what a float holds
 
 _log = logging.getLogger("kprep.storage")
+
+
+def growing_wait(first: float, longest: float, failures: int, factor: float = 2.0) -> float:
+    """Return the seconds to wait after the n-th failure: `first`, times `factor` for each further.
+
+    Never more than `longest`, and for any number of failures: hours of them are no error.
+    """
+    return min(longest, first * factor ** min(failures - 1, _MOST_GROWTHS))
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class RetryPolicy:
 
         Many readers that fail together must not come back together.
         """
-        limit = min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** (failures - 1))
+        limit = growing_wait(self.first_wait_seconds, self.longest_wait_seconds, failures)
         return limit * (0.5 + self.draw() / 2)
 
 

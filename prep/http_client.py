@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import urllib3
 from urllib3.exceptions import HTTPError, LocationValueError
 
+from prep.downloads import growing_wait
 from prep.errors import UsageError
 from prep.fetch_errors import (
     MISSING_UPSTREAM,
@@ -144,8 +145,8 @@ class HttpClient:
 
     def back_off(self, failures: int) -> float:
         """Return the pause after the n-th failure: doubling, capped, with up to half of jitter."""
-        limit = self.politeness.longest_pause_seconds
-        seconds = min(limit, self.politeness.first_pause_seconds * 2.0 ** min(failures - 1, 30))
+        first, longest = self.politeness.first_pause_seconds, self.politeness.longest_pause_seconds
+        seconds = growing_wait(first, longest, failures)
         return seconds * (1 - self.timing.random() / 2)
 
     def pause(self, seconds: float) -> None:

@@ -23,6 +23,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from prep.downloads import growing_wait
 from prep.errors import KprepError, StorageError
 from prep.http_connection import Connection, UnusualAnswerError
 from prep.object_urls import tls_context
@@ -295,8 +296,8 @@ class RangeRequests:
         now = time.monotonic()
         self._failures += now >= self._paused_until
         if now >= self._paused_until and self._failures % _FAILURES_IN_A_ROW == 0:
-            pause = min(_FIRST_PAUSE_SECONDS * 4.0**self._pauses, _LONGEST_PAUSE_SECONDS)
             self._pauses += 1
+            pause = growing_wait(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._pauses, 4.0)
             self._paused_until = now + pause
             _log.info("reading %s through the object store's client for %.0f s", body.path, pause)
         self._fall_back(body)

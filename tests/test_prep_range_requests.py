@@ -347,6 +347,19 @@ def test_after_failures_in_a_row_the_server_is_left_alone_for_a_while(server, ot
     assert len(other.reads) == 21
 
 
+def test_a_server_that_never_answers_directly_is_left_alone_for_days(other, monkeypatch):
+    """As where signatures in addresses are forbidden: the other way reads all of a long run."""
+    now = [1000.0]
+    monkeypatch.setattr(range_requests.time, "monotonic", lambda: now[0])
+    one = requests("http://127.0.0.1:9", other)
+    monkeypatch.setattr(one, "_fall_back", lambda body: None)
+    for _ in range(3 * 600):
+        one._failed(RangeBody(one, "x", 0, 10, None))
+        assert one._paused_until <= now[0] + 300
+        now[0] = max(now[0], one._paused_until)
+    assert now[0] > 40 * 3600
+
+
 def test_what_fails_together_counts_once(server, other, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(range_requests.time, "monotonic", lambda: now[0])

@@ -18,6 +18,7 @@ from fault_proxy import by_rate, fault_proxy, script
 from processes import descendants, is_running
 from stream_datasets import make_dataset, sequence, without_gop_index
 
+from prep.downloads import growing_wait
 from prep.errors import (
     BadClipError,
     DatasetError,
@@ -186,6 +187,12 @@ def test_waits_are_spread(s3):
     limits = np.repeat([1, 2, 4, 6, 6], 50)
     assert np.all((np.array(waits) >= limits / 2) & (np.array(waits) < limits))
     assert len(set(waits)) == 250
+    assert 3 <= policy.wait_seconds(1_000_000) < 6  # a patience of days
+
+
+def test_a_wait_grows_to_its_limit_and_no_further():
+    waits = [growing_wait(0.5, 100, failures, factor=4) for failures in (1, 2, 3, 4, 5, 600, 10**9)]
+    assert waits == [0.5, 2, 8, 32, 100, 100, 100]
 
 
 @pytest.mark.parametrize(
