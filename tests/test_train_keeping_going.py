@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prep.errors import KprepError, UsageError
+from prep.errors import DatasetError, KprepError, UsageError
 from train import attempts, load_recipe, run
 from train.attempts import agree_on_attempt, is_restarted, note_launch
 from train.checkpoint import (
@@ -33,7 +34,7 @@ from train.checkpoint import (
 from train.distributed import World
 from train.launch import launch
 from train.regroup import keep_global_batch, share_step
-from train.signals import InterruptedBySignalError, ending_at_once
+from train.signals import InterruptedBySignalError, SignalWatch, ending_at_once
 from train.trainer import Trainer
 from train.transforms import train_clips, video_on
 
@@ -124,6 +125,34 @@ def test_a_signal_before_training_ends_the_run_at_once(number: int) -> None:
         read_patiently()
     assert caught.value.exit_code == 75
     assert signal.getsignal(number) is before
+
+
+def _lose_a_signal() -> None:
+    """As pyarrow does while it tries to import pandas."""
+    with suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_whose_exception_got_lost_ends_the_steps() -> None:
+    with ending_at_once():
+        _lose_a_signal()
+        with SignalWatch() as watch:
+            assert watch.received == signal.SIGTERM
+    with ending_at_once(), SignalWatch() as watch:  # the next run of the process knows nothing
+        assert watch.received == 0
+
+
+def test_a_signal_whose_exception_got_lost_ends_what_has_no_steps() -> None:
+    stopped = pytest.raises(InterruptedBySignalError, match="stopped by SIGTERM")
+    with stopped as caught, ending_at_once(), ending_at_once():  # the command's, and the run's
+        _lose_a_signal()
+    assert caught.value.exit_code == 75
+    with stopped as caught, ending_at_once():
+        _lose_a_signal()
+        raise DatasetError("an index that pyarrow could not read")
+    assert isinstance(caught.value.__cause__, DatasetError)
+    with pytest.raises(DatasetError), ending_at_once():
+        raise DatasetError("nothing to do with a signal")
 
 
 def test_every_attempt_has_a_name_of_its_own() -> None:

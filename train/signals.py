@@ -44,12 +44,20 @@ class _EndNow(BaseException):
         self.exit_code = EXIT_CODES[signal.Signals(number)]
 
 
+_unanswered: list[int] = []
+"""Signals that were raised as `_EndNow`, and that have not ended the run yet.
+
+Some code goes on after any exception, as pyarrow does in the modules that it tries to import.
+"""
+
+
 @contextmanager
 def ending_at_once() -> Iterator[None]:
     """Within the block SIGTERM and SIGUSR1 raise InterruptedBySignalError, for its exit code.
 
     For what comes before and after the steps of a run, where the last checkpoint is all there is
-    to go on from. `SignalWatch` takes over while it is entered. Outside of the main thread nothing
+    to go on from. `SignalWatch` takes over while it is entered, also for a signal whose exception
+    got lost before; the end of the block takes what is left. Outside of the main thread nothing
     changes.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -57,19 +65,39 @@ def ending_at_once() -> Iterator[None]:
         return
 
     def end(number: int, _: FrameType | None) -> None:
+        _unanswered.append(number)
         raise _EndNow(number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    number = 0
+    cause: Exception | None = None
     try:
         yield
     except _EndNow as caught:
-        name = signal.Signals(caught.number).name
-        raise InterruptedBySignalError(
-            caught.number, f"stopped by {name} before training began, or after it"
-        ) from None
+        number = caught.number
+    except InterruptedBySignalError:
+        raise
+    except Exception as caught:
+        if not _unanswered:
+            raise
+        cause = caught  # the signal's doing, as in SignalWatch.wait_for
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        lost = _first_unanswered()
+    number = number or lost
+    if number:
+        name = signal.Signals(number).name
+        raise InterruptedBySignalError(
+            number, f"stopped by {name} before training began, or after it"
+        ) from cause
+
+
+def _first_unanswered() -> int:
+    """Return the first signal whose exception got lost, which is answered now; 0 for none."""
+    number = _unanswered[0] if _unanswered else 0
+    _unanswered.clear()
+    return number
 
 
 def ignore_further() -> None:
@@ -102,11 +130,12 @@ class SignalWatch:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        """Install the handlers."""
+        """Install the handlers; a signal that `ending_at_once` could not act upon has come."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in EXIT_CODES}
             for number in EXIT_CODES:
                 signal.signal(number, self._note)
+            self.received = self.received or _first_unanswered()
         return self
 
     def __exit__(self, *_: object) -> None:
