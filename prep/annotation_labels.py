@@ -90,13 +90,27 @@ def kinetics_class_list(labels: Iterable[str]) -> list[str]:
     return sorted(distinct)
 
 
-def read_class_list(path: Path) -> list[str]:
-    """Read class names, one a line, in label order."""
+def read_class_list(path: Path, *, numbered: bool = False) -> list[str]:
+    """Read class names, one a line, in label order; UsageError where it is no such list.
+
+    Lines without a name are left out; where labels are numbers of lines (`numbered`), none may
+    stand before the last name.
+    """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"class list {path} cannot be read: {error}") from error
-    names = [name for name in names if name]
-    if not names or len(set(names)) != len(names):
-        raise UsageError(f"class list {path} must hold distinct names, one a line")
+    names = [line for line in lines if line]
+    if not names:
+        raise UsageError(f"class list {path} has no names; write them one a line")
+    if numbered and "" in lines[: lines.index(names[-1])]:
+        raise UsageError(
+            f"class list {path} has no name in line {lines.index('') + 1}, and labels count its "
+            "lines; write one name on every line"
+        )
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"class list {path} has {name!r} twice; names must be distinct")
+        if not name.isprintable():
+            raise UsageError(f"class list {path}: {name!r} must be printable text")
     return names

@@ -68,8 +68,6 @@ def assemble(job: dict[str, Any]) -> dict[str, Any]:
         return finish_tar(temporary, hashed, storage, path)
     except OSError as error:
         return {"fatal": f"{storage.where(path)} cannot be written: {error.strerror}"}
-    except StorageError as error:
-        return {"fatal": str(error)}
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -17,14 +17,13 @@ import av
 from prep.format import CONTAINER_OPTIONS
 from prep.mp4 import FormError, GopIndex, check_form
 from prep.outcome import Reason, RowFailure
-from prep.probe import MAX_PIXELS
+from prep.probe import refuse_hdr, refuse_large, usable_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prep.format import ClipRecord
 
-_PQ, _HLG = 16, 18  # ITU-T H.273 transfer characteristics
 _MOST_FRAMES = 1 << 24
 _MOST = 2**31 - 1  # of a rate's terms: the index has them as int32
 _ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, IndexError, struct.error)
@@ -77,12 +76,7 @@ def _stream(file: Any) -> Any:
     stream = file.streams.video[0]  # the one that a reader takes
     if stream.disposition & av.stream.Disposition.attached_pic:
         raise RowFailure(Reason.NO_VIDEO_STREAM, "its first video stream is a cover picture")
-    context = stream.codec_context
-    if context is None:
-        raise RowFailure(Reason.NOT_A_VIDEO, "no decoder for its codec")
-    if context.width * context.height > MAX_PIXELS:
-        raise RowFailure(Reason.PICTURE_SIZE, f"{context.width}x{context.height}")
-    context.thread_count = 1
+    usable_decoder(stream).thread_count = 1
     return stream
 
 
@@ -93,8 +87,7 @@ def _frames(file: Any, stream: Any) -> tuple[list[int | None], Any]:
     for frame in file.decode(stream):
         if first is None:
             first = frame
-            if frame.color_trc in (_PQ, _HLG):
-                raise RowFailure(Reason.HDR)
+            refuse_hdr(frame)
         if frame.is_corrupt:
             raise RowFailure(Reason.DAMAGED, f"frame {len(stamps)} is corrupt")
         if (frame.width, frame.height) != (first.width, first.height):
@@ -103,8 +96,9 @@ def _frames(file: Any, stream: Any) -> tuple[list[int | None], Any]:
                 f"frame {len(stamps)} is {frame.width}x{frame.height}, "
                 f"the first {first.width}x{first.height}",
             )
-        if frame.width * frame.height > MAX_PIXELS or len(stamps) >= _MOST_FRAMES:
-            raise RowFailure(Reason.PICTURE_SIZE, f"{frame.width}x{frame.height}")
+        refuse_large(frame)
+        if len(stamps) >= _MOST_FRAMES:
+            raise RowFailure(Reason.PICTURE_SIZE, f"it has more than {_MOST_FRAMES:,} frames")
         stamps.append(frame.pts)
     if first is None:
         raise RowFailure(Reason.NO_FRAMES)

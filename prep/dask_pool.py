@@ -44,6 +44,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Run one encode on a Dask worker; whatever goes wrong comes back as a value."""
     try:
         return encode(job)
+    except KprepError as error:
+        return {"fatal": str(error)}
     except Exception as error:  # noqa: BLE001 - it must reach the parent as a result
         return {"error": f"{type(error).__name__}: {error}"}
 

@@ -128,9 +128,11 @@ class _Described:
         self._texts, self._facts, self._failure = {}, {}, None
 
     def _video(self, entry: TarEntry) -> dict[str, Any]:
-        if not 0 < entry.size <= MAX_VIDEO_BYTES:
-            raise RowFailure(Reason.EMPTY_FILE if not entry.size else Reason.PICTURE_SIZE,
-                             f"{entry.size} bytes")  # fmt: skip
+        if not entry.size:
+            raise RowFailure(Reason.EMPTY_FILE, "0 bytes")
+        if entry.size > MAX_VIDEO_BYTES:
+            text = f"{entry.size:,} bytes, more than {MAX_VIDEO_BYTES:,}"
+            raise RowFailure(Reason.PICTURE_SIZE, text)
         data = entry.read()
         if str(entry.data_offset) in self.skip:
             raise RowFailure(Reason.CRASHED, f"the decoder: {self.skip[str(entry.data_offset)]}")

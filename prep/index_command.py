@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prep.annotation_labels import read_class_list
 from prep.byte_progress import ByteProgress
-from prep.errors import UsageError
 from prep.storage import Storage
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def index_command(
     from prep.foreign_index import IndexOptions, find_shards, index_tars
 
     storage = Storage(root)
-    names = None if classes is None else read_classes(classes)
+    names = None if classes is None else tuple(read_class_list(classes, numbered=True))
     options = IndexOptions(
         root, splits, labels, names, keys, as_stored, strict, force, workers or 0
     )
@@ -75,20 +75,6 @@ def index_command(
     with closing(ByteProgress("indexing", total)) as progress:
         result = index_tars(storage, options, found, files, progress)
     _print(root, result)
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the names of a class list, one a line; UsageError where it is none."""
-    try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"class list {path} cannot be read: {error}") from error
-    if not names or not all(name and name.isprintable() for name in names):
-        raise UsageError(f"class list {path} must have one name on every line")
-    if len(set(names)) < len(names):
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
-        raise UsageError(f"class list {path} has {twice!r} twice")
-    return names
 
 
 def _print(root: str, result: IndexResult) -> None:

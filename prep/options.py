@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -48,9 +49,9 @@ class ShardOptions:
     mirror: str = DEFAULT_BASE
     youtube: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def storage(self) -> Storage:
-        """The root as something to read and write."""
+        """The root as something to read and write: one client for all who ask."""
         return Storage(self.root)
 
     @property

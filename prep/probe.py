@@ -30,10 +30,9 @@ DEMUXERS = (
 )  # fmt: skip
 FORMAT_WHITELIST = ",".join(DEMUXERS)
 MAX_PIXELS = 8192 * 4320
-_PQ, _HLG = 16, 18  # ITU-T H.273 transfer characteristics
+_HDR_CURVES = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]", b"<html", b"<!doctype")
 _LONGEST_MARK = max(map(len, _PLAYLISTS))
-_MISSING_MOOV = "moov"
 _TICK_SECONDS = 1e-3  # Matroska's; a time can be as much before the one that was meant
 
 
@@ -160,14 +159,33 @@ def _video_stream(file: Any) -> Any:
             break
     else:
         raise RowFailure(Reason.NO_VIDEO_STREAM)
-    context = stream.codec_context
-    if context is None:
-        raise RowFailure(Reason.NOT_A_VIDEO, "no decoder for its codec")
-    if context.width * context.height > MAX_PIXELS:
-        raise RowFailure(Reason.PICTURE_SIZE, f"{context.width}x{context.height}")
+    context = usable_decoder(stream)
     context.thread_count = 1
     context.options = {"skip_loop_filter": "all"}  # of the one picture, only what it is is needed
     return stream
+
+
+def usable_decoder(stream: Any) -> Any:
+    """Return a stream's decoder; RowFailure where it has none, or pictures beyond the limit."""
+    context = stream.codec_context
+    if context is None:
+        raise RowFailure(Reason.NOT_A_VIDEO, "no decoder for its codec")
+    refuse_large(context)
+    return context
+
+
+def refuse_large(picture: Any) -> None:
+    """Raise RowFailure where a picture, or what a decoder says of all, has too many pixels."""
+    if picture.width * picture.height > MAX_PIXELS:
+        text = f"{picture.width}x{picture.height}, more than {MAX_PIXELS:,} pixels"
+        raise RowFailure(Reason.PICTURE_SIZE, text)
+
+
+def refuse_hdr(picture: Any) -> None:
+    """Raise RowFailure for a picture of high dynamic range."""
+    curve = _HDR_CURVES.get(picture.color_trc)
+    if curve is not None:
+        raise RowFailure(Reason.HDR, f"transfer characteristic {curve}")
 
 
 def _seek(file: Any, seconds: float, origin: Fraction) -> None:
@@ -282,10 +300,9 @@ def _first_picture(file: Any, stream: Any, go_back: Callable[[], None]) -> Any:
         raise RowFailure(Reason.DAMAGED, f"the first frame does not decode: {error}") from error
     if picture is None:
         raise RowFailure(Reason.DAMAGED, "no frame decodes")
-    if picture.color_trc in (_PQ, _HLG):
-        curve = "PQ" if picture.color_trc == _PQ else "HLG"
-        raise RowFailure(Reason.HDR, f"transfer characteristic {curve}")
-    if picture.width * picture.height > MAX_PIXELS or min(picture.width, picture.height) < 2:
+    refuse_hdr(picture)
+    refuse_large(picture)
+    if min(picture.width, picture.height) < 2:
         raise RowFailure(Reason.PICTURE_SIZE, f"{picture.width}x{picture.height}")
     return picture
 

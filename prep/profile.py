@@ -104,14 +104,11 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def parse_rate(value: Any, name: str) -> Fraction:
     """Read a frame rate: 15, 7.5, "7.5" or "30000/1001"."""
-    try:
-        rate = Fraction(
-            str(value) if len(str(value)) <= 24 and "e" not in str(value).lower() else ""
-        )
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(
-            f"{name} ({value!r}) must be a number such as 15, 7.5 or 30000/1001"
-        ) from None
+    from prep.format.rates import exact_number  # its package imports this module
+
+    rate = exact_number(value)
+    if rate is None:
+        raise UsageError(f"{name} ({value!r}) must be a number such as 15, 7.5 or 30000/1001")
     return rate.limit_denominator(100_000)
 
 

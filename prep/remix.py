@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.assemble import finish_tar, scan, tar_in_the_making, write_tar
-from prep.errors import DatasetError, StorageError
+from prep.errors import DatasetError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
 from prep.shard_worker import Mark
@@ -50,8 +50,6 @@ def remix(job: dict[str, Any]) -> dict[str, Any]:
         return {"damaged": str(error)}
     except OSError as error:
         return {"fatal": f"{storage.where(path)} cannot be written: {error.strerror}"}
-    except StorageError as error:
-        return {"fatal": str(error)}
     finally:
         mark.close()
         if temporary is not None:

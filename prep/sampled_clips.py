@@ -146,6 +146,8 @@ def _problem(result: dict[str, Any]) -> str:
         how = how_it_ended(result["crashed"], _CPU_SECONDS)
     elif "stalled" in result:
         how = result["stalled"]
+    elif "fatal" in result:
+        how = result["fatal"]
     else:
         how = result["error"].strip().splitlines()[-1]
     return f"could not be decoded ({how})"

@@ -75,6 +75,8 @@ def run_shard_jobs(
                     _name_the_clip(state, result["crashed"])
                     _submit(pool, state, job_bytes)
                     continue
+                if "fatal" in result:
+                    raise KprepError(result["fatal"])
                 if "error" in result:
                     raise KprepError(_failed(state, result["error"].strip().splitlines()[-1]))
                 del running[job.tag]

@@ -7,13 +7,13 @@ this process, and their imports cost as much CPU time as the encoding of a clip.
 from __future__ import annotations
 
 import dataclasses
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.annotations import open_annotations
 from prep.errors import UsageError
 from prep.folder_source import FolderSource
+from prep.format.rates import exact_number
 from prep.remote_sources import MirrorSource, VideoSiteSource
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def _youtube_options(given: dict[str, str]) -> YoutubeOptions:
 
 
 def _typed(name: str, text: str, kind: str) -> Any:
+    if kind == "float" and (number := exact_number(text)) is not None:
+        return float(number)
     try:
         if kind.startswith("tuple"):
             return tuple(part for part in text.split(",") if part)
@@ -128,6 +130,8 @@ def _typed(name: str, text: str, kind: str) -> Any:
             return Path(text)
         if kind.startswith("int"):
             return int(text)
-        return float(Fraction(text)) if kind == "float" else text
-    except (KeyError, ValueError, ZeroDivisionError):
-        raise UsageError(f"--youtube {name}={text} must be of type {kind}") from None
+        if kind != "float":
+            return text
+    except (KeyError, ValueError):
+        pass
+    raise UsageError(f"--youtube {name}={text} must be of type {kind}")

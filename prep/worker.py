@@ -15,6 +15,8 @@ import sys
 import traceback
 from typing import Any
 
+from prep.errors import KprepError
+
 TASKS = {
     "encode": "prep.encode",
     "assemble": "prep.assemble",
@@ -46,6 +48,8 @@ def main(task: str) -> None:
     for line in sys.stdin:
         try:
             result = function(json.loads(line))
+        except KprepError as error:  # its message is for the user, where it came from is not
+            result = {"fatal": str(error)}
         except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
             result = {"error": traceback.format_exc()}
         results.write(json.dumps(result) + "\n")

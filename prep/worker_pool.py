@@ -62,6 +62,7 @@ class WorkerPool:
         self._queue: deque[Job] = deque()
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
+        self._killed_at_start = 0  # one after the other, with no worker that got ready between
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +145,7 @@ class WorkerPool:
         for line in lines:
             if not worker.ready:  # the first line says that everything it needs is imported
                 worker.ready = True
+                self._killed_at_start = 0
                 continue
             job = worker.jobs.popleft()
             worker.since = time.monotonic()
@@ -155,10 +157,9 @@ class WorkerPool:
         """Try the job that a worker died of once more; its other jobs go back untouched."""
         self._remove(worker)
         if not worker.ready:
-            raise KprepError(
-                f"a worker process cannot start (it ended with {worker.process.returncode}); "
-                "set KPREP_DEBUG=1 to see why"
-            )
+            self._cannot_start(worker.process.returncode)
+            self._queue.extendleft(reversed(worker.jobs))
+            return
         if not worker.jobs:
             return
         suspect = worker.jobs.popleft()
@@ -169,6 +170,20 @@ class WorkerPool:
         else:
             code = worker.process.returncode
             yield suspect, {"crashed": f"signal {-code}" if code < 0 else f"exit code {code}"}
+
+    def _cannot_start(self, code: int) -> None:
+        """Raise KprepError where starting another worker would end the same way."""
+        if code >= 0:
+            raise KprepError(
+                f"a worker process cannot start (it ended with {code}); "
+                "set KPREP_DEBUG=1 to see why"
+            )
+        self._killed_at_start += 1
+        if self._killed_at_start > self.count:  # all can be killed at once, where memory is short
+            raise KprepError(
+                f"worker processes are killed as they start, by signal {-code} (9 is often the "
+                "kernel's, out of memory); use fewer workers, or give them more memory"
+            )
 
     def _overdue(self) -> Iterator[tuple[Job, dict[str, Any]]]:
         now = time.monotonic()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prep.errors import UsageError
+from prep.format.rates import exact_number
 
 _MOST_WEIGHT = 1000
 _WEIGHTED = re.compile(r"(?P<root>.+)@(?P<weight>\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
@@ -50,7 +51,7 @@ class DataRoot:
                 f"{text!r} means the dataset {root!r} with weight {weight}, which does not exist; "
                 f"write {text + '@1'!r} for the directory of that name"
             )
-        return cls(root, Fraction(weight))
+        return cls(root, _weight(weight, root))
 
 
 RootLike = str | Path | DataRoot
@@ -104,11 +105,7 @@ def _data_root(given: Any) -> DataRoot:
 
 
 def _weight(given: Any, root: str) -> Fraction:
-    try:
-        # a float as it is printed: 0.1 is 1/10, not the binary fraction nearest to it
-        weight = given if isinstance(given, Fraction) else Fraction(str(given))
-    except (ValueError, ZeroDivisionError):
-        weight = Fraction(0)
+    weight = given if isinstance(given, Fraction) else exact_number(given) or Fraction(0)
     if not 0 < weight <= _MOST_WEIGHT:
         raise UsageError(
             f"weight ({given}) of {root} must be a number above 0, at most {_MOST_WEIGHT}; "

@@ -642,6 +642,28 @@ def test_the_class_lists_spelling_wins(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("numbered", [False, True])
+def test_a_class_list_is_read_alike_by_all(tmp_path: Path, *, numbered: bool) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_bytes(b"\xef\xbb\xbfleft \r\nright\r\n\r\n")
+    assert read_class_list(path, numbered=numbered) == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("\n", "has no names"),
+        ("left\nright\nleft\n", "has 'left' twice"),
+        ("left\nri\0ght\n", r"'ri\\x00ght' must be printable"),
+        ("left\n\nright\n", "has no name in line 2, and labels count its lines"),
+    ],
+)
+def test_class_lists_of_no_use_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        read_class_list(tmp_path / "classes.txt", numbered=True)
+
+
 def test_any_split_reads_all_rows(tmp_path: Path) -> None:
     text = f"{HEADER}\na,0wR5jVB-WPk,1,2,validate\nb,0wR5jVB-WP0,1,2,train\nc,0wR5jVB-WP1,1,2,\n"
     listing = open_annotations(written(tmp_path, text), ANY_SPLIT)

@@ -13,6 +13,7 @@ import sys
 import tarfile
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -27,9 +28,10 @@ from hypothesis import strategies as st
 from webdataset import TarWriter
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from prep.clip_check import off_rate
+from prep.clip_check import decode_clip, off_rate
+from prep.describe_shard import _Foreign
 from prep.described import describe_shards
-from prep.errors import UsageError
+from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.foreign_index import IndexOptions, find_shards, index_tars
 from prep.foreign_labels import class_list, label_index, stated_label
@@ -649,6 +651,29 @@ def test_without_a_place_for_its_notes_an_index_is_made_all_the_same(strangers, 
     root = Path(shutil.copytree(strangers, tmp_path / "root"))
     assert len(indexed(root)) == 3
     assert verify(Storage(str(root))).faults == []
+
+
+def test_a_tar_that_cannot_be_read_is_named_in_one_sentence(tmp_path):
+    storage, context = (
+        Storage(str(tmp_path)),
+        {"foreign": {}, "as_stored": False, "rules": ["none"]},
+    )
+    with pytest.raises(KprepError) as caught:
+        list(describe_shards(storage, {"gone.tar": 10}, context, folder=tmp_path, workers=1, progress=_Silent()))  # fmt: skip
+    assert str(caught.value) == f"{tmp_path}/gone.tar does not exist"
+
+
+def test_what_is_too_long_says_its_limit(monkeypatch):
+    clip = encode(motion(np.random.default_rng(1), 1), "mp4", "libx264", X264)
+    monkeypatch.setattr("prep.clip_check._MOST_FRAMES", 5)
+    with pytest.raises(RowFailure) as caught:
+        decode_clip(clip)
+    assert (caught.value.reason, caught.value.detail) == (
+        "picture size",
+        "it has more than 5 frames",
+    )
+    with pytest.raises(RowFailure, match=r"2,147,483,649 bytes, more than 2,147,483,648"):
+        _Foreign({}, None, {})._video(SimpleNamespace(size=(2 << 30) + 1))
 
 
 def found(key: str) -> dict[str, Any]:

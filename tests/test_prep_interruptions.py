@@ -24,6 +24,8 @@ from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.journal import Journal
+from prep.options import ShardOptions
+from prep.profile import PROFILES
 from prep.shard import journal_of
 from prep.storage import Storage
 from prep.verify import verify
@@ -305,6 +307,38 @@ def test_workers_started_ahead_serve_and_are_gone_afterwards(tmp_path):
     assert not any(map(is_running, started))
 
 
+def test_a_worker_that_is_killed_as_it_starts_costs_nothing(tmp_path):
+    """As the kernel does where memory is short."""
+    clip = {
+        "row": 7,
+        "file": str(tmp_path / "nowhere"),
+        "offset": 0,
+        "bytes": 1,
+        "content_hash": "0",
+    }
+    values = {"root": str(tmp_path), "options": {}, "path": "a.tar", "work": "", "clips": [clip]}
+    with WorkerPool("assemble", 1, 60.0) as pool:
+        pool.submit(Job(None, values))
+        pool._workers[0].process.kill()
+        answers = []
+        while pool.unfinished:
+            answers += [result for _, result in pool.results(0.1)]
+    assert answers == [{"lost": [7]}]
+
+
+def test_workers_that_are_always_killed_as_they_start_end_the_run():
+    with WorkerPool("assemble", 1, 60.0) as pool:
+        pool.start_ahead(1)
+        pool._workers[0].process.kill()
+        while pool._workers:
+            assert list(pool.results(0.1)) == []
+        pool.start_ahead(1)
+        pool._workers[0].process.kill()
+        with pytest.raises(KprepError, match=r"killed as they start, by signal 9 \(9 is often"):
+            while True:
+                list(pool.results(0.1))
+
+
 def test_large_jobs_and_results_do_not_block_each_other(tmp_path):
     """Jobs and results of full-size shards are far larger than a pipe: no deadlock."""
     clip = {"row": 0, "file": str(tmp_path / "nowhere"), "offset": 0, "bytes": 1, "content_hash": "0" * 32,
@@ -362,9 +396,7 @@ def test_staged_bytes_that_a_power_cut_took_are_encoded_again(tmp_path):
 
 def test_a_clip_that_is_lost_twice_ends_the_run_and_equal_answers_count_once(tmp_path):
     from prep.conversion import Conversion
-    from prep.options import ShardOptions
     from prep.outcome import Reason
-    from prep.profile import PROFILES
     from prep.segment import Segment
     from prep.source import Offer
 
@@ -460,8 +492,6 @@ def test_a_root_that_was_moved_keeps_its_unfinished_work(videos, reference, tmp_
 
 
 def test_a_bucket_may_be_spelled_with_a_slash(tmp_path):
-    from prep.options import ShardOptions
-    from prep.profile import PROFILES
     from prep.root_state import begun_splits, check_owner
 
     (tmp_path / "val").mkdir()
@@ -476,6 +506,11 @@ def test_a_bucket_may_be_spelled_with_a_slash(tmp_path):
         else:
             with pytest.raises(UsageError, match="into s3://bucket/prefix"):
                 check_owner(options, tmp_path / "val")
+
+
+def test_a_conversion_has_one_client_for_its_root(tmp_path):
+    options = ShardOptions(("v",), "s3://bucket/prefix", "val", PROFILES["small"], work=tmp_path)
+    assert options.storage is options.storage
 
 
 @pytest.mark.parametrize("what", ["ffmpeg_sha256", "profile", "class_list"])
@@ -578,6 +613,12 @@ def test_keys_of_two_splits_never_meet(videos, tmp_path):
             listing,
         )
     assert [row["reason"] for row in ledger(root, "val")] == ["conflicting rows", None]
+    (line,) = [
+        line
+        for line in (root / "README.md").read_text().splitlines()
+        if line.startswith("| conflicting rows")
+    ]
+    assert "or stands in another split" in line
     assert verify(Storage(str(root))).faults == []
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["splits"]["train2"] = manifest["splits"]["train"]

@@ -33,6 +33,7 @@ from prep.format import read_index
 from prep.journal import Answer, Journal
 from prep.outcome import Outcome, Reason, Status
 from prep.segment import Segment
+from prep.sources import _youtube_options
 
 IDS = [f"{letter * 11}" for letter in "abcdefghij"]
 
@@ -972,3 +973,12 @@ def test_the_ledger_as_csv(clips, reference, tmp_path):
     ]
     done = run_kprep("overlap", tmp_path / "ledger.csv", clips / "val.csv")
     assert f"{len(found)} rows (100.0 %) are of shared ids" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("text", ["soon", "1e99999999", "1/0"])
+def test_seconds_that_are_no_number_are_refused_at_once(text):
+    with pytest.raises(
+        UsageError, match=f"--youtube seconds_between_videos={text} must be of type"
+    ):
+        _youtube_options({"seconds_between_videos": text})
+    assert _youtube_options({"seconds_between_videos": "1/2"}).seconds_between_videos == 0.5

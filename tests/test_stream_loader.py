@@ -701,6 +701,7 @@ def test_a_hostile_index_is_refused(copy, column, change, words):
         ({"split": "val"}, "has no split 'val'; it has train"),
         ({"fps": 30}, "at most the stored 15"),
         ({"fps": "x"}, "fps"),
+        ({"fps": "1e99999999"}, "fps"),
         ({"frames": 0}, "frames"),
         ({"frames": 900}, "no clip of split train has 900 frames"),
         ({"batch_size": 0}, "batch_size"),

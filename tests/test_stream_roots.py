@@ -85,7 +85,7 @@ def test_a_directory_whose_name_looks_like_a_weight_is_not_mistaken(tmp_path):
     assert DataRoot.parse(str(tmp_path / "clips@2")).weight == 2
 
 
-@pytest.mark.parametrize("weight", [0, -1, "0", float("nan"), float("inf"), 1001, "much", None])
+@pytest.mark.parametrize("weight", [0, -1, "0", float("nan"), float("inf"), 1001, "much", None, "1e99999999"])  # fmt: skip
 def test_weights_of_no_use_are_refused(weight):
     with pytest.raises(UsageError, match=r"weight \(.*\) of k400 must be a number above 0"):
         DataRoot("k400", weight)
