@@ -28,7 +28,7 @@ from prep.downloads import (
     seconds_of,
     stop_waiting,
 )
-from prep.errors import StorageError, UsageError
+from prep.errors import StorageError
 from prep.forks import note_client, refuse_fork
 from prep.local_files import (
     MOST_BYTES,
@@ -44,6 +44,7 @@ from prep.local_files import (
     temporary_name,
     write_atomic,
 )
+from prep.root_address import is_url, root_address
 from prep.s3_environment import with_s3_environment, without_other_token
 from prep.store_errors import replaced, store_errors
 
@@ -68,8 +69,6 @@ __all__ = [
     "write_atomic",
 ]
 
-_URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
-_SCHEMES = ("s3://", "gs://", "https://", "http://")
 PART_BYTES = 8 << 20
 _MOST_PARTS = 9_000  # of one upload; S3 allows 10,000
 _SHA256_ATTRIBUTE = "kprep-sha256"
@@ -119,16 +118,8 @@ class Storage:
     _files: OpenFiles = field(default_factory=OpenFiles, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Make a local root absolute and refuse schemes that no store serves."""
-        self.root = str(self.root)
-        if not _URL.match(self.root):
-            self.root = str(Path(self.root).absolute())
-        elif not self.root.startswith(_SCHEMES):
-            raise UsageError(
-                f"root {self.root!r} must be a directory, s3://, gs:// or https://; "
-                "copy the dataset to one of these"
-            )
-        self.root = self.root.rstrip("/") or "/"
+        """Make a local root absolute and refuse addresses that no store serves."""
+        self.root = root_address(str(self.root))
         if self.root.startswith("s3://"):
             # taken here and not where the client is opened: a worker process that was started
             # earlier has an older environment
@@ -143,7 +134,7 @@ class Storage:
     @cached_property
     def local_root(self) -> Path | None:
         """The directory, or None when the root is in an object store."""
-        return None if _URL.match(self.root) else Path(self.root)
+        return None if is_url(self.root) else Path(self.root)
 
     def where(self, path: str) -> str:
         """Name an object for a message."""

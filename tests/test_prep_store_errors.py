@@ -14,7 +14,7 @@ import trustme
 from range_server import range_server
 
 from prep.downloads import RetryPolicy
-from prep.errors import DatasetError, StorageError
+from prep.errors import DatasetError, StorageError, UsageError
 from prep.storage import Storage
 from prep.store_errors import store_errors
 
@@ -176,3 +176,18 @@ def test_a_folder_that_may_not_be_listed():
             "Generic LocalFileSystem error: Unable to walk dir: IO error for operation on /r/a: b: "
             "Permission denied (os error 13)\n\nDebug source:\nGeneric { store: 'LocalFileSystem' }"
         )
+
+
+@pytest.mark.parametrize("root", ["s3://", "s3:", "s3:/k400", "s3:///k400", "gs://", "https:///x"])
+def test_an_address_without_a_name_is_no_folder(root):
+    what = "server" if root.startswith("http") else "bucket"
+    with pytest.raises(UsageError, match=f"names no {what}; give {root[:2]}.*://{what.upper()}/"):
+        Storage(root)
+
+
+def test_an_address_is_taken_by_its_scheme_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="must be a directory, s3://"):
+        Storage("S3://bucket")
+    assert Storage("./s3:/x/").root == f"{tmp_path}/s3:/x"
+    assert Storage("s3://bucket//").root == "s3://bucket"
