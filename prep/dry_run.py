@@ -122,7 +122,7 @@ def _measure(
 def _sample(journal: Journal, sources: list[Source]) -> list[Offer]:
     """Take the first offers with files of the first source that has any."""
     for source in sources:
-        rows = JournalRows(journal, source.name, lambda: None, lambda: True)
+        rows = _rows(journal, source.name)
         found = (offer for offer in source.offers(rows) if offer.candidates)
         sample = list(islice(found, _SAMPLE_CLIPS))
         if sample:
@@ -130,11 +130,16 @@ def _sample(journal: Journal, sources: list[Source]) -> list[Offer]:
     return []
 
 
+def _rows(journal: Journal, source: str = "") -> JournalRows:
+    return JournalRows(journal, source, lambda: None, lambda: True)
+
+
 def _expected(journal: Journal, sources: list[Source]) -> int:
+    rows = _rows(journal)
     folders = [source for source in sources if isinstance(source, FolderSource)]
     if len(folders) < len(sources):
         return journal.counts()["pending"]
     return sum(
-        any(row.segment is not None and folder.candidates(row.segment) for folder in folders)
+        any(row.segment is not None and folder.candidates(row.segment, rows) for folder in folders)
         for row in journal.pending()
     )

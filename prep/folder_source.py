@@ -22,8 +22,10 @@ SOURCE_NAME = "folder"
 class FolderSource:
     """Finds clips by name in a folder of any layout: flat, class folders, names with spaces.
 
-    `<id>_<start:06d>_<end:06d>.*` is a file that is already cut, `<id>.*` one to cut from. Names
-    from the list are looked up among the files found; they never become part of a path.
+    `<id>_<start:06d>_<end:06d>.*` is a file that is already cut, `<id>.*` one to cut from. Of a
+    segment that is not in whole seconds the first name says too little: its whole video is tried
+    before, and such a file is left to rows of other times that have the same name. Names from the
+    list are looked up among the files found; they never become part of a path.
     """
 
     several_files = False  # a row's files are all in one offer
@@ -44,12 +46,18 @@ class FolderSource:
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Yield an offer for every pending row, in the order of the plan."""
         for row in pending.rows():
-            found = self.candidates(row.segment) if row.segment is not None else []
-            yield Offer(row, found, refusal=None if found else self.absence())
+            found = self.candidates(row.segment, pending) if row.segment is not None else []
+            yield Offer(row, found, refusal=None if found else self._refusal(row.segment))
 
     def absence(self) -> tuple[Reason, str]:
         """Say that no file has the row's name."""
         return Reason.MISSING, ""
+
+    def _refusal(self, segment: Segment | None) -> tuple[Reason, str]:
+        for path in self._cut_files(segment) if segment is not None else ():
+            name = path.rpartition("/")[2]
+            return Reason.MISSING, f"{name} may hold the seconds of another row of the list"
+        return self.absence()
 
     def check(self) -> None:
         """Raise KprepError when the folder is gone, or another one stands in its place."""
@@ -66,18 +74,22 @@ class FolderSource:
         """Return nothing: every row has its own answer."""
         return []
 
-    def candidates(self, segment: Segment) -> list[Candidate]:
+    def candidates(self, segment: Segment, rows: PendingRows) -> list[Candidate]:
         """Return the files to try, the likeliest first; none when the folder has none."""
         if segment.path is not None:
             return [self._candidate(segment.path, segment.start_seconds, None)]
         start, end = segment.start_seconds, segment.end_seconds
         if end is None:
             return []
-        cut = f"{segment.video_id}_{int(start):06d}_{int(end):06d}"
-        return [
-            *(self._candidate(path, 0.0, end - start) for path in self._paths(cut, segment)),
-            *(self._candidate(path, start, end) for path in self._paths(segment.video_id, segment)),
-        ]
+        cut = [self._candidate(path, 0.0, end - start) for path in self._cut_files(segment)]
+        paths = self._paths(segment.video_id, segment)
+        whole = [self._candidate(path, start, end) for path in paths]
+        if segment.in_whole_seconds:
+            return cut + whole
+        return whole if cut and rows.shares_cut_name(segment) else whole + cut
+
+    def _cut_files(self, segment: Segment) -> list[str]:
+        return self._paths(segment.cut_name, segment) if segment.cut_name else []
 
     def _paths(self, stem: str, segment: Segment) -> list[str]:
         """Return the files of a name; those in the row's split and class folders come first."""

@@ -326,10 +326,10 @@ class Journal:
         ).fetchone()
         return self._row(found) if found else None
 
-    def has_cut_name(self, name: str) -> bool:
-        """Whether any row of the list is this segment."""
-        query = "SELECT 1 FROM rows WHERE cut = ? LIMIT 1"
-        return self._db.execute(query, (name,)).fetchone() is not None
+    def has_cut_name(self, name: str, besides: tuple[float | None, ...] = (None, None)) -> bool:
+        """Whether any row of the list, besides those of a start and end, has this cut name."""
+        query = "SELECT 1 FROM rows WHERE cut = ? AND (start, end) IS NOT (?, ?) LIMIT 1"
+        return self._db.execute(query, (name, *besides)).fetchone() is not None
 
     def shard_rows(self, shard: int) -> list[Row]:
         """Return the clips that a shard will hold, in order."""

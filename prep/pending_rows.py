@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prep.journal import Journal, Row
+    from prep.segment import Segment
 
 
 class JournalRows:
@@ -44,6 +45,11 @@ class JournalRows:
     def known(self, name: str) -> bool:
         """Whether a file name stands for any row of the list, pending or not."""
         return self._journal.has_cut_name(name)
+
+    def shares_cut_name(self, segment: Segment) -> bool:
+        """Whether a row of other times, pending or not, has the segment's cut name."""
+        name, times = segment.cut_name, (segment.start_seconds, segment.end_seconds)
+        return name is not None and self._journal.has_cut_name(name, times)
 
     def archive_done(self, name: str) -> bool:
         """Whether an archive was read to its end, in this run or an earlier one."""

@@ -40,9 +40,7 @@ class Segment:
         ):
             prefix = "v" if self.video_id.startswith("__") else ""
             stem = f"{prefix}{self.cut_name}"
-            if self.start_seconds.is_integer() and self.end_seconds.is_integer():
-                return stem
-            return f"{stem}-{self._hash()}"
+            return stem if self.in_whole_seconds else f"{stem}-{self._hash()}"
         remnant = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", self.path or self.video_id)
         remnant = re.sub(r"[^A-Za-z0-9]+", "-", remnant).strip("-")[-60:].strip("-")
         return f"{remnant or 'clip'}-{self._hash()}"
@@ -53,6 +51,12 @@ class Segment:
         if self.path is not None or self.end_seconds is None:
             return None
         return f"{self.video_id}_{int(self.start_seconds):06d}_{int(self.end_seconds):06d}"
+
+    @property
+    def in_whole_seconds(self) -> bool:
+        """Whether the cut name says the segment exactly: segments of other times can share it."""
+        end = self.end_seconds
+        return self.start_seconds.is_integer() and end is not None and end.is_integer()
 
     def _hash(self) -> str:
         name = self.path or self.video_id

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from prep.journal import Row
     from prep.outcome import Reason
+    from prep.segment import Segment
 
 
 def _nothing() -> None:
@@ -60,6 +61,10 @@ class PendingRows(Protocol):
 
     def known(self, name: str) -> bool:
         """Whether a file name stands for any row of the list, pending or not."""
+        ...
+
+    def shares_cut_name(self, segment: Segment) -> bool:
+        """Whether a row of other times, pending or not, has the segment's cut name."""
         ...
 
     def archive_done(self, name: str) -> bool:

@@ -32,6 +32,7 @@ from prep.folder_source import FolderSource
 from prep.format import read_index
 from prep.journal import Answer, Journal
 from prep.outcome import Outcome, Reason, Status
+from prep.pending_rows import JournalRows
 from prep.segment import Segment
 from prep.sources import _youtube_options
 
@@ -430,6 +431,52 @@ def test_the_ledger_knows_no_server_clock_or_other_row(clips, tmp_path, is_there
     assert ("left alone" if is_there else "127.0.0.1") in done.stdout
 
 
+def planned(tmp_path: Path, segments: list[Segment]) -> JournalRows:
+    journal = Journal(tmp_path / "planned.sqlite", "val")
+    journal.forget_plan()
+    journal.plan(segments, seed=0, clips_per_shard=9, limit=None, classes=frozenset(),
+                 taken_keys=frozenset())  # fmt: skip
+    return JournalRows(journal, "folder", lambda: None, lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("files", "times", "wanted"),
+    [
+        # a name of whole seconds is that segment's, and stands before the whole video
+        ("cut whole", [(2.0, 4.0)], {(2.0, 4.0): ["cut 0-2", "whole 2-4"]}),
+        # it says too little of other times: the whole video has them for sure
+        ("cut whole", [(2.9, 4.9)], {(2.9, 4.9): ["whole 2.9-4.9", "cut 0-2"]}),
+        ("cut", [(2.9, 4.9)], {(2.9, 4.9): ["cut 0-2"]}),
+        # and no two rows of different times take the same file
+        ("cut whole", [(2.9, 4.9), (2.0, 4.0)], {(2.9, 4.9): ["whole 2.9-4.9"], (2.0, 4.0): ["cut 0-2", "whole 2-4"]}),
+        ("cut", [(2.0, 4.0), (2.9, 4.9)], {(2.0, 4.0): ["cut 0-2"], (2.9, 4.9): []}),
+        ("cut", [(2.1, 4.1), (2.9, 4.9)], {(2.1, 4.1): [], (2.9, 4.9): []}),
+        # the same segment twice is one clip
+        ("cut", [(2.9, 4.9), (2.9, 4.9)], {(2.9, 4.9): ["cut 0-2"]}),
+    ],
+)  # fmt: skip
+def test_a_cut_file_is_taken_for_no_other_seconds(tmp_path, files, times, wanted):
+    names = {"cut": "aaaaaaaaaaa_000002_000004.mp4", "whole": "aaaaaaaaaaa.mp4"}
+    (tmp_path / "v").mkdir()
+    for name in files.split():
+        (tmp_path / "v" / names[name]).touch()
+    rows = planned(tmp_path, [Segment("aaaaaaaaaaa", *pair, "x", "val") for pair in times])
+    by_name = {name: what for what, name in names.items()}
+    found = {}
+    for offer in FolderSource(tmp_path / "v").offers(rows):
+        segment = offer.row.segment
+        found[segment.start_seconds, segment.end_seconds] = [
+            f"{by_name[one.path.name]} {one.start_seconds:g}-{one.end_seconds:g}"
+            for one in offer.candidates
+        ]
+        refusal = (
+            Reason.MISSING,
+            f"{names['cut']} may hold the seconds of another row of the list",
+        )
+        assert offer.refusal == (None if offer.candidates else refusal)
+    assert found == wanted
+
+
 def test_a_folder_knows_what_was_there_when_it_was_opened(tmp_path):
     folder = tmp_path / "v"
     folder.mkdir()
@@ -442,7 +489,8 @@ def test_a_folder_knows_what_was_there_when_it_was_opened(tmp_path):
     source = FolderSource(folder)
     paths = {"a.mp4": True, "linked.mp4": True, "dead.mp4": False, "unlisted.mp4": False}
     for path, was_there in paths.items():
-        (found,) = source.candidates(Segment(path, 0.0, None, None, "val", path=path))
+        segment = Segment(path, 0.0, None, None, "val", path=path)
+        (found,) = source.candidates(segment, planned(tmp_path, [segment]))
         assert (found.path, found.was_there) == (folder / path, was_there)
     source.check()
     folder.rename(tmp_path / "w")
