@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prep.errors import UsageError
 from prep.segment import Segment
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from prep.annotation_rows import Listing
 
 MAX_EXAMPLES = 10
+_FILE = re.compile(r"(?:.*/)?([A-Za-z0-9_-]{11})(?:_(\d{6})_(\d{6}))?\.[^./]*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class _Shared:
 def overlap(a: Listing, b: Listing) -> OverlapReport:
     """Return which videos two lists share, by id; each list is read twice.
 
-    Open the lists with split "*" to compare all their rows. Memory holds the distinct ids.
+    Open the lists with split "*" to compare all their rows. A file that is called `<id>.*` or
+    `<id>_<start:06d>_<end:06d>.*` after a YouTube id is of that video. Memory holds the distinct
+    ids. Raises UsageError for a list without a row: that it shares nothing says nothing.
     """
     ids_a, rows_a, bad_a = _ids(a)
     ids_b, rows_b, bad_b = _ids(b)
@@ -81,22 +86,34 @@ def _ids(listing: Listing) -> tuple[set[str], int, int]:
     for item in listing:
         rows += 1
         if isinstance(item, Segment):
-            ids.add(item.video_id)
+            ids.add(_video(item)[0])
         else:
             bad += 1
+    if not rows:
+        what = "video; see that it is mounted" if listing.path.is_dir() else "row"
+        raise UsageError(f"{listing.path} holds no {what}, so there is nothing to compare")
     return ids, rows, bad
+
+
+def _video(segment: Segment) -> tuple[str, float, float | None]:
+    """Return id, start and end of a segment, or what the name of a file says of them."""
+    if segment.path is not None and (named := _FILE.fullmatch(segment.path)):
+        times = (float(named[2]), float(named[3])) if named[2] else (0.0, None)
+        return named[1], *times
+    return segment.video_id, segment.start_seconds, segment.end_seconds
 
 
 def _shared(listing: Listing, shared: set[str], examples: list[str]) -> _Shared:
     rows, segments = 0, set()
     shown: dict[str, tuple[str, ...]] = dict.fromkeys(examples, ())
     for segment in _segments(listing):
-        if segment.video_id not in shared:
+        video = _video(segment)
+        if video[0] not in shared:
             continue
         rows += 1
-        segments.add((segment.video_id, segment.start_seconds, segment.end_seconds))
-        if segment.video_id in shown:
-            shown[segment.video_id] += (_text(segment),)
+        segments.add(video)
+        if video[0] in shown:
+            shown[video[0]] += (_text(segment),)
     return _Shared(rows, frozenset(segments), shown)
 
 

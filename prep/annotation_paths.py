@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.annotation_rows import (
+    ANY_SPLIT,
     bad_row,
     file_segment,
     file_sha256,
@@ -171,17 +172,18 @@ class ClassFolders:
     """A folder that is its own list: every file below a class folder is a clip of that class.
 
     `<root>/<class>/…/<file>`, or `<root>/<split>/<class>/…` where such a folder exists (Showmax's
-    downloader calls val `valid`); files that stand in no folder have no label. Hidden files and
-    those with an extension that no video has are counted in `left_out`, by extension.
+    downloader calls val `valid`); split "*" is all of these folders. Files that stand in no folder
+    have no label. Hidden files and those with an extension that no video has are counted in
+    `left_out`, by extension.
     """
 
     def __init__(self, root: Path, split: str) -> None:
         self.split = split
         self.root = self.path = root
-        self._inside = _split_folder(root, split)
+        self._folders = _split_folders(root, split)
         self.left_out: dict[str, int] = {}
         self.other_splits = 0
-        names = "\n".join(path for path in self._paths())
+        names = "\n".join(path for _, _, path in self._paths())
         self.sha256 = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
@@ -192,37 +194,40 @@ class ClassFolders:
 
     def __iter__(self) -> Iterator[Segment | BadRow]:
         """Yield one segment for every file, in the order of their paths."""
-        for line, path in enumerate(self._paths(), start=1):
-            folder, _, rest = path.removeprefix(self._inside).partition("/")
-            found = file_segment(path, folder if rest else None, self.split)
+        for line, (split, inside, path) in enumerate(self._paths(), start=1):
+            folder, _, rest = path.removeprefix(inside).partition("/")
+            found = file_segment(path, folder if rest else None, split)
             yield BadRow(line, found) if isinstance(found, str) else found
 
-    def _paths(self) -> list[str]:
+    def _paths(self) -> list[tuple[str, str, str]]:
+        """Return split, its folder and path of every file that may be a video."""
         self.left_out = {}
         found = []
-        for name in walk(self.root / self._inside):
-            path = self._inside + name
-            suffix = Path(path).suffix.lower()
-            if suffix in _COMPANIONS:
-                self.left_out[suffix] = self.left_out.get(suffix, 0) + 1
-            else:
-                found.append(path)
+        for split, inside in self._folders:
+            for name in walk(self.root / inside):
+                suffix = Path(name).suffix.lower()
+                if suffix in _COMPANIONS:
+                    self.left_out[suffix] = self.left_out.get(suffix, 0) + 1
+                else:
+                    found.append((split, inside, inside + name))
         return found
 
 
-def _split_folder(root: Path, split: str) -> str:
-    """Return the split's folder with a slash, "" where the root has no folders of splits."""
+def _split_folders(root: Path, split: str) -> list[tuple[str, str]]:
+    """Return the split with its folder and a slash, "" where the root has no folders of splits."""
     if not root.is_dir():
         raise UsageError(f"source {root} is no folder; give the folder of the videos")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     for name in [split, *folders]:
         if name in folders and normalise_split(name) == normalise_split(split):
-            return f"{name}/"
+            return [(split, f"{name}/")]
     visible = [name for name in folders if not name.startswith(".")]
-    if visible and all(normalise_split(name) in _USUAL_SPLITS for name in visible):
-        raise UsageError(f"source {root} has no folder for split {split}, only for "
-                         f"{', '.join(visible)}; choose one of them with --split")  # fmt: skip
-    return ""
+    if not visible or any(normalise_split(name) not in _USUAL_SPLITS for name in visible):
+        return [(split, "")]
+    if split == ANY_SPLIT:
+        return [(normalise_split(name), f"{name}/") for name in visible]
+    raise UsageError(f"source {root} has no folder for split {split}, only for "
+                     f"{', '.join(visible)}; choose one of them with --split")  # fmt: skip
 
 
 def _unreadable(error: OSError) -> UsageError:

@@ -732,6 +732,44 @@ def test_overlap_command_prints_and_writes(tmp_path: Path) -> None:
     assert isinstance(failed.exception, UsageError)
 
 
+def test_overlap_knows_a_video_by_its_files_name(tmp_path: Path) -> None:
+    whole = files(
+        tmp_path / "whole", "train/x/0wR5jVB-WPk.mp4", "valid/y/3caPS4FHFF8_000005_000015.mp4"
+    )
+    a, b = lists_to_compare(tmp_path)
+    report = overlap(*[open_annotations(path, ANY_SPLIT) for path in (whole, a)])
+    assert report.shared_ids == ("0wR5jVB-WPk", "3caPS4FHFF8")
+    assert report.same_segments == 1  # of the whole video just the id is known
+    assert report.examples[0].in_a == ("train/x/0wR5jVB-WPk.mp4",)
+    assert report.examples[1].in_a == ("valid/y/3caPS4FHFF8_000005_000015.mp4",)
+    # what has no such name is known by its path
+    paths = files(tmp_path / "flat", "v_x.avi", "3caPS4FHFF8_000020_000030.webm")
+    report = overlap(*[open_annotations(path, ANY_SPLIT) for path in (paths, whole)])
+    assert (report.shared_ids, report.same_segments) == (("3caPS4FHFF8",), 0)
+    assert overlap(*[open_annotations(paths, ANY_SPLIT)] * 2).shared_ids == (
+        "3caPS4FHFF8",
+        "v_x.avi",
+    )
+
+
+def test_a_folder_of_splits_is_read_whole_for_any(tmp_path: Path) -> None:
+    files(tmp_path, "train/a/1.mp4", "validate/b/2.mp4", "validate/b/list.txt")
+    listing = open_annotations(tmp_path, ANY_SPLIT)
+    found = [(item.split, item.label, item.path) for item in listing if isinstance(item, Segment)]
+    assert found == [("train", "a", "train/a/1.mp4"), ("val", "b", "validate/b/2.mp4")]
+    assert listing.notes == ["left out as no videos by their extension: 1 .txt"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_overlap_with_nothing_is_refused(tmp_path: Path, kind: str) -> None:
+    a, _ = lists_to_compare(tmp_path)
+    nothing = files(tmp_path / "empty", "read.txt")
+    if kind == "list":
+        nothing = written(tmp_path, HEADER, "c.csv")
+    with pytest.raises(UsageError, match="holds no .* nothing to compare"):
+        overlap(*[open_annotations(path, ANY_SPLIT) for path in (a, nothing)])
+
+
 def test_overlap_does_not_write_over_its_lists(tmp_path: Path) -> None:
     a, b = lists_to_compare(tmp_path)
     before = b.read_bytes()
