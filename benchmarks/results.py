@@ -104,19 +104,30 @@ def write(asked: argparse.Namespace, lines: Sequence[str], values: Mapping[str, 
 
 
 @contextlib.contextmanager
-def chart(path: Path, panels: int, *, width: float = 5.0, height: float = 4.0) -> Iterator[Any]:
-    """Yield an array of `panels` axes side by side, inches each; save them as a PNG at the end."""
+def chart(
+    path: Path, panels: int, *, columns: int = 0, width: float = 5.0, height: float = 4.0
+) -> Iterator[Any]:
+    """Yield an array of `panels` axes, inches each; save them as a PNG at the end.
+
+    They stand side by side, or `columns` in a row.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False)
-    for axis in axes[0]:
+    columns = columns or panels
+    rows = -(-panels // columns)
+    size = (width * columns, height * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    axes = grid.ravel()
+    for axis in axes[:panels]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
-    yield axes[0]
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    yield axes[:panels]
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

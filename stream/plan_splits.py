@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # A synthetic clip is what profile `small` makes of a ten-second Kinetics clip
 _FRAMES, _GOP_FRAMES, _FPS = 150, 16, Fraction(15)
 _WIDTH, _HEIGHT = 170, 128
-_MEAN_BYTES = 47_000
+_MEAN_BYTES = 180_000
 _NUM_CLASSES = 400
 _CLIPS_PER_SHARD = 4000
 _TAR_BYTES = 2048  # headers, sidecar and padding between two clips
@@ -143,7 +143,7 @@ class StoredSplit:
 class SyntheticSplit:
     """A made-up split of ten-second clips: every row is computed when it is asked for.
 
-    Clips have 150 frames at 15 fps, keyframes every 16, 170x128 pixels and 47 kB on average (from
+    Clips have 150 frames at 15 fps, keyframes every 16, 170x128 pixels and 180 kB on average (from
     0.5 to 1.5 times that, evenly), 4,000 in a shard, in 400 classes: mixed as `kprep shard` mixes
     them, or one class after the other (`sorted_by_class`).
     """

@@ -119,7 +119,8 @@ def chart(found: list[Measured], titles: dict[str, str], path: Path) -> None:
         for one in some
         if one.bytes_per_clip and one.cell.place != "cache"
     }
-    with results.chart(path, len(rates) + bool(sizes), width=4.5, height=3) as axes:
+    panels = len(rates) + bool(sizes)
+    with results.chart(path, panels, columns=3, width=4, height=2.4) as axes:
         for axis, (place, panel) in zip(axes, rates.items(), strict=False):
             results.bars(axis, panel, "clips/s", 0)
             axis.set_title(titles[place])
