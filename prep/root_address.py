@@ -32,7 +32,7 @@ def root_address(root: str) -> str:
         )
     if not served and is_url(root):
         raise UsageError(
-            f"root {root!r} must be a directory, s3://, gs:// or https://; "
+            f"root {root!r} must be a directory, s3://, gs://, https:// or http://; "
             "copy the dataset to one of these"
         )
     return (root if served else str(Path(root).absolute())).rstrip("/") or "/"

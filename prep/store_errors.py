@@ -75,6 +75,15 @@ def _cause(debug: str) -> str:
     return f": {causes[-1]}" if unanswered and causes else ""
 
 
+def is_forbidden(error: StorageError) -> bool:
+    """Whether a store refused a request (403): the credentials are none, wrong, or do not allow it.
+
+    Of a listing obstore says so in its text only.
+    """
+    cause = error.__cause__
+    return type(cause).__name__ == "PermissionDeniedError" or "403 Forbidden" in str(cause)
+
+
 def replaced(where: str) -> ReplacedError:
     """Return the error for an object that is another version by now."""
     return ReplacedError(

@@ -19,7 +19,7 @@ from prep.shard_jobs import run_here, run_shard_jobs
 from prep.temporary import temporary_folder
 from prep.verify_files import (
     check_other,
-    file_set,
+    extra_files,
     ledger_keys,
     ledger_sums,
     parse_index,
@@ -27,6 +27,7 @@ from prep.verify_files import (
     shard_paths,
     shared_files,
     unfinished_copy,
+    unlisted_files,
     wanted_files,
 )
 from prep.verify_shard import verify_shard
@@ -73,6 +74,8 @@ class Findings:
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What `verify_shard` returned, by path."""
     faults: list[Fault] = field(default_factory=list)
+    is_listed: bool = True
+    """Whether files that should not be there could be looked for."""
 
 
 def verify(
@@ -114,7 +117,9 @@ def examine(
 ) -> Findings:
     """Read everything once and compare it."""
     findings = Findings(manifest)
-    findings.faults += file_set(storage, manifest)
+    extra = extra_files(storage, manifest)
+    findings.is_listed = extra is not None
+    findings.faults += [*(extra or ()), *unlisted_files(manifest)]
     shards = shard_paths(manifest)
     wanted = set(wanted_files(manifest))
 

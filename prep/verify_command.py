@@ -73,6 +73,12 @@ def verify_command(
         with closing(ByteProgress("repairing", 2 * num_bytes)) as progress:
             repaired = repair(storage, findings, workers=workers or 0, progress=progress)
         findings = repaired.findings
+    if not findings.is_listed:
+        click.echo(
+            f"{root} cannot be listed with these credentials, or at all; so files that should not "
+            "be there are not looked for",
+            err=True,
+        )
     verdict = verdict_of(findings)
     if as_json:
         _print_json(root, deep, verdict.faults, verdict, repaired)

@@ -18,6 +18,7 @@ from prep.format import (
 from prep.format.layout import COPY_MARKER_PATH, MANIFEST_PATH
 from prep.ledger import read_ledger
 from prep.shard_bytes import ShardBytes
+from prep.store_errors import is_forbidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,13 +38,28 @@ def shard_paths(manifest: Manifest) -> set[str]:
     return {shard.path for split in manifest.splits.values() for shard in split.shards}
 
 
-def file_set(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
-    """Name files that the manifest does not list; missing ones are named where they are read."""
-    can_list = not storage.root.startswith(("http://", "https://"))
-    for info in storage.list() if can_list else ():
-        known = info.path in manifest.files or info.path == MANIFEST_PATH
-        if not known and not info.path.startswith(_UNFINISHED):
-            yield Fault(Kind.EXTRA, info.path, "not listed in the manifest")
+def extra_files(storage: Storage, manifest: Manifest) -> list[Fault] | None:
+    """Name files that the manifest does not list; None where they cannot be looked for.
+
+    That is a web server, or a bucket that these credentials may read and not list.
+    """
+    if storage.root.startswith(("http://", "https://")):
+        return None
+    try:
+        found = [info.path for info in storage.list()]
+    except StorageError as error:
+        if is_forbidden(error):  # and not wrong credentials: they have read the manifest
+            return None
+        raise
+    return [
+        Fault(Kind.EXTRA, path, "not listed in the manifest")
+        for path in found
+        if path not in manifest.files and path != MANIFEST_PATH and not path.startswith(_UNFINISHED)
+    ]
+
+
+def unlisted_files(manifest: Manifest) -> Iterator[Fault]:
+    """Name files that a dataset must have and the manifest does not list."""
     for path in wanted_files(manifest):
         if path not in manifest.files:
             yield Fault(Kind.MANIFEST, path, "the manifest has no size and sha256")
@@ -51,8 +67,15 @@ def file_set(storage: Storage, manifest: Manifest) -> Iterator[Fault]:
 
 def unfinished_copy(storage: Storage) -> Iterator[Fault]:
     """Name a copy into this root that was not completed: other faults may be of its making."""
-    if storage.root.startswith(("http://", "https://")) or not storage.exists(COPY_MARKER_PATH):
+    if storage.root.startswith(("http://", "https://")):
         return
+    try:
+        if not storage.exists(COPY_MARKER_PATH):
+            return
+    except StorageError as error:
+        if is_forbidden(error):  # S3's answer for what is not there, to who may not list
+            return
+        raise
     text = "a copy into this root is not finished; let it end, or repeat its `kprep push` or pull"
     yield Fault(Kind.EXTRA, COPY_MARKER_PATH, text)
 

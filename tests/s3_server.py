@@ -33,6 +33,9 @@ class S3Server:
     access_key_id: str = "kprep-test"
     secret_access_key: str = "kprep-test-secret"  # noqa: S105 - of a server that lives for one test run
 
+    read_only_id: str = "kprep-reader"
+    """May read objects and nothing else; its secret is the same."""
+
     @property
     def environment(self) -> dict[str, str]:
         """The AWS variables that point a client at this server."""
@@ -102,7 +105,12 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         "credentials": [credentials],
         "actions": ["Admin", "Read", "Write", "List"],
     }
-    config.write_text(json.dumps({"identities": [identity]}))
+    reader = {
+        "name": "reader",
+        "credentials": [{**credentials, "accessKey": server.read_only_id}],
+        "actions": ["Read"],
+    }
+    config.write_text(json.dumps({"identities": [identity, reader]}))
     data = folder / "data"
     data.mkdir()
     command = [

@@ -17,6 +17,7 @@ from prep.downloads import RetryPolicy
 from prep.errors import DatasetError, StorageError, UsageError
 from prep.storage import Storage
 from prep.store_errors import store_errors
+from prep.verify_files import extra_files, unfinished_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
     """Refuses what lies under /b or a status, turns /loop to itself, and gives anything else whole, whatever is asked for."""
 
     def do_GET(self) -> None:
-        folder = self.path.split("/")[1]
+        folder = self.path.split("/")[1].partition("?")[0]
         status = {"b": 403, "loop": 302}.get(folder, int(folder) if folder.isdigit() else 200)
         self.send_response(status)
         if folder == "loop":
@@ -57,6 +58,16 @@ def port() -> Iterator[int]:
 def _s3(endpoint: str, bucket: str = "b", **policy: Any) -> Storage:
     options = {"endpoint": endpoint, "access_key_id": "a", "secret_access_key": "b"}
     return Storage(f"s3://{bucket}", options, RetryPolicy(**(policy or {"patience_seconds": 0})))
+
+
+def test_what_may_be_read_and_not_listed_is_verified_without_a_list(port):
+    """S3 answers 403 to a list that is not allowed, and then also for what is not there."""
+    store = _s3(f"http://127.0.0.1:{port}")
+    assert extra_files(store, None) is None
+    assert list(unfinished_copy(store)) == []
+    gone = _s3(f"http://127.0.0.1:{port}", "400")
+    with pytest.raises(StorageError, match="Bad Request"):
+        extra_files(gone, None)
 
 
 def _free_port() -> int:

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from conftest import REPOSITORY, run_kprep
 from foreign_tars import encode, motion
 from webdataset import TarWriter
 
+from prep.cli import kprep
 from prep.demo_videos import random_motion, write_video
 from prep.errors import KprepError
 from prep.faults import Kind
@@ -394,6 +396,21 @@ def test_a_wrong_size_is_found_by_deep(others):
     change_index(others, "train", width=first(lambda value: value + 2))
     (fault,) = deep(others)
     assert "the index says" in fault
+
+
+def test_a_bucket_that_may_be_read_and_not_listed_is_verified_but_for_extra_files(
+    whole, s3, monkeypatch
+):
+    address = s3.upload(whole, f"verify-{os.getpid()}-{next(_prefixes)}")
+    for name, value in {**s3.environment, "AWS_ACCESS_KEY_ID": s3.read_only_id}.items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(kprep, ["verify", address])
+    assert (done.exit_code, done.stdout.count(" is whole: ")) == (0, 1), done.output
+    assert "cannot be listed with these credentials" in done.stderr
+    s3.store(address.removeprefix("s3://kprep/")).delete(SHARD)
+    done = CliRunner().invoke(kprep, ["verify", address])
+    assert (done.exit_code, done.stdout.count("\n")) == (1, 1), done.output
+    assert done.stdout.startswith(f"{SHARD}: ")
 
 
 def change_video(storage: Storage, change) -> None:

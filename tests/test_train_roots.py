@@ -239,6 +239,27 @@ def test_stream_options_of_no_use_are_refused(setting: str, message: str) -> Non
         load_recipe("tiny", [setting])
 
 
+# -- what a run says of its data ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("recipe", "enlarged"), [("mvit", 256), ("tiny", None)])
+def test_clips_that_are_enlarged_are_said(
+    first: Path, recipe: str, enlarged: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = load_recipe(
+        recipe, ["data.frames=2", "data.batch_size=2", "data.workers=0", "eval.frames=2"]
+    )
+    with joined_world("cpu", 60) as world, caplog.at_level("INFO", logger="kprep"):
+        train.run.training_loader(few, str(first), "train", world)
+    if enlarged is None:
+        assert not caplog.messages
+        return
+    table = pq.read_table(first / "index" / "train.parquet")
+    least = min(map(min, zip(*(table[name].to_pylist() for name in ("height", "width")), strict=True)))  # fmt: skip
+    said = f"12 of 12 clips are stored with a short side of {least} pixels or more, and enlarged to {enlarged}, "
+    assert [line.startswith(said) for line in caplog.messages] == [True]
+
+
 # -- bad clips -----------------------------------------------------------------------------------
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from stream.loader import ClipLoader
+    from train.recipe import AugmentRecipe
 
 
 def describe_roots(loader: ClipLoader, split: str) -> list[str]:
@@ -26,3 +31,24 @@ def describe_roots(loader: ClipLoader, split: str) -> list[str]:
         numbers = " + ".join(map(str, counts))
         lines.append(f"classes of {numbers}, joined by name: {len(loader.class_names)}")
     return lines
+
+
+def describe_enlarged(
+    sizes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], augment: AugmentRecipe
+) -> list[str]:
+    """Return a line where clips are stored smaller than what they are resized to; else nothing.
+
+    Args:
+        sizes: height and width of each stored clip in pixels.
+        augment: of the recipe.
+    """
+    wanted = augment.short_side or min(augment.resize)
+    sides = np.minimum(*sizes)
+    if not len(sides) or sides.min() >= wanted:
+        return []
+    line = (
+        f"{np.count_nonzero(sides < wanted)} of {len(sides)} clips are stored with a short side of "
+        f"{sides.min()} pixels or more, and enlarged to {wanted}, which costs accuracy; convert "
+        f"them with a short side of {wanted} (kprep shard --profile general has 256)"
+    )
+    return [line]

@@ -14,7 +14,7 @@ from stream.clip_stream import check_labels
 from train.attempts import is_restarted
 from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
-from train.data_roots import describe_roots
+from train.data_roots import describe_enlarged, describe_roots
 from train.determinism import determinism
 from train.distributed import World, broadcast_text, joined_world
 from train.output_lock import output_lock
@@ -55,8 +55,8 @@ def train(
 
     Args:
         recipe: from `load_recipe`.
-        data: root of the dataset: a directory, s3://, gs:// or https://; or a list of roots and of
-            (root, weight) pairs, see `stream.clip_loader`.
+        data: root of the dataset: a directory, s3://, gs://, https:// or http://; or a list of
+            roots and of (root, weight) pairs, see `stream.clip_loader`.
         output: directory for checkpoints and metrics.
         train_split: split to train on.
         val_split: split to evaluate; None evaluates nothing.
@@ -198,6 +198,9 @@ def training_loader(
     )
     if is_labelled:
         check_labels(loader.stream)
+    lines = describe_enlarged(loader.stream.index.sizes, recipe.augment)
+    for line in lines if world.is_first else ():
+        log.info("%s", line)
     return loader
 
 
