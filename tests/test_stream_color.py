@@ -8,7 +8,7 @@ from stream.batch_memory import private_room, rgb_of_planar
 from stream.color import frame_bytes, write_rgb, yuv420_to_rgb, yuv420_to_rgb_planes
 
 
-def reference(y, cb, cr):
+def reference(y, cb, cr, *, clamp=True):
     """BT.601 by its own definition, in exact fractions: Kr = 0.299, Kb = 0.114."""
     kr, kb = Fraction(299, 1000), Fraction(114, 1000)
     luma = Fraction(y - 16, 219)
@@ -16,7 +16,8 @@ def reference(y, cb, cr):
     r = luma + 2 * (1 - kr) * red
     b = luma + 2 * (1 - kb) * blue
     g = (luma - kr * r - kb * b) / (1 - kr - kb)
-    return [min(255, max(0, 255 * value)) for value in (r, g, b)]
+    levels = [255 * value for value in (r, g, b)]
+    return [min(255, max(0, level)) for level in levels] if clamp else levels
 
 
 def test_against_the_definition():
@@ -26,12 +27,31 @@ def test_against_the_definition():
         (235, 128, 128),
         (0, 0, 0),
         (255, 255, 255),
+        (44, 37, 1),  # G is 171.49999932, which float32 takes for 171.5
         *rng.integers(0, 256, (400, 3)),
     ]:
         frame = torch.tensor([y, y, y, y, cb, cr], dtype=torch.uint8)
         pixel = yuv420_to_rgb(frame, 2, 2)[0, 0].tolist()
         for got, exact in zip(pixel, reference(int(y), int(cb), int(cr)), strict=True):
-            assert abs(got - exact) <= Fraction(1, 2) + Fraction(1, 1000)
+            assert abs(got - exact) < Fraction(1, 2)
+
+
+@pytest.mark.parametrize("luma", [44, 255])
+def test_every_pair_of_chroma_is_exact(luma):
+    """In whole numbers: what `reference` is, over one denominator; no value lies at a half."""
+    cb, cr = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    frame = np.concatenate([np.full(512 * 512, luma), cb.ravel(), cr.ravel()]).astype(np.uint8)
+    found = yuv420_to_rgb(torch.from_numpy(frame), 512, 512)[::2, ::2].numpy()
+    whole = 73 * 587 * 22_400
+    for channel in range(3):
+        ends = [
+            reference(luma, *pair, clamp=False)[channel]
+            for pair in ((128, 128), (129, 128), (128, 129))
+        ]
+        base, blue, red = (int(value * whole) for value in ends)
+        exact = base + (cb - 128) * (blue - base) + (cr - 128) * (red - base)
+        levels = (2 * exact + whole) // (2 * whole)
+        assert np.array_equal(found[..., channel], np.clip(levels, 0, 255))
 
 
 def test_each_chroma_sample_serves_two_by_two_pixels():
