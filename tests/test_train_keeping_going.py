@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -245,6 +245,18 @@ def test_a_run_that_is_started_again_takes_its_newest_checkpoint(
     assert run._checkpoint_to_load(given, output, world, overwrites=True) == newest
     if resume == "older":  # an evaluation takes what it is told
         assert run._checkpoint_to_load(given, output, world, overwrites=False) == older
+
+
+def test_only_rank_0_looks_for_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank may see an older state of a shared directory; alone it must refuse nothing."""
+    _saved(checkpoint_path(tmp_path / "checkpoints", 1), ranks=2)
+    monkeypatch.setattr(run, "raising_together", lambda world: nullcontext())
+    monkeypatch.setattr(run, "broadcast_text", lambda world, text: text or "what rank 0 found")
+    second = World(1, 2, CPU, None)
+    found = run._checkpoint_to_load(None, tmp_path, second, overwrites=True)
+    assert found == Path("what rank 0 found")
 
 
 # Real runs below: 160 clips, 12 a step, 13 steps an epoch.

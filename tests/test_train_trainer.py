@@ -772,7 +772,7 @@ def test_a_network_that_cannot_be_written_is_raised_on_all_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Exception | None] = []
-    monkeypatch.setattr("train.output.raise_together", lambda _, error: told.append(error))
+    monkeypatch.setattr("train.agreement.raise_together", lambda _, error: told.append(error))
     trainer = _trainer(tmp_path, _recipe())
     (tmp_path / "final.pt").mkdir()
     trainer._files.save_network(trainer._checkpoint(None, {}, {}), best=False)

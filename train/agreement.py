@@ -13,6 +13,7 @@ import json
 import math
 import traceback
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from train.distributed import broadcast_text, mark_raised_together
 from train.signals import InterruptedBySignalError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from train.distributed import World
 
 # Losses in one message: one in the loop; both that can be on the way when everything is awaited.
@@ -159,6 +162,32 @@ def raise_together(world: World, error: Exception | None) -> None:
     if error is not None:
         mark_raised_together(error)
         raise error
+
+
+@contextmanager
+def raising_together(world: World, kinds: type[Exception] = KprepError) -> Iterator[None]:
+    """Raise, at the end of the block and on every rank, what the block raised on any of them.
+
+    As `raise_together`; every rank enters the block. Only errors of `kinds` wait for its end: what
+    else is raised leaves at once, and the other ranks are ended for it.
+    """
+    error = None
+    try:
+        yield
+    except kinds as caught:
+        error = caught
+    raise_together(world, error)
+
+
+def rank_0_first(world: World, work: Callable[[], object]) -> None:
+    """Call `work` on every rank, rank 0 first: only one of them downloads.
+
+    Raises, on all ranks, what it raises on any of them.
+    """
+    for first in (True, False):
+        with raising_together(world):
+            if world.is_first == first:
+                work()
 
 
 def _pack(error: Exception | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import DatasetError
 from stream.bad_clips import BadClip, BadClipSummary
-from train.agreement import raise_together
+from train.agreement import raising_together
 from train.distributed import all_texts
 
 if TYPE_CHECKING:
@@ -29,12 +29,8 @@ def check_damage(world: World, found: Iterable[BadClip], limit: int) -> None:
     """
     texts = all_texts(world, json.dumps(list(found)))
     told = sorted(BadClip(*values) for text in texts for values in json.loads(text))
-    error = None
-    try:
+    with raising_together(world):
         BadClipSummary(limit).count(told)
-    except DatasetError as caught:
-        error = caught
-    raise_together(world, error)
 
 
 class SharedBadClips:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prep.errors import KprepError, UsageError
-from train.agreement import raise_together
+from prep.errors import UsageError
+from train.agreement import rank_0_first
 from train.evaluation import evaluate
 from train.loader import num_videos
 from train.models import draw_model
@@ -125,18 +125,17 @@ def check_weights(
 
 
 def _load(name: str, model: torch.nn.Module, world: World) -> None:
-    """Load weights on every rank, rank 0 first: only one of them downloads."""
-    for first in (True, False):
-        error: Exception | None = None
+    def load() -> None:
+        tensors = find_weights(name).tensors
         try:
-            if world.is_first == first:
-                model.load_state_dict(find_weights(name).tensors)
-        except KprepError as caught:
-            error = caught
-        except RuntimeError as caught:
-            text = str(caught).splitlines()[-1].strip()
-            error = UsageError(f"--check-weights {name}: the file is of another network: {text}")
-        raise_together(world, error)
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            text = str(error).splitlines()[-1].strip()
+            raise UsageError(
+                f"--check-weights {name}: the file is of another network: {text}"
+            ) from error
+
+    rank_0_first(world, load)
 
 
 def label_map(present: Sequence[str], known: Sequence[str], source: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from prep.errors import KprepError
 from train.accuracy import Accuracy, count_hits
-from train.agreement import raise_together
+from train.agreement import raising_together
 from train.bad_clips import check_damage
 from train.distributed import World, broadcast_buffers, broadcast_text
 from train.eval_transforms import eval_clips
@@ -68,28 +68,20 @@ def evaluate(
     KprepError when a clip arrives twice or a video not at all.
     """
     broadcast_buffers(world, model.buffers())
-    scores, error = None, None
-    try:
+    with raising_together(world, Exception):
         scores = score_clips(
             model, batches, recipe, world.device, num_classes=num_classes, transform=transform_batch
         )
-    except Exception as caught:  # noqa: BLE001 - the other ranks wait for this one
-        error = caught
-    raise_together(world, error)
-    assert scores is not None  # noqa: S101 - for the type checker: there was no error
     check_damage(world, damaged(), recipe.eval.bad_clip_limit)
     parts = gather_scores(world, scores)
     missing = {key for keys in gather_keys(world, list(unscored())) for key in keys}
     text, videos = "", None
-    try:
+    with raising_together(world, Exception):
         if world.is_first:
             how = protocol(recipe, is_averaged=is_averaged)
             accuracy, videos = count_hits(parts, recipe, how, sorted(missing))
             _check_complete(accuracy, num_videos)
             text = json.dumps(asdict(accuracy))
-    except Exception as caught:  # noqa: BLE001 - likewise
-        error = caught
-    raise_together(world, error)
     values: dict[str, Any] = json.loads(broadcast_text(world, text))
     return Accuracy(**values), videos
 

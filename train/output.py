@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
 from prep.storage import write_atomic
-from train.agreement import raise_together
+from train.agreement import raising_together
 from train.attempts import note_launch
 from train.checkpoint import (
     ABANDONED_NAME,
@@ -62,13 +62,9 @@ class RunOutput:
         curves are asked for that a package is missing for.
         """
         self._saved_at = time.monotonic()
-        error: KprepError | None = None
-        if self._world.is_first:
-            try:
+        with raising_together(self._world):
+            if self._world.is_first:
                 self._open_on_first(step, epoch, step if in_epoch else None)
-            except KprepError as caught:
-                error = caught
-        raise_together(self._world, error)
 
     def _open_on_first(self, step: int, epoch: int, step_in_epoch: int | None) -> None:
         self.close()
@@ -137,15 +133,11 @@ class RunOutput:
 
         `step` is given in mid-epoch. Raises KprepError, on all ranks, when it cannot be written.
         """
-        error: KprepError | None = None
         path = checkpoint_path(self._checkpoints, checkpoint.epoch, step)
-        if self._world.is_first:
-            try:
+        with raising_together(self._world):
+            if self._world.is_first:
                 save_checkpoint(path, checkpoint)
                 rotate_checkpoints(self._checkpoints, self._recipe.run.keep_checkpoints)
-            except KprepError as caught:
-                error = caught
-        raise_together(self._world, error)
         self._saved_at, self.place = time.monotonic(), str(path)
 
     def save_network(self, checkpoint: Checkpoint, *, best: bool) -> None:
@@ -153,14 +145,10 @@ class RunOutput:
 
         Raises KprepError, on all ranks, when it cannot be written.
         """
-        error: KprepError | None = None
-        if self._world.is_first:
-            path = self._checkpoints / BEST_NAME if best else self._directory / "final.pt"
-            try:
+        path = self._checkpoints / BEST_NAME if best else self._directory / "final.pt"
+        with raising_together(self._world):
+            if self._world.is_first:
                 save_checkpoint(path, checkpoint)
-            except KprepError as caught:
-                error = caught
-        raise_together(self._world, error)
 
     def save_evaluation(
         self,
@@ -182,21 +170,20 @@ class RunOutput:
         directory = self._directory / "evaluation" / name
         alone = step is None
         page = (directory if alone else self._directory) / "report.html"
-        error: KprepError | None = None
-        try:
-            if scores is not None:
-                lines = read_metrics(self._directory / "metrics.jsonl")
-                # the line of this evaluation is written last, so that a cut is made up for
-                lines += [] if alone else [{"kind": "eval", "step": step, **asdict(accuracy)}]
-                title = f"{self._recipe.name}: {name}"
-                text = report_page(title, accuracy, scores, class_names, lines)
-                texts = {**(extra or {}), **({page.name: text} if alone else {})}
-                write_evaluation(directory, accuracy, scores, class_names, texts)
-                if not alone:
-                    write_atomic(page, text.encode())
-        except OSError as caught:
-            error = KprepError(f"evaluation {directory} cannot be written: {caught}")
-        raise_together(self._world, error)
+        with raising_together(self._world):
+            try:
+                if scores is not None:
+                    lines = read_metrics(self._directory / "metrics.jsonl")
+                    # the line of this evaluation is written last, so that a cut is made up for
+                    lines += [] if alone else [{"kind": "eval", "step": step, **asdict(accuracy)}]
+                    title = f"{self._recipe.name}: {name}"
+                    text = report_page(title, accuracy, scores, class_names, lines)
+                    texts = {**(extra or {}), **({page.name: text} if alone else {})}
+                    write_evaluation(directory, accuracy, scores, class_names, texts)
+                    if not alone:
+                        write_atomic(page, text.encode())
+            except OSError as error:
+                raise KprepError(f"evaluation {directory} cannot be written: {error}") from error
         return page
 
     def newest_before(self, step: int, steps_per_epoch: int) -> str:

@@ -10,8 +10,8 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
-from prep.errors import KprepError, UsageError
-from train.agreement import raise_together
+from prep.errors import UsageError
+from train.agreement import raising_together
 from train.attempts import is_restarted
 from train.progress import log
 
@@ -37,15 +37,11 @@ def output_lock(output: Path, world: World, resume: str | None) -> Iterator[None
     or that its launcher started again, waits a while for the one before it. Raises, on all ranks,
     UsageError where another run has the directory, or it cannot be written.
     """
-    error: KprepError | None = None
     with ExitStack() as held:
-        if world.is_first:
-            waits = resume is not None or is_restarted(output)
-            try:
+        with raising_together(world):
+            if world.is_first:
+                waits = resume is not None or is_restarted(output)
                 _take(output, held, _PATIENCE_SECONDS if waits else 0.0)
-            except KprepError as caught:
-                error = caught
-        raise_together(world, error)
         yield
 
 

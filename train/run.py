@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prep.errors import UsageError
 from stream import clip_loader
 from stream.clip_stream import check_labels
+from train.agreement import raising_together
 from train.attempts import is_restarted
 from train.check_weights import Comparison, check_weights
 from train.checkpoint import checkpoints_in, find_checkpoint
@@ -149,8 +150,20 @@ def test_name(split: str, source: str) -> str:
 def _checkpoint_to_load(
     resume: str | None, output: Path, world: World, *, overwrites: bool
 ) -> Path | None:
-    """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one."""
-    if overwrites and resume != "auto" and _goes_on_by_itself(output, world):
+    """Return the checkpoint to begin with; rank 0 looks, so that all ranks take the same one.
+
+    Raises UsageError, on all ranks, where the output directory has those of another run.
+    """
+    found = None
+    with raising_together(world):
+        if world.is_first:
+            found = _look_for_checkpoint(resume, output, overwrites=overwrites)
+    shared = broadcast_text(world, str(found or ""))
+    return Path(shared) if shared else None
+
+
+def _look_for_checkpoint(resume: str | None, output: Path, *, overwrites: bool) -> Path | None:
+    if overwrites and resume != "auto" and _goes_on_by_itself(output):
         resume = "auto"
     found = find_checkpoint(resume, output / "checkpoints") if resume is not None else None
     own = (output / "checkpoints").resolve()
@@ -161,17 +174,15 @@ def _checkpoint_to_load(
             f"--output {output} has the checkpoints of an earlier run{beside}; go on with "
             "--resume auto, or choose another directory"
         )
-    shared = broadcast_text(world, str(found or ""))
-    return Path(shared) if shared else None
+    return found
 
 
-def _goes_on_by_itself(output: Path, world: World) -> bool:
-    """Return, on all ranks, whether an earlier attempt of this launch left checkpoints."""
-    goes_on = False
-    if world.is_first and checkpoints_in(output / "checkpoints") and is_restarted(output):
-        goes_on = True
+def _goes_on_by_itself(output: Path) -> bool:
+    """Return whether an earlier attempt of this launch left checkpoints."""
+    goes_on = bool(checkpoints_in(output / "checkpoints")) and is_restarted(output)
+    if goes_on:
         log.info("started again by torchrun or SLURM: going on as with --resume auto")
-    return bool(broadcast_text(world, "yes" if goes_on else ""))
+    return goes_on
 
 
 def training_loader(

@@ -15,6 +15,7 @@ from train.agreement import (
     StatusExchange,
     lost_losses,
     raise_together,
+    raising_together,
 )
 from train.bad_clips import SharedBadClips
 from train.checkpoint import (
@@ -381,12 +382,8 @@ class Trainer:
     def _check_arithmetic(self) -> None:
         run, data = self.recipe.run, self.recipe.data
         clip = (data.frames, *self.recipe.augment.crop)
-        off, error = None, None
-        try:
+        with raising_together(self.world, Exception):
             off = check_first_convolution(self.model, run.precision, clip, self.world.device)
-        except Exception as caught:  # noqa: BLE001 - whatever it is, the other ranks must know
-            error = caught
-        raise_together(self.world, error)
         if off is not None:
             self._log(
                 "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * off

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import get_weight
 
 from prep.errors import KprepError, UsageError
-from train.agreement import raise_together
+from train.agreement import rank_0_first
 from train.checkpoint import FORMAT, load_checkpoint
 from train.inflate import inflate_swin
 from train.mvit import fit_position_tables
@@ -211,26 +211,23 @@ def begin_with(
     *,
     must_be_whole: bool = False,
 ) -> LoadReport | None:
-    """Find and load weights on every rank, rank 0 first: only one of them downloads.
+    """Find and load weights on every rank.
 
     Raises, on all ranks, what any of them raises; UsageError also for a classifier that is not all
     of the weights' where it `must_be_whole`, because it is only evaluated.
     """
     report: LoadReport | None = None
-    for first in (True, False):
-        error: Exception | None = None
-        try:
-            if world.is_first == first:
-                weights = find_weights(name)
-                report = load_weights(model, weights, class_names, recipe)
-                if must_be_whole and (report.fresh or report.drawn):
-                    raise UsageError(
-                        f"--weights {name} cannot be evaluated on these classes: {report.head}; "
-                        "train first, or use a dataset of the classes of these weights"
-                    )
-        except KprepError as caught:
-            error = caught
-        raise_together(world, error)
+
+    def load() -> None:
+        nonlocal report
+        report = load_weights(model, find_weights(name), class_names, recipe)
+        if must_be_whole and (report.fresh or report.drawn):
+            raise UsageError(
+                f"--weights {name} cannot be evaluated on these classes: {report.head}; "
+                "train first, or use a dataset of the classes of these weights"
+            )
+
+    rank_0_first(world, load)
     return report
 
 
