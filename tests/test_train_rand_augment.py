@@ -15,6 +15,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms import functional as tv_functional
 
 from train.augment import Draws, draw_box, draw_clip
+from train.clip_random import ClipDraw
 from train.rand_augment import _OPERATIONS, Operation, apply_operations, draw_operations
 from train.recipe import AugmentRecipe
 from train.transforms import clips_from_draws, train_clips
@@ -80,10 +81,15 @@ def test_all_frames_of_a_clip_move_alike() -> None:
 
 def test_operations_are_what_they_have_always_been() -> None:
     # Golden: a change here changes every resumed run; give the draws a new version instead.
-    drawn = draw_operations(7, 3, "abc_000001_000011", 2, count=6, magnitude=15, probability=0.75)
+    drawn = draw_operations(
+        ClipDraw(7, 3, "abc_000001_000011", 2), count=6, magnitude=15, probability=0.75
+    )
     assert drawn == GOLDEN_OPERATIONS
     box = draw_box(
-        7, 3, "abc_000001_000011", 1, area=(0.08, 1.0), ratio=(0.75, 1.3333), size=(256, 340)
+        ClipDraw(7, 3, "abc_000001_000011", 1),
+        area=(0.08, 1.0),
+        ratio=(0.75, 1.3333),
+        size=(256, 340),
     )
     assert box == GOLDEN_BOX
 
@@ -91,7 +97,7 @@ def test_operations_are_what_they_have_always_been() -> None:
 def test_operations_are_uniform_and_have_their_probability() -> None:
     count = 3000
     draws = [
-        draw_operations(0, 0, str(n), 0, count=2, magnitude=9, probability=0.5)
+        draw_operations(ClipDraw(0, 0, str(n), 0), count=2, magnitude=9, probability=0.5)
         for n in range(count)
     ]
     found = Counter(operation.name for drawn in draws for operation in drawn)
@@ -101,9 +107,9 @@ def test_operations_are_uniform_and_have_their_probability() -> None:
     rotations = [o.strength for drawn in draws for o in drawn if o.name == "Rotate"]
     assert set(rotations) == {9.0, -9.0}
     assert abs(statistics.mean(rotations)) < 9 * 5 / len(rotations) ** 0.5
-    assert draw_operations(0, 1, "1", 0, count=2, magnitude=9, probability=1) != draw_operations(
-        0, 0, "1", 0, count=2, magnitude=9, probability=1
-    )
+    assert draw_operations(
+        ClipDraw(0, 1, "1", 0), count=2, magnitude=9, probability=1
+    ) != draw_operations(ClipDraw(0, 0, "1", 0), count=2, magnitude=9, probability=1)
 
 
 @settings(max_examples=100)
@@ -115,7 +121,9 @@ def test_operations_are_uniform_and_have_their_probability() -> None:
     least=st.floats(0.01, 1),
 )
 def test_boxes_stay_inside(seed: int, key: str, height: int, width: int, least: float) -> None:
-    box = draw_box(seed, 0, key, 0, area=(least, 1.0), ratio=(0.75, 1.3333), size=(height, width))
+    box = draw_box(
+        ClipDraw(seed, 0, key, 0), area=(least, 1.0), ratio=(0.75, 1.3333), size=(height, width)
+    )
     top, bottom, left, right = box
     assert 0 <= top < bottom <= height
     assert 0 <= left < right <= width
@@ -127,7 +135,7 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
     torch.manual_seed(0)
     wanted = [RandomResizedCrop.get_params(image, [0.08, 1.0], [0.75, 4 / 3]) for _ in range(count)]
     boxes = [
-        draw_box(0, 0, str(n), 0, area=(0.08, 1.0), ratio=(0.75, 4 / 3), size=(128, 170))
+        draw_box(ClipDraw(0, 0, str(n), 0), area=(0.08, 1.0), ratio=(0.75, 4 / 3), size=(128, 170))
         for n in range(count)
     ]
     ours = [(top, left, bottom - top, right - left) for top, bottom, left, right in boxes]
@@ -138,9 +146,9 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
 
 
 def test_a_frame_that_no_box_fits_gives_its_middle() -> None:
-    wide = draw_box(0, 0, "a", 0, area=(1.0, 1.0), ratio=(0.75, 4 / 3), size=(60, 200))
+    wide = draw_box(ClipDraw(0, 0, "a", 0), area=(1.0, 1.0), ratio=(0.75, 4 / 3), size=(60, 200))
     assert wide == (0, 60, 60, 140)  # 80 = 60 x 4/3 columns, 60 on either side
-    tall = draw_box(0, 0, "a", 0, area=(1.0, 1.0), ratio=(0.75, 4 / 3), size=(200, 60))
+    tall = draw_box(ClipDraw(0, 0, "a", 0), area=(1.0, 1.0), ratio=(0.75, 4 / 3), size=(200, 60))
     assert tall == (60, 140, 0, 60)
 
 
@@ -181,7 +189,7 @@ def test_a_clip_is_augmented_alike_in_any_batch() -> None:
         )
         found = train_clips(alone, RECIPE, seed=5, epoch=2)[0]
         torch.testing.assert_close(found, together[member], rtol=0, atol=1e-6)
-    drawn = draw_clip(5, 2, batch.key[0], 0, RECIPE, (80, 96))
+    drawn = draw_clip(ClipDraw(5, 2, batch.key[0], 0), RECIPE, (80, 96))
     assert len(drawn.operations) == 2
     assert drawn.box is not None
 

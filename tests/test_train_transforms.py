@@ -11,6 +11,7 @@ from torchvision.transforms import functional as tv_functional
 
 from stream import ClipBatch, yuv420_to_rgb
 from train.augment import Draws, draw, draw_clip, resized_size
+from train.clip_random import ClipDraw
 from train.recipe import AugmentRecipe
 from train.transforms import clips_from_draws, train_clips
 
@@ -84,7 +85,7 @@ def test_random_crops_of_frames_that_keep_their_aspect_are_torchvisions() -> Non
     flips = set()
     for member in range(len(batch)):
         size = tuple(batch.size[member].tolist())
-        drawn = draw_clip(3, 0, batch.key[member], int(batch.view[member]), recipe, size)
+        drawn = draw_clip(ClipDraw(3, 0, batch.key[member], int(batch.view[member])), recipe, size)
         flips.add(drawn.flip)
         clip = tv.Resize([64], antialias=False)(_rgb_of(batch, member).float().div(255))
         clip = tv_functional.hflip(clip) if drawn.flip else clip
@@ -118,7 +119,7 @@ ARGUMENTS = {"flip": 0.5, "resize": (128, 171), "crop": (112, 112)}
 def test_draws_are_what_they_have_always_been() -> None:
     # Golden: a change here changes every resumed run; give the draws a new version instead.
     drawn = [
-        draw(7, epoch, "abc_000001_000011", view, **ARGUMENTS)
+        draw(ClipDraw(7, epoch, "abc_000001_000011", view), **ARGUMENTS)
         for epoch, view in ((0, 0), (0, 1), (3, 0), (4, 2), (5, 0))
     ]
     assert drawn == GOLDEN
@@ -128,15 +129,18 @@ def test_draws_depend_on_each_of_their_inputs() -> None:
     base = {"seed": 1, "epoch": 2, "key": "a", "view": 3}
     changes = [{"seed": 2}, {"epoch": 3}, {"key": "b"}, {"view": 4}]
     resize, crop = (10_000, 10_000), (1, 1)
-    first = draw(**base, flip=0.5, resize=resize, crop=crop)
-    assert draw(**base, flip=0.5, resize=resize, crop=crop) == first
+    first = draw(ClipDraw(**base), flip=0.5, resize=resize, crop=crop)
+    assert draw(ClipDraw(**base), flip=0.5, resize=resize, crop=crop) == first
     for change in changes:
-        assert draw(**{**base, **change}, flip=0.5, resize=resize, crop=crop) != first
+        assert draw(ClipDraw(**{**base, **change}), flip=0.5, resize=resize, crop=crop) != first
 
 
 def test_draws_are_uniform_and_flips_have_their_probability() -> None:
     count = 6000
-    draws = [draw(0, 0, str(n), 0, flip=0.25, resize=(14, 12), crop=(12, 12)) for n in range(count)]
+    draws = [
+        draw(ClipDraw(0, 0, str(n), 0), flip=0.25, resize=(14, 12), crop=(12, 12))
+        for n in range(count)
+    ]
     flips = sum(d.flip for d in draws)
     # 5 standard deviations of a binomial: sqrt(6000 * 0.25 * 0.75) = 33.5
     assert abs(flips - count * 0.25) < 5 * 33.6
@@ -148,7 +152,7 @@ def test_draws_are_uniform_and_flips_have_their_probability() -> None:
 @given(seed=st.integers(0, 2**63), probability=st.sampled_from([0.0, 1.0]), key=st.text())
 @settings(max_examples=50)
 def test_draws_stay_inside(seed: int, probability: float, key: str) -> None:
-    drawn = draw(seed, 0, key, 0, flip=probability, resize=(128, 171), crop=(112, 112))
+    drawn = draw(ClipDraw(seed, 0, key, 0), flip=probability, resize=(128, 171), crop=(112, 112))
     assert drawn.flip == bool(probability)
     assert 0 <= drawn.top <= 16
     assert 0 <= drawn.left <= 59

@@ -1,20 +1,15 @@
-"""The random draws of augmentation: a function of (seed, epoch, key, view), and of nothing else.
-
-No generator is advanced, so the draws are the same on any number of ranks, in any batch, and after
-a resume.
-"""
+"""What a training clip undergoes: flip, crop, box and RandAugment, drawn by `train.clip_random`."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from train.rand_augment import Operation, draw_operations
 
 if TYPE_CHECKING:
+    from train.clip_random import ClipDraw
     from train.recipe import AugmentRecipe
 
 Box = tuple[int, int, int, int]
@@ -39,23 +34,16 @@ class Draws:
     """RandAugment's, on the decoded frames."""
 
 
-def draw_clip(
-    seed: int, epoch: int, key: str, view: int, recipe: AugmentRecipe, size: tuple[int, int]
-) -> Draws:
+def draw_clip(clip: ClipDraw, recipe: AugmentRecipe, size: tuple[int, int]) -> Draws:
     """Draw all that a training clip undergoes; `size` is its decoded height and width in pixels."""
     resize = resized_size(size, recipe)
-    draws = draw(seed, epoch, key, view, flip=recipe.flip, resize=resize, crop=recipe.crop)
+    draws = draw(clip, flip=recipe.flip, resize=resize, crop=recipe.crop)
     if recipe.crop_area[1]:
-        box = draw_box(
-            seed, epoch, key, view, area=recipe.crop_area, ratio=recipe.crop_ratio, size=size
-        )
+        box = draw_box(clip, area=recipe.crop_area, ratio=recipe.crop_ratio, size=size)
         draws = replace(draws, box=box)
     if recipe.rand_operations:
         operations = draw_operations(
-            seed,
-            epoch,
-            key,
-            view,
+            clip,
             count=recipe.rand_operations,
             magnitude=recipe.rand_magnitude,
             probability=recipe.rand_probability,
@@ -77,10 +65,7 @@ def resized_size(size: tuple[int, int], recipe: AugmentRecipe) -> tuple[int, int
 
 
 def draw(
-    seed: int,
-    epoch: int,
-    key: str,
-    view: int,
+    clip: ClipDraw,
     *,
     flip: float,
     resize: tuple[int, int],
@@ -89,10 +74,7 @@ def draw(
     """Draw the flip and the crop of one clip.
 
     Args:
-        seed: of the run.
-        epoch: counted from 0.
-        key: of the sample.
-        view: which of the video's clips this is.
+        clip: and the epoch, and the seed.
         flip: probability of a horizontal flip, in [0, 1].
         resize: height and width of the frames before the crop, in pixels.
         crop: height and width of the crop, in pixels; at most `resize`.
@@ -100,7 +82,7 @@ def draw(
     Returns:
         Draws with `top` uniform over the `resize[0] - crop[0] + 1` places, `left` likewise.
     """
-    first, second, third = _words(seed, epoch, key, view)
+    first, second, third = _words(clip)
     return Draws(
         flip=first < flip * 2**64,
         top=_below(second, resize[0] - crop[0] + 1),
@@ -109,10 +91,7 @@ def draw(
 
 
 def draw_box(
-    seed: int,
-    epoch: int,
-    key: str,
-    view: int,
+    clip: ClipDraw,
     *,
     area: tuple[float, float],
     ratio: tuple[float, float],
@@ -121,10 +100,7 @@ def draw_box(
     """Draw the box of a random resized crop, as torchvision's `RandomResizedCrop` does.
 
     Args:
-        seed: of the run.
-        epoch: counted from 0.
-        key: of the sample.
-        view: which of the video's clips this is.
+        clip: and the epoch, and the seed.
         area: shares of the frame's area between which the box's is drawn, uniformly.
         ratio: its width over its height, uniform in the logarithm.
         size: height and width of the frame in pixels.
@@ -132,9 +108,7 @@ def draw_box(
     Returns:
         A box inside the frame; where ten draws do not fit, the largest one in the middle.
     """
-    message = f"{seed}/{epoch}/{view}/{key}".encode()
-    digest = hashlib.blake2b(message, digest_size=32, person=b"kprep box 1").digest()
-    generator = random.Random(int.from_bytes(digest, "little"))  # noqa: S311 - not for secrets
+    generator = clip.generator("box")
     height, width = size
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_BOX_ATTEMPTS):
@@ -157,11 +131,9 @@ def _middle_box(size: tuple[int, int], ratio: tuple[float, float]) -> Box:
     return top, top + rows, left, left + columns
 
 
-def _words(seed: int, epoch: int, key: str, view: int) -> tuple[int, int, int]:
+def _words(clip: ClipDraw) -> tuple[int, int, int]:
     """Return three independent uniform 64-bit integers."""
-    # integers hold no separator, and the key comes last: no two clips share a message
-    message = f"{seed}/{epoch}/{view}/{key}".encode()
-    digest = hashlib.blake2b(message, digest_size=24, person=b"kprep augment v1").digest()
+    digest = clip.digest("kprep augment v1", 24)
     return (
         int.from_bytes(digest[:8], "little"),
         int.from_bytes(digest[8:16], "little"),

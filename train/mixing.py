@@ -10,14 +10,14 @@ Sources: Zhang et al., "mixup" (2018); Yun et al., "CutMix" (2019); Zhong et al.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
+
+from train.clip_random import ClipDraw
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
@@ -40,15 +40,13 @@ class Mix:
     """CutMix: the part that is exchanged; None mixes all pixels."""
 
 
-def draw_mix(
-    seed: int, epoch: int, key: str, view: int, recipe: AugmentRecipe, crop: tuple[int, int]
-) -> Mix:
-    """Draw what happens to the pair whose first clip is (key, view).
+def draw_mix(clip: ClipDraw, recipe: AugmentRecipe, crop: tuple[int, int]) -> Mix:
+    """Draw what happens to the pair whose first clip is `clip`.
 
     `augment.mixup` and `augment.cutmix` are the alphas of Beta(alpha, alpha), 0 for never; with
     both, each pair takes one of them, at even odds.
     """
-    generator = _generator("mix", seed, epoch, key, view)
+    generator = clip.generator("mix")
     cut = bool(recipe.cutmix) and (not recipe.mixup or generator.random() < 0.5)
     alpha = recipe.cutmix if cut else recipe.mixup
     share = generator.betavariate(alpha, alpha)
@@ -67,11 +65,9 @@ def draw_mix(
     return Mix(1 - area / (height * width), box)
 
 
-def draw_erasure(
-    seed: int, epoch: int, key: str, view: int, erase: float, crop: tuple[int, int]
-) -> Box | None:
+def draw_erasure(clip: ClipDraw, erase: float, crop: tuple[int, int]) -> Box | None:
     """Draw the box of a clip that is erased, in all its frames; None for most clips."""
-    generator = _generator("erase", seed, epoch, key, view)
+    generator = clip.generator("erase")
     if generator.random() >= erase:
         return None
     height, width = crop
@@ -91,11 +87,12 @@ def erase_clips(
 ) -> torch.Tensor:
     """Set a box of some clips to 0, the mean colour, in place; float32 (N, 3, T, H, W)."""
     if recipe.erase:
-        for clip, key, view in zip(clips, batch.key, batch.view.tolist(), strict=True):
-            box = draw_erasure(seed, epoch, key, view, recipe.erase, recipe.crop)
+        for pixels, key, view in zip(clips, batch.key, batch.view.tolist(), strict=True):
+            clip = ClipDraw(seed, epoch, key, view)
+            box = draw_erasure(clip, recipe.erase, recipe.crop)
             if box is not None:
                 top, bottom, left, right = box
-                clip[..., top:bottom, left:right] = 0
+                pixels[..., top:bottom, left:right] = 0
     return clips
 
 
@@ -129,7 +126,8 @@ def mix_clips(
     mixed, mixed_shares = clips.clone(), shares.clone()
     views = batch.view.tolist()
     for first in range(0, len(batch) - 1, 2):
-        mix = draw_mix(seed, epoch, batch.key[first], views[first], recipe, recipe.crop)
+        clip = ClipDraw(seed, epoch, batch.key[first], views[first])
+        mix = draw_mix(clip, recipe, recipe.crop)
         pair = slice(first, first + 2)
         # not clips[[first + 1, first]]: a list would be copied to the device, and waited for
         others, other_shares = clips[pair].flip(0), shares[pair].flip(0)
@@ -140,11 +138,3 @@ def mix_clips(
             top, bottom, left, right = mix.box
             mixed[pair, ..., top:bottom, left:right] = others[..., top:bottom, left:right]
     return mixed, mixed_shares
-
-
-def _generator(purpose: str, seed: int, epoch: int, key: str, view: int) -> random.Random:
-    """Return a generator that is a function of its arguments."""
-    message = f"{seed}/{epoch}/{view}/{key}".encode()
-    person = f"kprep {purpose} 1".encode()
-    digest = hashlib.blake2b(message, digest_size=32, person=person).digest()
-    return random.Random(int.from_bytes(digest, "little"))  # noqa: S311 - not for secrets

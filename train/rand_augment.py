@@ -9,9 +9,7 @@ Source: Cubuk et al., "RandAugment" (2020).
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -22,6 +20,8 @@ from torchvision.transforms.v2 import functional as tv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from train.clip_random import ClipDraw
 
 STRONGEST = 30
 """The largest `magnitude`: torchvision's 31 strengths are counted from 0."""
@@ -57,22 +57,17 @@ class Operation:
 
 
 def draw_operations(
-    seed: int, epoch: int, key: str, view: int, *, count: int, magnitude: int, probability: float
+    clip: ClipDraw, *, count: int, magnitude: int, probability: float
 ) -> tuple[Operation, ...]:
-    """Draw the operations of one clip, a function of the arguments alone.
+    """Draw the operations of one clip.
 
     Args:
-        seed: of the run.
-        epoch: counted from 0.
-        key: of the sample.
-        view: which of the video's clips this is.
+        clip: and the epoch, and the seed.
         count: operations that are drawn, with repetition.
         magnitude: strength of each, from 0 to `STRONGEST`.
         probability: that a drawn operation is applied; those that are not are left out.
     """
-    message = f"{seed}/{epoch}/{view}/{key}".encode()
-    digest = hashlib.blake2b(message, digest_size=32, person=b"kprep rand 1").digest()
-    generator = random.Random(int.from_bytes(digest, "little"))  # noqa: S311 - not for secrets
+    generator = clip.generator("rand")
     names, drawn = list(_OPERATIONS), []
     for _ in range(count):
         name = names[int(generator.random() * len(names))]

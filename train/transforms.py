@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from stream.color import yuv420_to_rgb_planes
 from train.augment import Box, Draws, draw_clip, resized_size
+from train.clip_random import ClipDraw
 from train.rand_augment import apply_operations, constant
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def train_clips(batch: ClipBatch, recipe: AugmentRecipe, seed: int, epoch: int) 
         float32 (N, 3, T, crop height, crop width), normalised.
     """
     draws = [
-        draw_clip(seed, epoch, key, view, recipe, (height, width))
+        draw_clip(ClipDraw(seed, epoch, key, view), recipe, (height, width))
         for key, view, (height, width) in zip(
             batch.key, batch.view.tolist(), batch.size.tolist(), strict=True
         )
