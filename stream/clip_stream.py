@@ -450,7 +450,7 @@ def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:
     return BadClip(clip.key, clip.shard, clip.video_offset, str(error))
 
 
-def check_labels(stream: ClipStream) -> None:
+def check_all_labelled(stream: ClipStream) -> None:
     """Raise DatasetError when a clip of the split has no label, which training needs."""
     missing = np.flatnonzero(stream.index.labels[stream.rows] < 0)
     if len(missing):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
 from stream import clip_loader
-from stream.clip_stream import check_labels
+from stream.clip_stream import check_all_labelled
 from train.agreement import raising_together
 from train.attempts import is_restarted
 from train.check_weights import Comparison, check_weights
@@ -208,7 +208,7 @@ def training_loader(
         bad_clip_limit=_COUNTED_OVER_ALL_RANKS,
     )
     if is_labelled:
-        check_labels(loader.stream)
+        check_all_labelled(loader.stream)
     lines = describe_enlarged(loader.stream.index.sizes, recipe.augment)
     for line in lines if world.is_first else ():
         log.info("%s", line)

@@ -102,8 +102,10 @@ class OptimizerStep:
 
     def _loss(self, raw: ClipBatch, epoch: int) -> torch.Tensor:
         """Return the mean cross-entropy of one batch, a float32 scalar on the device."""
-        batch = self._transform(raw) if self._transform else raw
-        check_labels(batch, self._num_classes)
+        batch = raw
+        if self._transform:  # others were checked as they came
+            batch = self._transform(raw)
+            check_batch_labels(batch, self._num_classes)
         recipe, seed = self._recipe, self._recipe.run.seed
         clips = train_clips(video_on(batch, self._device), recipe.augment, seed, epoch)
         clips = erase_clips(clips, batch, recipe.augment, seed, epoch)
@@ -122,7 +124,7 @@ class OptimizerStep:
         )
 
 
-def check_labels(batch: ClipBatch, num_classes: int) -> None:
+def check_batch_labels(batch: ClipBatch, num_classes: int) -> None:
     """Raise DatasetError, naming the first clip, when a training clip has no usable label."""
     wrong = ((batch.label < 0) | (batch.label >= num_classes)).nonzero().flatten().tolist()
     if wrong:

@@ -37,7 +37,7 @@ from train.reporting import Reporter
 from train.schedule import Schedule, scaled_learning_rate
 from train.self_check import check_first_convolution
 from train.signals import InterruptedBySignalError, SignalWatch
-from train.step import OptimizerStep, check_labels
+from train.step import OptimizerStep, check_batch_labels
 from train.weights import begin_with
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ class Trainer:
                 return [], None  # a signal came, which ends the step on all ranks
             if self._transform is None:
                 for batch in found:
-                    check_labels(batch, len(self.class_names))
+                    check_batch_labels(batch, len(self.class_names))
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must know
             return [], error
         if len(found) < accumulate:
