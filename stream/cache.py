@@ -63,14 +63,14 @@ _ACCOUNT = struct.Struct("<8sQ")
 _MAGIC = b"kprepcl1"
 
 
-def parse_bytes(value: int | str, name: str = "cache_limit") -> int:
+def parse_bytes(value: int | str) -> int:
     """Return a number of bytes: 5, "50GB", "1.5 TB", "64MiB"; UsageError for anything else."""
     found = re.fullmatch(
         r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE
     )
     if found is None or (found[3] and not found[2]):
         raise UsageError(
-            f"{name} ({value!r}) must be bytes, such as 50000000000, '50GB' or '64MiB'"
+            f"cache_limit ({value!r}) must be bytes, such as 50000000000, '50GB' or '64MiB'"
         )
     unit = _UNITS[found[2].upper()]
     if found[3]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 30, 34
 _MOST_POINTS = 1000
+_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ def line_chart(title: str, lines: Sequence[Line], x_title: str) -> str:
     return "".join(parts)
 
 
-def ticks(least: float, most: float, count: int = 5) -> list[float]:
-    """Return round numbers, about `count` of them, from at most `least` to at least `most`.
+def ticks(least: float, most: float) -> list[float]:
+    """Return round numbers, about five of them, from at most `least` to at least `most`.
 
     Neighbours are 1, 2 or 5 times a power of ten apart.
     """
     if most <= least:
         room = abs(least) * 0.1 or 1.0
         least, most = least - room, most + room
-    power = 10.0 ** math.floor(math.log10((most - least) / count))
-    step = next(f * power for f in (1, 2, 5, 10) if (most - least) / (f * power) <= count)
+    power = 10.0 ** math.floor(math.log10((most - least) / _TICKS))
+    step = next(f * power for f in (1, 2, 5, 10) if (most - least) / (f * power) <= _TICKS)
     first, last = math.floor(least / step), math.ceil(most / step)
     return [number * step for number in range(first, last + 1)]
 

@@ -26,7 +26,7 @@ BEST_NAME = "best.pt"
 ABANDONED_NAME = "abandoned"
 _LEFT_OVER = re.compile(r"\.(?:epoch-\d{4,}(?:-step-\d{8,})?|best)\.pt\.\d+\.tmp")
 
-_RANKS_BYTES = 2  # dimensions of a tensor of random states
+_RNG_DIMENSIONS = 2  # of a tensor of random states: a row of bytes for each rank
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "epoch": int, "step": int, "model": dict, "optimizer": (dict, NoneType), "recipe": str,
     "class_names": list, "loader": dict, "rng": dict, "ema": (dict, NoneType), "scaler": dict,
@@ -214,7 +214,7 @@ def _check_kinds(checkpoint: Checkpoint) -> None:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"{name} is of type {type(value).__name__}")
     ranks = checkpoint.rng.values()
-    if not all(isinstance(rows, torch.Tensor) and rows.dim() == _RANKS_BYTES for rows in ranks):
+    if not all(isinstance(rows, torch.Tensor) and rows.dim() == _RNG_DIMENSIONS for rows in ranks):
         raise TypeError("rng holds no states by rank")
     if not all(isinstance(name, str) for name in checkpoint.class_names):
         raise TypeError("class_names holds no names")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from train.recipe import Recipe
 
-FORMATS = ("state-dict", "torch-export", "onnx")
 # Two sizes: a program that was fixed to the size of the example it was made with fails for one.
 _BATCHES = (1, 3)
 # Other kernels and another order of sums; more than this is another network.
@@ -131,7 +130,7 @@ def load_trained(
 
 
 def export(trained: Trained, form: str, output: Path) -> Parity:
-    """Write a network as one of `FORMATS`, and what it needs to be used beside it as JSON.
+    """Write a network as `form`, a key of `_WAYS`, and what it needs to be used beside it as JSON.
 
     The file takes normalised clips, float32 (N, 3, T, H, W) for any N, and returns logits float32
     (N, classes). It appears when it has given the network's logits. Raises UsageError where a

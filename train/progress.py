@@ -95,7 +95,7 @@ class MetricsFile:
         write_atomic(path, kept)
 
     def write(self, kind: str, **values: Any) -> dict[str, Any]:
-        """Append one line, and return it; `kind` is "train" or "eval"."""
+        """Append one line, and return it; `kind` is "train", "eval" or "bad_clips"."""
         entry = {"kind": kind, "time": round(time.time(), 3), **values}
         try:
             with self._path.open("a", encoding="utf-8") as file:
