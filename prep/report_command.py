@@ -24,7 +24,9 @@ from prep.storage import Storage, write_atomic
     show_default=True,
     help="Clips to show, drawn evenly from all classes and splits; about 35 kB of page each.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of that draw."
+)
 def report_command(root: str, out: Path, samples: int, seed: int) -> None:
     """Write a page about the dataset at ROOT to OUT, an .html file that needs nothing else.
 
@@ -43,8 +45,6 @@ def report_command(root: str, out: Path, samples: int, seed: int) -> None:
 
     storage = Storage(root)
     _check_out(out, storage)
-    if seed < 0:
-        raise UsageError(f"--seed ({seed}) must be 0 or more")
     report = make_report(storage, samples=samples, seed=seed, progress=_progress)
     page = report_page(report, seed)
     try:

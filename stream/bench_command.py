@@ -13,13 +13,15 @@ from prep.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_COUNT = click.IntRange(min=1)
+
 
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every bench has."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--fps", default="15", show_default=True, help="Frames a second of a clip."),
-        click.option("--frames", type=int, default=16, show_default=True, help="Frames a clip."),
+        click.option("--frames", type=_COUNT, default=16, show_default=True, help="Frames a clip."),
         click.option("--split", help="Split to read; by default train, or the only one."),
     ):
         function = option(function)
@@ -29,11 +31,13 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("stream")
 @click.argument("root")
 @_common
-@click.option("--batch", type=int, default=24, show_default=True, help="Clips a batch.")
-@click.option("--workers", type=int, default=2, show_default=True, help="Loader workers.")
-@click.option("--seconds", type=float, default=10.0, show_default=True,
-              help="Measured time of each contender.")  # fmt: skip
-@click.option("--rounds", type=int, default=5, show_default=True, help="Rounds in that time.")
+@click.option("--batch", type=_COUNT, default=24, show_default=True, help="Clips a batch.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Loader workers."
+)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0,
+              show_default=True, help="Measured time of each contender.")  # fmt: skip
+@click.option("--rounds", type=_COUNT, default=5, show_default=True, help="Rounds in that time.")
 @click.option("--layout", type=click.Choice(["rgb", "yuv420"]), default="yuv420",
               show_default=True, help="Form of decoded clips.")  # fmt: skip
 @click.option("--beside", multiple=True, metavar="ROOT",
@@ -55,9 +59,6 @@ def stream_command(
     from stream.clip_stream import StreamOptions
     from stream.rates import parse_rate
 
-    _at_least_one(values, "batch", "rounds")
-    if values["workers"] < 0 or values["seconds"] <= 0:
-        raise UsageError("workers must be at least 0 and seconds above 0")
     storage = Storage(root)
     split = _split(storage, split)
     stream = StreamOptions(
@@ -87,8 +88,8 @@ def stream_command(
 @click.command("decode")
 @click.argument("root")
 @_common
-@click.option("--clips", type=int, default=64, show_default=True, help="Clips to decode.")
-@click.option("--rounds", type=int, default=7, show_default=True, help="Rounds over them.")
+@click.option("--clips", type=_COUNT, default=64, show_default=True, help="Clips to decode.")
+@click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Rounds over them.")
 def decode_command(root: str, as_json: bool, split: str | None, **values: Any) -> None:
     """Measure decoding of ROOT's clips beside its floor: libavcodec's decode calls alone.
 
@@ -99,7 +100,6 @@ def decode_command(root: str, as_json: bool, split: str | None, **values: Any) -
     from stream.bench_decode import bench_decode, decode_samples, table
     from stream.rates import parse_rate
 
-    _at_least_one(values, "clips", "rounds", "frames")
     storage = Storage(root)
     split = _split(storage, split)
     samples = decode_samples(
@@ -125,12 +125,6 @@ def _copy_of(storage: Any, split: str, other: Any) -> Any:
             "name a copy of it"
         )
     return other
-
-
-def _at_least_one(values: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if values[name] < 1:
-            raise UsageError(f"{name} ({values[name]}) must be at least 1")
 
 
 def _split(storage: Any, split: str | None) -> str:

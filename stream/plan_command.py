@@ -30,7 +30,12 @@ def size_text(count: float) -> str:
 @click.command("plan")
 @click.argument("root", required=False)
 @click.option("--split", default="train", show_default=True, help="Split to train on.")
-@click.option("--synthetic", type=int, metavar="CLIPS", help="Plan for so many made-up clips.")
+@click.option(
+    "--synthetic",
+    type=click.IntRange(min=1),
+    metavar="CLIPS",
+    help="Plan for so many made-up clips.",
+)
 @click.option("--nodes", type=int, default=1, show_default=True, help="Machines.")
 @click.option("--gpus", type=int, default=8, show_default=True, help="GPUs on each machine.")
 @click.option("--workers", type=int, default=10, show_default=True, help="Loader workers a GPU.")
@@ -90,8 +95,6 @@ def plan_command(
     )
     begun = time.perf_counter()
     if synthetic is not None:
-        if synthetic < 1:
-            raise UsageError(f"synthetic ({synthetic}) must be at least 1")
         plan = make_plan(SyntheticSplit(synthetic), options)
     else:
         from prep.storage import Storage

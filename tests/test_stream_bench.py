@@ -174,9 +174,6 @@ def test_spread():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stream", "ROOT", "--batch", 0], "batch (0)"),
-        (["stream", "ROOT", "--seconds", 0], "seconds"),
-        (["decode", "ROOT", "--clips", 0], "clips (0)"),
         (["decode", "ROOT", "--split", "none"], "it has train"),
         (["decode", "ROOT", "--fps", 60], "fps (60)"),
         (["decode", "ROOT", "--frames", 900], "900 frames"),
@@ -187,3 +184,19 @@ def test_mistakes_are_one_sentence(root, arguments, words):
     assert isinstance(error, UsageError)
     assert words in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["stream", "--batch", 0],
+        ["stream", "--seconds", 0],
+        ["stream", "--workers", -1],
+        ["decode", "--clips", 0],
+        ["decode", "--frames", 0],
+    ],
+)
+def test_numbers_out_of_range_are_refused_as_everywhere(arguments):
+    done = run(*arguments, "ROOT")
+    assert done.exit_code == 2
+    assert f"Invalid value for '{arguments[1]}'" in done.output
