@@ -13,6 +13,8 @@ Messages say what is wrong, where, and what to do. Users never see a traceback f
 
 from __future__ import annotations
 
+import json
+
 
 class KprepError(Exception):
     """The root of every error that kprep raises on purpose."""
@@ -44,3 +46,20 @@ class ReplacedError(StorageError):
 
 class MissingBucketError(StorageError):
     """There is no bucket of that name at that endpoint."""
+
+
+def error_to_text(error: KprepError) -> str:
+    """Return an error as text for another process: its kind, its sentence and its exit code."""
+    return json.dumps([type(error).__name__, str(error), error.exit_code])
+
+
+def error_from_text(text: str) -> KprepError:
+    """Return the error that `error_to_text` was given.
+
+    Of a kind that is not of this module it is a KprepError, with the same sentence and exit code.
+    """
+    kind, message, exit_code = json.loads(text)
+    found = globals().get(kind, KprepError)
+    error: KprepError = found(message)
+    error.exit_code = exit_code
+    return error

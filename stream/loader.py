@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from prep import errors
-from prep.errors import KprepError, UsageError
+from prep.errors import KprepError, UsageError, error_from_text, error_to_text
 from prep.storage import RetryPolicy, Storage
 from stream.bad_clips import BadClipSummary, Policy
 from stream.batch import ClipBatch
@@ -43,10 +42,9 @@ _BATCHES_HELD = 2  # of a worker: the one being made, and one that the caller ha
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of ours on its way from a worker: a kind and one sentence, no traceback."""
+    """An error of ours on its way from a worker, as `error_to_text` has it: no traceback."""
 
-    kind: str
-    message: str
+    text: str
 
 
 class _Guarded(Dataset["ClipBatch | LentBatch | _Failure"]):
@@ -65,7 +63,7 @@ class _Guarded(Dataset["ClipBatch | LentBatch | _Failure"]):
                 return self.stream[address]
             return self.slots.lend(self.stream.batch(address, self.slots.room))
         except KprepError as error:
-            return _Failure(type(error).__name__, str(error))
+            return _Failure(error_to_text(error))
 
 
 def _as_is(batch: Any) -> Any:
@@ -177,7 +175,7 @@ class ClipLoader:
                 if self._slots is not None:
                     self._slots.free_kept()
                 if isinstance(batch, _Failure):
-                    raise getattr(errors, batch.kind, KprepError)(batch.message)
+                    raise error_from_text(batch.text)
                 iteration.delivered += 1
                 self._bad_clips.add(batch.bad_clips)
                 if len(batch):  # an evaluation's batch can lose all its clips

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed
 
-from prep import errors
-from prep.errors import KprepError
+from prep.errors import KprepError, error_from_text, error_to_text
 
 if TYPE_CHECKING:
     from prep.storage import Storage
@@ -51,15 +50,15 @@ def shared_versions(
     """
     if storage.local_root is not None or not _has_peers(rank, world_size):
         return pin_versions(storage, shards)
-    answer = {"shards": shards, "versions": {}, "kind": "", "message": ""}
+    answer = {"shards": shards, "versions": {}, "error": ""}
     if rank == 0:
         try:
             answer["versions"] = pin_versions(storage, shards)
         except KprepError as error:
-            answer["kind"], answer["message"] = type(error).__name__, str(error)
+            answer["error"] = error_to_text(error)
     told = json.loads(_broadcast_from_first(json.dumps(answer)))
-    if told["kind"]:
-        raise getattr(errors, told["kind"], KprepError)(told["message"])
+    if told["error"]:
+        raise error_from_text(told["error"])
     if told["shards"] != shards:
         raise KprepError(
             f"{storage.root} is not the same dataset on rank {rank} as on rank 0 (their manifests "

@@ -14,7 +14,15 @@ import trustme
 from range_server import range_server
 
 from prep.downloads import RetryPolicy
-from prep.errors import DatasetError, StorageError, UsageError
+from prep.errors import (
+    BadClipError,
+    DatasetError,
+    KprepError,
+    StorageError,
+    UsageError,
+    error_from_text,
+    error_to_text,
+)
 from prep.storage import Storage
 from prep.store_errors import store_errors
 from prep.verify_files import extra_files, unfinished_copy
@@ -202,3 +210,22 @@ def test_an_address_is_taken_by_its_scheme_alone(tmp_path, monkeypatch):
         Storage("S3://bucket")
     assert Storage("./s3:/x/").root == f"{tmp_path}/s3:/x"
     assert Storage("s3://bucket//").root == "s3://bucket"
+
+
+class _OwnError(KprepError):
+    """Of a kind that another process may not have."""
+
+    exit_code = 75
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UsageError("a"), UsageError),
+        (BadClipError("b"), BadClipError),
+        (_OwnError("c"), KprepError),
+    ],
+)
+def test_an_error_reaches_another_process_with_its_sentence_and_exit_code(error, kind):
+    found = error_from_text(error_to_text(error))
+    assert (type(found), str(found), found.exit_code) == (kind, str(error), error.exit_code)

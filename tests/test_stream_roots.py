@@ -13,7 +13,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from stream_datasets import make_dataset, make_other_dataset, sequence
 
-from prep.errors import BadClipError, DatasetError, KprepError, UsageError
+from prep.errors import (
+    BadClipError,
+    DatasetError,
+    KprepError,
+    ReplacedError,
+    UsageError,
+    error_to_text,
+)
 from prep.storage import Storage
 from stream import DataRoot, clip_loader, pins
 from stream.class_lists import join_class_lists
@@ -323,12 +330,7 @@ def test_evaluation_takes_each_clip_once_whatever_the_weights(first, second, ran
 
 
 def test_ranks_that_see_another_version_of_a_root_are_refused(monkeypatch):
-    told = {
-        "shards": {"train/a.tar": 2},
-        "versions": {"train/a.tar": "v"},
-        "kind": "",
-        "message": "",
-    }
+    told = {"shards": {"train/a.tar": 2}, "versions": {"train/a.tar": "v"}, "error": ""}
     monkeypatch.setattr(pins, "_has_peers", lambda *_: True)
     monkeypatch.setattr(pins, "_broadcast_from_first", lambda _: json.dumps(told))
     bucket = SimpleNamespace(local_root=None, root="s3://bucket/root")
@@ -336,6 +338,9 @@ def test_ranks_that_see_another_version_of_a_root_are_refused(monkeypatch):
     assert found == {"train/a.tar": "v"}
     with pytest.raises(KprepError, match="not the same dataset on rank 1"):
         pins.shared_versions(bucket, {"train/a.tar": 1}, rank=1, world_size=2)
+    told["error"] = error_to_text(ReplacedError("what rank 0 met"))
+    with pytest.raises(ReplacedError, match="^what rank 0 met$"):
+        pins.shared_versions(bucket, {"train/a.tar": 2}, rank=1, world_size=2)
 
 
 def test_evaluation_leaves_out_a_root_without_the_split_but_not_its_classes(first, second):

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from prep import errors
-from prep.errors import KprepError
+from prep.errors import KprepError, error_from_text, error_to_text
 from train.distributed import broadcast_text, mark_raised_together
 from train.signals import InterruptedBySignalError
 
@@ -157,8 +156,8 @@ def raise_together(world: World, error: Exception | None) -> None:
         dist.all_reduce(failed, group=world.control)
         if failed.any():
             first = int(failed.nonzero()[0])
-            text = broadcast_text(world, _pack(error), source=first)
-            error = error or _unpack(text, first)
+            text = broadcast_text(world, _pack(error, world.rank), source=first)
+            error = error or _unpack(text)
     if error is not None:
         mark_raised_together(error)
         raise error
@@ -190,23 +189,20 @@ def rank_0_first(world: World, work: Callable[[], object]) -> None:
                 work()
 
 
-def _pack(error: Exception | None) -> str:
+def _pack(error: Exception | None, rank: int) -> str:
     if error is None:
         return ""
-    is_ours = isinstance(error, KprepError)
-    text = str(error) if is_ours else "".join(traceback.format_exception(error))
+    ours = error
+    if not isinstance(ours, KprepError):
+        ours = KprepError(f"rank {rank} failed:\n{''.join(traceback.format_exception(error))}")
     number = error.number if isinstance(error, InterruptedBySignalError) else 0
-    return json.dumps([type(error).__name__ if is_ours else "", text, number])
+    return json.dumps([number, error_to_text(ours)])
 
 
-def _unpack(text: str, rank: int) -> KprepError:
-    kind, message, number = json.loads(text)
-    if number:
-        return InterruptedBySignalError(number, message)
-    if not kind:
-        return KprepError(f"rank {rank} failed:\n{message}")
-    found: type[KprepError] = getattr(errors, kind, KprepError)
-    return found(message)
+def _unpack(text: str) -> KprepError:
+    number, packed = json.loads(text)
+    error = error_from_text(packed)
+    return InterruptedBySignalError(number, str(error)) if number else error
 
 
 def _start_copy(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
