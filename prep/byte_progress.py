@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prep.progress import duration, size_text
+from prep.text.quantities import duration, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

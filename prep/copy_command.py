@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prep.copy_dataset import CopyResult, copy_dataset
-from prep.progress import duration, size_text
 from prep.storage import Storage
+from prep.text.quantities import duration, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from prep.format.layout import FORMAT_VERSION, ledger_path, yaml_name
 from prep.ledger import read_ledger
 from prep.markdown_text import inline, table
 from prep.outcome import EXPLANATIONS, Reason
-from prep.plain_text import setting_text
 from prep.source_terms import source_text, terms
+from prep.text.plain import setting_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

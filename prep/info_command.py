@@ -12,19 +12,18 @@ from prep.errors import UsageError
 from prep.format.layout import FORMAT_VERSION, MANIFEST_PATH
 from prep.info import DatasetInfo, SplitInfo, dataset_info, write_ledger_csv
 from prep.outside import check_outside
-from prep.plain_text import setting_text
-from prep.progress import size_text
 from prep.root_state import unfinished
 from prep.source_terms import source_meaning
 from prep.storage import Storage
-from prep.terminal_text import folded
+from prep.text.plain import setting_text
+from prep.text.quantities import size_text
+from prep.text.terminal import MARGIN, folded, pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prep.format import Manifest
 
-_MARGIN = 12  # where values begin
 _ENDS = 3  # classes shown at each end of the balance
 _JSON_VERSION = 1
 
@@ -119,12 +118,12 @@ def info_lines(root: str, info: DatasetInfo | None, begun: Begun) -> list[str]:
     for name, (counts, failures) in begun.items():
         said = ", ".join(f"{count:,} {status}" for status, count in counts.items() if count)
         lines += ["", f"split {name}, not published yet"]
-        lines += _pair("rows", f"{sum(counts.values()):,}: {said}")
+        lines += pair("rows", f"{sum(counts.values()):,}: {said}")
         lines += _reasons(failures)
     if info is not None:
         lines.append("")
         for number, line in enumerate(info.terms()):
-            lines += _pair("" if number else "terms", line)
+            lines += pair("" if number else "terms", line)
     return lines
 
 
@@ -137,13 +136,13 @@ def _dataset_lines(info: DatasetInfo) -> list[str]:
     )
     if info.manifest.is_foreign:
         made = "tars of somebody else; each clip has its own codec, rate and size"
-    lines = _pair("profile", f"{profile.name}: {made}")
+    lines = pair("profile", f"{profile.name}: {made}")
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    lines += _pair("classes", f"{len(names):,}{': ' + shown if names else ''}")
+    lines += pair("classes", f"{len(names):,}{': ' + shown if names else ''}")
     clips = sum(split.num_clips for split in info.splits)
     hours = sum(split.hours for split in info.splits)
     size = size_text(sum(split.bytes for split in info.splits))
-    lines += _pair("in all", f"{clips:,} clips, {hours:,.2f} hours, {size}")
+    lines += pair("in all", f"{clips:,} clips, {hours:,.2f} hours, {size}")
     for split in info.splits:
         lines += ["", f"split {split.name}", *_split_lines(split, info.manifest)]
     return lines
@@ -152,25 +151,25 @@ def _dataset_lines(info: DatasetInfo) -> list[str]:
 def _split_lines(split: SplitInfo, manifest: Manifest) -> list[str]:
     entry = manifest.splits[split.name]
     shards = f"{split.num_shards:,} shard{'s' if split.num_shards != 1 else ''}"
-    lines = _pair(
+    lines = pair(
         "clips",
         f"{split.num_clips:,} clips, {split.hours:,.2f} hours, {size_text(split.bytes)} "
         f"in {shards}",
     )
     outcomes = ", ".join(f"{count:,} {status}" for status, count in split.outcomes.items() if count)
-    lines += _pair("rows", f"{split.num_rows:,}: {outcomes}")
+    lines += pair("rows", f"{split.num_rows:,}: {outcomes}")
     lines += _reasons(split.failures)
     if split.num_short:
-        lines += _pair("short", f"{split.num_short:,} clips are shorter than annotated")
+        lines += pair("short", f"{split.num_short:,} clips are shorter than annotated")
     lines += _balance(split, manifest.class_names)
     for source, count in split.sources.items():
-        lines += _pair("source", f"{source}{source_meaning(source)}, {count:,} clips")
-    lines += _pair("tools", ", ".join(_tool(name, text) for name, text in entry.tools.items()))
+        lines += pair("source", f"{source}{source_meaning(source)}, {count:,} clips")
+    lines += pair("tools", ", ".join(_tool(name, text) for name, text in entry.tools.items()))
     chosen = {name: value for name, value in entry.settings.items() if value not in (None, [], "")}
     settings = "; ".join(
         f"{name.replace('_', ' ')} {setting_text(value)}" for name, value in chosen.items()
     )
-    return lines + _pair("settings", settings)
+    return lines + pair("settings", settings)
 
 
 def _tool(name: str, text: str) -> str:
@@ -180,7 +179,7 @@ def _tool(name: str, text: str) -> str:
 def _reasons(failures: dict[str, int]) -> list[str]:
     lines = []
     for reason, count in failures.items():
-        lines += folded(reason, f"{'':{_MARGIN}}{count:>9,}  ", f"{'':{_MARGIN + 11}}")
+        lines += folded(reason, f"{'':{MARGIN}}{count:>9,}  ", f"{'':{MARGIN + 11}}")
     return lines
 
 
@@ -194,7 +193,7 @@ def _balance(split: SplitInfo, names: Sequence[str]) -> list[str]:
     empty = counts.count(0)
     if empty:
         text += f"; {empty:,} of {len(names):,} classes have none"
-    lines = _pair("balance", text)
+    lines = pair("balance", text)
     if counts[0] != counts[-1]:
         order = sorted(range(len(names)), key=lambda label: (-split.clips_by_class[label], label))
         ends = {"most": order[:_ENDS], "fewest": order[: -_ENDS - 1 : -1]}
@@ -202,11 +201,7 @@ def _balance(split: SplitInfo, names: Sequence[str]) -> list[str]:
             said = ", ".join(
                 f"{names[label]} ({split.clips_by_class[label]:,})" for label in labels
             )
-            lines += _pair("", f"{what}: {said}")
+            lines += pair("", f"{what}: {said}")
     if split.num_unlabelled:
-        lines += _pair("", f"{split.num_unlabelled:,} clips have no class")
+        lines += pair("", f"{split.num_unlabelled:,} clips have no class")
     return lines
-
-
-def _pair(name: str, value: str) -> list[str]:
-    return folded(value, f"  {name:<{_MARGIN - 2}}", " " * _MARGIN) if value else []

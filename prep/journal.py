@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from prep.journal_seals import damage, keep_seals, seal
 from prep.outcome import Outcome, Reason, Status
-from prep.plain_text import storable
 from prep.segment import BadRow, Segment
 from prep.shuffle import place
 from prep.taken_clips import TakenClips
+from prep.text.plain import storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from prep.errors import DatasetError
 from prep.outcome import Status
 from prep.parquet import read_parquet
-from prep.plain_text import storable
+from prep.text.plain import storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -18,8 +18,8 @@ from prep.errors import UsageError
 from prep.merge import MergeOptions, MergeResult, merge
 from prep.merge_plan import Selection
 from prep.profile import parse_rate
-from prep.progress import size_text
 from prep.storage import Storage
+from prep.text.quantities import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

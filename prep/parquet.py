@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prep.errors import DatasetError
-from prep.progress import size_text
+from prep.text.quantities import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,26 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prep.text.quantities import duration
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PLAIN_SECONDS = 10.0
-
-
-def duration(seconds: float) -> str:
-    """Return `1:02:03` or `02:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
-
-
-def size_text(count: float) -> str:
-    """Return `12 bytes` or `3.4 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 class Progress:

@@ -9,9 +9,9 @@ import click
 
 from prep.errors import UsageError
 from prep.outside import check_outside
-from prep.plain_text import plain
-from prep.progress import size_text
 from prep.storage import Storage, write_atomic
+from prep.text.plain import plain
+from prep.text.quantities import size_text
 
 
 @click.command("report")

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.format.layout import FORMAT_VERSION
-from prep.html_text import COLOURS, legend, plot, script_json, text
-from prep.progress import size_text
+from prep.html_plots import COLOURS, legend, plot
 from prep.report_tables import (
     class_balance,
     failures_table,
@@ -22,6 +21,8 @@ from prep.report_tables import (
     provenance_table,
     splits_table,
 )
+from prep.text.html import script_json, text
+from prep.text.quantities import size_text
 
 if TYPE_CHECKING:
     from typing import Any

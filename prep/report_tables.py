@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prep.html_text import bar, legend, text
+from prep.html_plots import bar, legend
 from prep.outcome import EXPLANATIONS, Reason
-from prep.plain_text import setting_text
-from prep.progress import size_text
 from prep.source_terms import source_meaning
+from prep.text.html import text
+from prep.text.plain import setting_text
+from prep.text.quantities import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

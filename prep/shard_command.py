@@ -20,8 +20,8 @@ from prep.local_encoders import local_encoders
 from prep.options import ShardOptions
 from prep.outcome import EXPLANATIONS, Reason
 from prep.profile import EncodingProfile, load_profile
-from prep.progress import duration, size_text
-from prep.terminal_text import folded
+from prep.text.quantities import duration, size_text
+from prep.text.terminal import folded
 
 if TYPE_CHECKING:
     from prep.shard import ShardResult

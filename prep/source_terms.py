@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from prep.markdown_text import inline
-from prep.plain_text import plain
+from prep.text.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

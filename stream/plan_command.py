@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from prep.errors import UsageError
+from prep.text.quantities import rough_duration, size_text
+from prep.text.terminal import folded, pair
 
 if TYPE_CHECKING:
     from stream.plan_cache import CachePlan
     from stream.plan_reads import ReadSample
     from stream.planning import Plan, PlanOptions, ReadPlan
     from stream.shuffle_quality import ShuffleQuality
-
-
-def size_text(count: float) -> str:
-    """Return `12 bytes` or `3.4 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} PB"
 
 
 @click.command("plan")
@@ -115,28 +107,28 @@ def plan_command(
 def _lines(name: str, plan: Plan, options: PlanOptions) -> list[str]:
     """Return the lines for a terminal of 80 columns; what is longer goes on below."""
     views = _counted(options.clips_per_video, "view")
-    lines = _folded(f"{name}: {_counted(plan.clips, 'clip')} x {views}", "", "  ")
+    lines = folded(f"{name}: {_counted(plan.clips, 'clip')} x {views}", "", "  ")
     for problem in plan.problems:
-        lines += _folded(f"cannot work: {problem}", "  ", "    ")
+        lines += folded(f"cannot work: {problem}", "  ", "    ")
     for warning in plan.warnings:
-        lines += _folded(f"warning: {warning}", "  ", "    ")
+        lines += folded(f"warning: {warning}", "  ", "    ")
     if plan.reads is None or plan.memory is None or plan.sample is None or plan.cache is None:
         return lines
-    lines += _pair(
+    lines += pair(
         "steps",
         f"{plan.steps_per_epoch:,} an epoch and rank, {plan.steps_run:,} in all; "
         f"{_counted(plan.global_batch, 'clip')} each on {_counted(options.world_size, 'rank')}; "
         f"{_counted(plan.left_out_per_epoch, 'clip')} of an epoch in no step",
     )
-    lines += _pair(
+    lines += pair(
         "time",
-        f"{_duration(plan.epoch_seconds)} an epoch, {_duration(plan.run_seconds)} in all "
+        f"{rough_duration(plan.epoch_seconds)} an epoch, {rough_duration(plan.run_seconds)} in all "
         f"at {options.clips_per_second:,g} clips/s",
     )
     lines += _read_lines(plan.reads, plan.sample, options)
     lines += _cache_lines(plan.cache)
     memory = plan.memory
-    lines += _pair(
+    lines += pair(
         "memory",
         f"{size_text(memory.rank_bytes)} a rank, {size_text(memory.node_bytes)} a node; index "
         f"{size_text(memory.index_bytes)}, mapped once a node; {memory.batches:,} decoded "
@@ -152,30 +144,30 @@ def _read_lines(reads: ReadPlan, sample: ReadSample, options: PlanOptions) -> li
     whole = sample.whole_epoch
     how = "every batch of an epoch" if whole else _counted(sample.batches, "batch")
     return [
-        *_pair(
+        *pair(
             "a clip",
             f"{size_text(reads.bytes_per_clip)} in {reads.requests_per_clip:.2f} requests, "
             f"{reads.clip_share:.0%} of the stored clip "
             f"(exact for {how}, {_counted(sample.clips, 'clip')})",
         ),
-        *_pair(
+        *pair(
             "",
             f"each by itself {size_text(reads.alone_bytes_per_clip)} in "
             f"{reads.alone_requests_per_clip:.2f} requests: what reading a batch together gives "
             f"with shuffle_block {options.shuffle_block}",
         ),
-        *_pair(
+        *pair(
             "a second",
             f"{size_text(reads.bytes_per_second)} in {reads.requests_per_second:,.0f} requests; "
             f"a node {size_text(reads.bytes_per_second_node)} in "
             f"{reads.requests_per_second_node:,.0f}",
         ),
-        *_pair(
+        *pair(
             "an epoch",
             f"{size_text(reads.bytes_per_epoch)} in {reads.requests_per_epoch:,.0f} requests",
         ),
-        *_pair("the run", f"{size_text(reads.bytes_run)} in {reads.requests_run:,.0f} requests"),
-        *_pair(
+        *pair("the run", f"{size_text(reads.bytes_run)} in {reads.requests_run:,.0f} requests"),
+        *pair(
             "cost",
             f"{reads.cost_epoch:,.2f} an epoch, {reads.cost_run:,.2f} in all, in the currency of "
             f"the prices: {options.price_per_1000_requests:g} for 1,000 requests, "
@@ -194,17 +186,17 @@ def _cache_lines(cache: CachePlan) -> list[str]:
         else f"a limit of {size_text(cache.limit_bytes)}, which keeps {cache.kept_share:.0%} of it,"
     )
     return [
-        *_pair(
+        *pair(
             "cache",
             f"{size_text(cache.split_bytes)} of clips need a limit of "
             f"{size_text(cache.needed_limit_bytes)} a node; then no node fetches a clip twice",
         ),
-        *_pair(
+        *pair(
             "",
             f"{limit} makes {cache.requests_run:,.0f} requests for {size_text(cache.bytes_run)} "
             "in the run on all nodes",
         ),
-        *_pair("", f"in the second epoch a node has of its clips: {shares}"),
+        *pair("", f"in the second epoch a node has of its clips: {shares}"),
     ]
 
 
@@ -214,7 +206,7 @@ def _quality_lines(what: str, quality: ShuffleQuality) -> list[str]:
         if quality.class_repeats is None
         else f"{quality.class_repeats:.2f} x the class repeats of perfect shuffling"
     )
-    return _pair(
+    return pair(
         "shuffling",
         f"a {what} of {quality.batch_clips:,}: {repeats}; {quality.company:.2%} stand beside their "
         f"neighbour (perfect: {quality.company_ideal:.2%}; {_counted(quality.batches, 'batch')})",
@@ -224,21 +216,3 @@ def _quality_lines(what: str, quality: ShuffleQuality) -> list[str]:
 def _counted(count: int, noun: str) -> str:
     plural = "batches" if noun == "batch" else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("seconds", 60), ("minutes", 60), ("hours", 24)):
-        if seconds < size:
-            return f"{seconds:.1f} {unit}"
-        seconds /= size
-    return f"{seconds:,.1f} days"
-
-
-def _pair(name: str, value: str) -> list[str]:
-    return _folded(value, f"  {name:<11}", " " * 13)
-
-
-def _folded(text: str, first: str, later: str) -> list[str]:
-    return textwrap.wrap(
-        text, 80, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
-    )

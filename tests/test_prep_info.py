@@ -19,9 +19,9 @@ from prep.errors import DatasetError
 from prep.info import write_ledger_csv
 from prep.info_command import info_lines
 from prep.journal import Journal
-from prep.plain_text import setting_text
 from prep.root_state import unfinished
 from prep.storage import Storage
+from prep.text.plain import setting_text
 
 SPLIT_FIELDS = {"clips", "rows", "hours", "bytes", "shards", "short_clips", "outcomes", "failures",
                 "sources", "clips_by_class", "clips_without_class", "settings", "tools",

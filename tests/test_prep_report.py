@@ -30,10 +30,10 @@ from prep.dataset_warnings import find_warnings, overlapping_rows
 from prep.demo_videos import random_motion, write_video
 from prep.errors import BadClipError, StorageError
 from prep.format import index_schema, read_index, read_manifest
-from prep.html_text import script_json, text
 from prep.report import make_report
 from prep.report_html import report_page
 from prep.storage import RetryPolicy, Storage
+from prep.text.html import script_json, text
 
 numbers = st.floats(0, 1e7, allow_nan=False) | st.integers(0, 1000).map(float)
 

@@ -12,11 +12,11 @@ from conftest import REPOSITORY, run_kprep
 
 PACKAGES = ("prep", "stream", "train")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
-# one direction: train -> stream -> prep.{format, storage, errors}
+# one direction: train -> stream -> prep.{format, storage, errors, text}
 ALLOWED = {
     "prep": ("prep",),
-    "stream": ("stream", "prep.format", "prep.storage", "prep.errors"),
-    "train": ("train", "stream", "prep.format", "prep.storage", "prep.errors"),
+    "stream": ("stream", "prep.format", "prep.storage", "prep.errors", "prep.text"),
+    "train": ("train", "stream", "prep.format", "prep.storage", "prep.errors", "prep.text"),
 }
 
 UNPICKLING = ("load", "loads", "Unpickler")
@@ -49,6 +49,15 @@ def test_imports_go_one_way(path):
             assert head not in ("torch", "torchvision"), (
                 f"{path.name}:{line}: prep works without torch"
             )
+
+
+def test_how_text_is_shown_needs_nothing_else():
+    """A leaf: who imports it imports no library and nothing of a conversion with it."""
+    for path in (REPOSITORY / "prep" / "text").glob("*.py"):
+        for line, name in imports(path):
+            own = name == "prep.text" or name.startswith("prep.text.")
+            known = name.split(".")[0] in sys.stdlib_module_names
+            assert own or known, f"{path.name}:{line} imports {name}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())

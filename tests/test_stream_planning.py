@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -254,6 +255,13 @@ def test_a_terminal_of_80_columns_shows_lines_as_they_are(root):
     assert f"time {times} at 60,000 clips/s" in words
     assert "the prices: 0.0004 for 1,000 requests, 0.5 for a GB" in words
     assert "requests a second are above the 5,500 that S3" in words
+
+
+def test_a_root_whose_name_a_terminal_obeys_is_shown_as_text(root, tmp_path):
+    odd = shutil.copytree(root, tmp_path / "a\x1b[2Jb")
+    output = run(odd, "--gpus", 1, "--batch", 3).output
+    assert "a [2Jb" in output
+    assert "\x1b" not in output
 
 
 def test_one_of_a_thing_is_not_several(root):

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prep.text.html import script_json
 from train.charts import Line, line_chart
 from train.confusion import class_results, confusion_matrix, worst_confusions
 
@@ -44,7 +45,7 @@ def report_page(
     parts = {
         "title": html.escape(title),
         "charts": "".join(_charts(metrics)),
-        "data": _script_json(_data(accuracy, scores, class_names)),
+        "data": script_json(_data(accuracy, scores, class_names)),
     }
     template = _TEMPLATE.read_text(encoding="utf-8")
     # in one pass: what is filled in is never searched again
@@ -107,11 +108,3 @@ def _data(accuracy: Accuracy, scores: VideoScores, class_names: list[str]) -> di
         "cells": cells,
         "worst": [list(asdict(pair).values()) for pair in worst_confusions(matrix)],
     }
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(value)  # ASCII, so without the line separators that scripts do not like
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

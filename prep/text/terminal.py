@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 
-from prep.plain_text import plain
+from prep.text.plain import plain
 
 _COLUMNS = 80
+MARGIN = 12
+"""Where values begin that have names before them."""
 
 
 def folded(text: str, first: str, later: str) -> list[str]:
@@ -18,3 +20,8 @@ def folded(text: str, first: str, later: str) -> list[str]:
         subsequent_indent=later,
         break_on_hyphens=False,
     ) or [first.rstrip()]
+
+
+def pair(name: str, value: str) -> list[str]:
+    """Return a name and its value in two columns; nothing without a value."""
+    return folded(value, f"  {name:<{MARGIN - 2}}", " " * MARGIN) if value else []

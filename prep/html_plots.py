@@ -1,15 +1,13 @@
-"""Values in HTML: escaped text, JSON that cannot leave its script element, bars and plots as SVG.
+"""Bars and plots as SVG, in a page.
 
 Only attributes that SVG itself knows give sizes, so that the page needs no inline styles.
 """
 
 from __future__ import annotations
 
-import html
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prep.plain_text import plain
+from prep.text.html import text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,19 +16,6 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT, _BELOW, _ABOVE = 400, 130, 20, 16
 COLOURS = 6
-
-
-def text(value: object) -> str:
-    """Return a value as it may stand in an element or in a quoted attribute."""
-    return html.escape(plain(str(value)), quote=True)
-
-
-def script_json(value: Any) -> str:
-    """Return JSON for a `<script type="application/json">`, which no `</script>` inside can end."""
-    ascii_only = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    for mark in "<>&":
-        ascii_only = ascii_only.replace(mark, f"\\u{ord(mark):04x}")
-    return ascii_only
 
 
 def bar(parts: Sequence[tuple[str, int]], whole: int) -> str:

@@ -1,0 +1,1 @@
+"""How values and strangers' words are shown; a leaf, which all packages may import."""
