@@ -36,7 +36,7 @@ from enlarged import enlarge  # noqa: E402
 
 from prep.storage import Storage  # noqa: E402
 from stream.bench import LoaderOptions, bench_loaders, table  # noqa: E402
-from stream.clip_stream import StreamOptions  # noqa: E402
+from stream.options import StreamOptions  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable

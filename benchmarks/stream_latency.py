@@ -38,7 +38,7 @@ from prep.format import read_manifest  # noqa: E402
 from prep.storage import Storage  # noqa: E402
 from stream.bench import LoaderOptions, bench_loaders, memory_baseline, table  # noqa: E402
 from stream.bench_measure import cpu_seconds, own_processes  # noqa: E402
-from stream.clip_stream import StreamOptions  # noqa: E402
+from stream.options import StreamOptions  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

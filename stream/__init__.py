@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
-    from stream.clip_stream import BatchAddress, ClipStream, StreamOptions
+    from stream.clip_stream import ClipStream
     from stream.color import yuv420_to_rgb, yuv420_to_rgb_planes
     from stream.loader import ClipLoader, clip_loader
+    from stream.options import BatchAddress, StreamOptions
     from stream.roots import DataRoot
     from stream.state import StreamState
 
@@ -27,12 +28,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BatchAddress": "stream.clip_stream",
+    "BatchAddress": "stream.options",
     "ClipBatch": "stream.batch",
     "ClipLoader": "stream.loader",
     "ClipStream": "stream.clip_stream",
     "DataRoot": "stream.roots",
-    "StreamOptions": "stream.clip_stream",
+    "StreamOptions": "stream.options",
     "StreamState": "stream.state",
     "clip_loader": "stream.loader",
     "yuv420_to_rgb": "stream.color",

@@ -17,8 +17,9 @@ from stream.bench_measure import (
     own_processes,
     pss_bytes,
 )
-from stream.clip_stream import BatchAddress, ClipStream, StreamOptions
+from stream.clip_stream import ClipStream
 from stream.loader import ClipLoader
+from stream.options import BatchAddress, StreamOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

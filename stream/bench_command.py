@@ -56,7 +56,7 @@ def stream_command(
     """
     from prep.storage import Storage
     from stream.bench import LoaderOptions, bench_loaders, memory_baseline, table
-    from stream.clip_stream import StreamOptions
+    from stream.options import StreamOptions
     from stream.rates import parse_rate
 
     storage = Storage(root)

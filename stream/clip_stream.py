@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +12,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from prep.errors import BadClipError, DatasetError, UsageError
 from prep.storage import stop_waiting
-from stream.bad_clips import MOST_SUBSTITUTES, BadClip, Policy, substitute
-from stream.batch import ClipBatch, Layout
+from stream.bad_clips import MOST_SUBSTITUTES, BadClip, substitute
+from stream.batch import ClipBatch
 from stream.batch_memory import Room, fresh_room, private_room, rgb_of_planar, widened
 from stream.cache import ClipCache, disk_space, parse_bytes
 from stream.class_lists import join_class_lists
@@ -33,17 +31,11 @@ from stream.opened_roots import (
     too_short_error,
     too_slow_error,
 )
-from stream.order import BatchPlan, Grouping, Int64, check_positions
+from stream.options import BatchAddress
+from stream.order import BatchPlan, Int64, check_positions
+from stream.placed_clips import PlacedClips
 from stream.ranges import ClipRequest, joined_views
 from stream.reads import PendingClip
-from stream.sampling import (
-    MOST_FRAMES,
-    Placement,
-    evaluation_starts,
-    frame_offsets,
-    num_starts,
-    training_starts,
-)
 from stream.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -54,58 +46,9 @@ if TYPE_CHECKING:
     from prep.storage import Storage
     from stream.decode import UInt8
     from stream.index import IndexedClip
+    from stream.options import StreamOptions
 
 _CLIPS_AHEAD = 48  # whose reads a process has begun
-
-Mode = Literal["train", "eval"]
-Short = Literal["skip", "pad"]
-
-
-class BatchAddress(NamedTuple):
-    """Names one rank's micro-batch: everything that is in it follows from this and the options."""
-
-    epoch: int
-    step: int
-    micro: int
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """What decides a stream's sequence of clips and their form."""
-
-    split: str
-    mode: Mode = "train"
-    frames: int = 16
-    fps: Fraction = Fraction(15)
-    clips_per_video: int = 1
-    grouping: Grouping = "spread"
-    shuffle_block: int = 1
-    seed: int = 0
-    short: Short = "skip"
-    placement: Placement = "even"
-    layout: Layout = "rgb"
-    bad_clips: Policy = "raise"
-
-    def __post_init__(self) -> None:
-        """Refuse values that have no meaning."""
-        limits = {"frames": (1, MOST_FRAMES), "clips_per_video": (1, None),
-                  "shuffle_block": (1, None), "seed": (None, None)}  # fmt: skip
-        for name, (least, most) in limits.items():
-            value = whole_number(name, getattr(self, name), least=least, most=most)
-            object.__setattr__(self, name, value)
-        if self.fps <= 0:
-            raise UsageError(f"fps ({self.fps}) must be above 0")
-        choices = {
-            "mode": ("train", "eval"),
-            "grouping": ("spread", "together"),
-            "short": ("skip", "pad"),
-            "placement": ("even", "middle", "torchvision"),
-            "layout": ("rgb", "yuv420"),
-            "bad_clips": ("raise", "substitute"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} ({getattr(self, name)!r}) must be {' or '.join(allowed)}")
 
 
 class _Item(NamedTuple):
@@ -148,7 +91,7 @@ class ClipStream(Dataset[ClipBatch]):
         lists = [root.manifest.class_names for root in self.roots]
         self.class_names, labels = join_class_lists(lists)
         self.index = index_of(self.roots, labels)
-        self._place_clips()
+        self.placed = self._place_clips()
         shares = shares_of(self.roots, self.rows)
         if options.mode == "train":
             check_shares(self.roots, shares, options.split, options.frames, options.fps)
@@ -210,27 +153,19 @@ class ClipStream(Dataset[ClipBatch]):
         needed = disk_space(self.index.video_bytes[self.rows])
         return ClipCache(Path(directory), parse_bytes(limit), needed)
 
-    def _place_clips(self) -> None:
-        """Find every clip's number of valid starts, and which clips are in the order."""
-        options = self.options
-        self._offsets: dict[int, Int64] = {}
-        self._rate_of = np.zeros(len(self.index), dtype=np.int64)
-        starts = np.zeros(len(self.index), dtype=np.int64)
-        rates = self.index.rates()
+    def _place_clips(self) -> PlacedClips:
+        options, rates = self.options, self.index.rates()
         if any(rate < options.fps for rate in rates):
             raise too_slow_error(self.roots, options.fps)
-        for number, (rate, rows) in enumerate(rates.items()):
-            offsets = frame_offsets(options.frames, options.fps, rate)
-            self._offsets[number] = offsets
-            self._rate_of[rows] = number
-            starts[rows] = num_starts(self.index.num_frames[rows], int(offsets[-1]) + 1)
-        self.too_short: Int64 = np.flatnonzero(starts == 0)
-        if options.short == "pad":
-            starts = np.maximum(starts, 1)
-        self.starts: Int64 = starts
-        self.rows: Int64 = np.flatnonzero(starts > 0)
-        if not len(self.rows):
+        placed = PlacedClips(options, rates, self.index.num_frames)
+        if not len(placed.rows):
             raise too_short_error(options.split, options.frames, options.fps)
+        return placed
+
+    @property
+    def rows(self) -> Int64:
+        """Index rows of the clips in the order, ascending."""
+        return self.placed.rows
 
     def __len__(self) -> int:
         """Return the number of batches an epoch on this rank."""
@@ -321,7 +256,7 @@ class ClipStream(Dataset[ClipBatch]):
         self, epoch: int, positions: list[int], rows: list[int], views: list[int]
     ) -> list[_Item]:
         clips = [self.index.clip(row) for row in rows]
-        starts = self.start_frames(epoch, clips, views)
+        starts = self.placed.start_frames(epoch, clips, views)
         return list(map(_Item, positions, clips, views, starts))
 
     def items(self, address: BatchAddress) -> tuple[Int64, Int64]:
@@ -333,25 +268,10 @@ class ClipStream(Dataset[ClipBatch]):
         clips, views_at = self.mixture.order(address.epoch)(positions)
         return self.rows[clips], views_at
 
-    def start_frames(self, epoch: int, clips: list[IndexedClip], views: list[int]) -> list[int]:
-        """Return the start frame of a view of each of several clips."""
-        options, starts = self.options, self.starts[[clip.row for clip in clips]].tolist()
-        if options.mode == "train":
-            return training_starts(options.seed, epoch, [one.key for one in clips], views, starts)
-        placed = (
-            evaluation_starts(options.clips_per_video, count, options.placement) for count in starts
-        )
-        return [int(found[view]) for found, view in zip(placed, views, strict=True)]
-
-    def _frames(self, clip: IndexedClip, start: int) -> Int64:
-        """Return the frame indices of a clip; past the end the last frame repeats (short="pad")."""
-        frames = start + self._offsets[int(self._rate_of[clip.row])]
-        return np.minimum(frames, clip.num_frames - 1)
-
     def _request(self, item: _Item) -> ClipRequest:
         clip = item.clip
         check_even(clip.height, clip.width, clip.key)
-        return ClipRequest(clip, self._frames(clip, item.start))
+        return ClipRequest(clip, self.placed.frames(clip, item.start))
 
     def _decode(
         self, epoch: int, begun: _Begun, room: Room
@@ -440,9 +360,7 @@ class ClipStream(Dataset[ClipBatch]):
     @property
     def unscored(self) -> list[str]:
         """Keys of the clips that are too short to be in the order."""
-        if self.options.short == "pad":
-            return []
-        return [self.index.key(int(row)) for row in self.too_short]
+        return [self.index.key(int(row)) for row in self.placed.left_out]
 
 
 def _bad_clip(pending: PendingClip, error: BadClipError) -> BadClip:

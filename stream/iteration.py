@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import Sampler
 
-from stream.clip_stream import BatchAddress
+from stream.options import BatchAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,10 @@ from prep.storage import RetryPolicy, Storage
 from stream.bad_clips import BadClipSummary, Policy
 from stream.batch import ClipBatch
 from stream.batch_slots import BatchSlots, LentBatch
-from stream.clip_stream import BatchAddress, ClipStream, Mode, Short, StreamOptions
+from stream.clip_stream import ClipStream
 from stream.iteration import Addresses, Iteration
 from stream.opened_roots import RootSummary, WeightedStorage, summarise
+from stream.options import BatchAddress, Mode, Short, StreamOptions
 from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
 from stream.roots import RootLike, WeightedRootLike, data_roots

@@ -89,7 +89,7 @@ def test_short_clips_stay_out_and_are_counted(root):
     assert (padded.num_clips, padded.unscored) == (24, [])
     rows = {padded.stream.index.key(row): row for row in range(24)}
     row = rows[one.unscored[0]]
-    frames = padded.stream._frames(padded.stream.index.clip(row), 0)
+    frames = padded.stream.placed.frames(padded.stream.index.clip(row), 0)
     assert frames.tolist() == [
         min(i, int(padded.stream.index.num_frames[row]) - 1) for i in range(16)
     ]
@@ -118,7 +118,7 @@ def test_python_hash_seed_does_not_change_the_sequence(root):
         "  for s in range(one.steps_per_epoch):\n"
         "    rows, views = stream.items(BatchAddress(e, s, 0))\n"
         "    clips = [stream.index.clip(int(row)) for row in rows]\n"
-        "    items += zip([clip.key for clip in clips], stream.start_frames(e, clips, views.tolist()))\n"
+        "    items += zip([clip.key for clip in clips], stream.placed.start_frames(e, clips, views.tolist()))\n"
         "assert len(items) >= 2000; print(hashlib.sha256(repr(items[:2000]).encode()).hexdigest())"
     )
     found = {
@@ -616,7 +616,7 @@ def test_every_altered_payload_byte_is_caught(copy):
     address = BatchAddress(0, 0, 0)
     record = one.stream.index.clip(int(one.stream.items(address)[0][0]))
     rows, _ = one.stream.items(address)
-    frames = one.stream._frames(record, one.stream.start_frames(0, [record], [0])[0])
+    frames = one.stream.placed.frames(record, one.stream.placed.start_frames(0, [record], [0])[0])
     gops = ClipRequest(record, frames).gops
     start, end = int(record.gop_offsets[gops[0]]), int(record.gop_offsets[gops[-1] + 1])
     shard = copy / record.shard

@@ -174,7 +174,7 @@ def test_pixels_are_those_of_the_root_alone(first, second):
         for (key, start), pixels in found.items():
             part, _, own = key.partition("/")
             if int(part) == number:
-                stream.start_frames = lambda *_, start=start: [start]
+                stream.placed.start_frames = lambda *_, start=start: [start]
                 stream.items = lambda _, row=rows[own]: (np.array([row]), np.array([0]))
                 assert [clip[3] for clip in sequence_of(stream)] == [pixels]
 

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prep.errors import UsageError
+from stream.options import StreamOptions
 from stream.order import ORDER_VERSION
+from stream.placed_clips import PlacedClips
 from stream.sampling import evaluation_starts, frame_offsets, num_starts, training_start
 
 
@@ -98,3 +101,42 @@ def test_middle_placement_is_the_middle_of_equal_parts(clips, starts):
         assert found.tolist() == evaluation_starts(1, starts).tolist()
     # as far from the beginning as from the end, within the rounding down
     assert 0 <= (starts - 1 - found[-1]) - found[0] <= 1
+
+
+# Four frames at 15 fps span 4 of a clip stored at 15, and 7 of one stored at 30 (0, 2, 4, 6).
+NUM_FRAMES = np.array([4, 3, 20, 7, 6])
+RATES = {Fraction(15): np.array([0, 1, 2]), Fraction(30): np.array([3, 4])}
+
+
+def placed(**options):
+    options = StreamOptions("train", frames=4, fps=Fraction(15), **options)
+    return PlacedClips(options, RATES, NUM_FRAMES)
+
+
+def clip(row):
+    return SimpleNamespace(row=row, key=f"clip{row}", num_frames=int(NUM_FRAMES[row]))
+
+
+def test_clips_of_a_split_are_placed_by_hand():
+    found = placed()
+    assert found.starts.tolist() == [1, 0, 17, 1, 0]
+    assert found.rows.tolist() == [0, 2, 3]
+    assert found.left_out.tolist() == [1, 4]
+    assert found.frames(clip(2), 5).tolist() == [5, 6, 7, 8]
+    assert found.frames(clip(3), 0).tolist() == [0, 2, 4, 6]
+    clips = [clip(2), clip(3)]
+    drawn = [training_start(0, 3, one.key, 1, int(found.starts[one.row])) for one in clips]
+    assert found.start_frames(3, clips, [1, 1]) == drawn
+
+
+def test_padded_clips_repeat_their_last_frame():
+    found = placed(short="pad")
+    assert found.rows.tolist() == [0, 1, 2, 3, 4]
+    assert found.left_out.tolist() == []
+    assert found.frames(clip(1), 0).tolist() == [0, 1, 2, 2]
+    assert found.frames(clip(4), 0).tolist() == [0, 2, 4, 5]
+
+
+def test_evaluation_clips_of_a_split_are_spread_evenly():
+    found = placed(mode="eval", clips_per_video=3)
+    assert found.start_frames(0, [clip(2)] * 3, [0, 1, 2]) == [0, 8, 16]

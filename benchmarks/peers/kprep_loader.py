@@ -69,7 +69,8 @@ def _in_memory(task: Task) -> ClipLoader:
     from fractions import Fraction
 
     from prep.storage import Storage
-    from stream.clip_stream import ClipStream, StreamOptions
+    from stream.clip_stream import ClipStream
+    from stream.options import StreamOptions
 
     fork_server_context()
     storage = memory_baseline(Storage(task.root), SPLIT)
