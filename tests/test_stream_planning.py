@@ -280,7 +280,6 @@ def test_a_run_that_cannot_work_exits_with_1(root):
     ("arguments", "words"),
     [
         ([], "either ROOT or --synthetic"),
-        (["--synthetic", 0], "synthetic (0)"),
         (["--synthetic", 10, "--batch", 0], "batch (0)"),
         (["--synthetic", 10, "--clips-per-second", 0], "clips_per_second"),
         (["--synthetic", 10, "--cache-limit", "many"], "cache_limit"),
@@ -292,6 +291,12 @@ def test_mistakes_are_one_sentence(arguments, words):
     assert isinstance(error, UsageError)
     assert words in str(error)
     assert "\n" not in str(error)
+
+
+def test_no_made_up_clips_are_refused():
+    done = run("--synthetic", 0)
+    assert done.exit_code == 2
+    assert "Invalid value for '--synthetic'" in done.output
 
 
 def test_an_unknown_split_is_named(root):
