@@ -84,17 +84,17 @@ def test_a_network_trains_scores_is_saved_and_gets_other_classes(tmp_path: Path,
     assert accuracy.videos == 2
 
     path = checkpoint_path(tmp_path, 0, 1)
-    trainer.step = 1
-    optimizer = trainer._optimizer.state_dict()
-    save_checkpoint(path, trainer._checkpoint(optimizer, {"epoch": 0, "step": 1}, {}))
+    trainer._state.step = 1
+    optimizer = trainer._state.optimizer.state_dict()
+    save_checkpoint(path, trainer._state._checkpoint(optimizer, {"epoch": 0, "step": 1}, {}))
     saved = load_checkpoint(path)
     assert saved.class_names == ["a", "b", "c"]
     for value in trainer.model.state_dict().values():
         value.zero_()
-    trainer._optimizer.state.clear()
+    trainer._state.optimizer.state.clear()
     trainer.restore(path)
     torch.testing.assert_close(trainer.model.state_dict(), saved.model, rtol=0, atol=0)
-    momenta = trainer._optimizer.state_dict()["state"]
+    momenta = trainer._state.optimizer.state_dict()["state"]
     torch.testing.assert_close(momenta, saved.optimizer["state"], rtol=0, atol=0)
     again, scores_again = trainer.evaluate()
     assert again == accuracy

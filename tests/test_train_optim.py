@@ -161,15 +161,15 @@ def test_momenta_follow_the_names_into_other_groups(tmp_path: Path) -> None:
     )
     new = _trainer(tmp_path / "b", changed)
     new.restore(path)
-    assert len(new._optimizer.param_groups) != len(old._optimizer.param_groups)
+    assert len(new._state.optimizer.param_groups) != len(old._state.optimizer.param_groups)
     for name, weight in new.model.named_parameters():
-        kept = old._optimizer.state[old.model.get_parameter(name)]["exp_avg"]
-        assert torch.equal(new._optimizer.state[weight]["exp_avg"], kept)
-    assert {group["weight_decay"] for group in new._optimizer.param_groups} == {0.0, 0.3}
-    assert not any("lr_scale" not in group for group in new._optimizer.param_groups)
+        kept = old._state.optimizer.state[old.model.get_parameter(name)]["exp_avg"]
+        assert torch.equal(new._state.optimizer.state[weight]["exp_avg"], kept)
+    assert {group["weight_decay"] for group in new._state.optimizer.param_groups} == {0.0, 0.3}
+    assert not any("lr_scale" not in group for group in new._state.optimizer.param_groups)
     frozen = _trainer(tmp_path / "c", _recipe('model.freeze=["0.*"]', "schedule.epochs=3"))
     frozen.restore(path)
-    assert frozen.model.get_parameter("0.weight") not in frozen._optimizer.state
+    assert frozen.model.get_parameter("0.weight") not in frozen._state.optimizer.state
     new.fit()
 
 

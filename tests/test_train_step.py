@@ -77,8 +77,8 @@ def test_the_average_is_evaluated_and_saved_beside_the_weights(tmp_path: Path) -
     again = load_checkpoint(tmp_path / "b" / "final.pt")
     torch.testing.assert_close(saved.ema, again.ema, rtol=0, atol=0)
     # a network whose averaged head always says class 1 scores what class 1's share is: 1/3
-    head = [name for name in whole._average.model.state_dict() if name.endswith("bias")][-1]
-    whole._average.model.state_dict()[head].copy_(torch.tensor([0.0, 1e6, 0.0]))
+    head = [name for name in whole._state.average.model.state_dict() if name.endswith("bias")][-1]
+    whole._state.average.model.state_dict()[head].copy_(torch.tensor([0.0, 1e6, 0.0]))
     whole._val_loader = type(whole._train_loader)(CPU, 4)
     accuracy, _ = whole.evaluate()
     assert accuracy.video_top1 == pytest.approx(1 / 3)
@@ -265,4 +265,6 @@ def test_two_ranks_mix_erase_clip_and_average_as_one_does(tmp_path: Path) -> Non
     launch(2, _fit_ranks, str(tmp_path / "two"), two)
     saved = load_checkpoint(tmp_path / "two" / "final.pt")
     torch.testing.assert_close(_weights(alone), saved.model, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(alone._average.model.state_dict(), saved.ema, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        alone._state.average.model.state_dict(), saved.ema, rtol=1e-4, atol=1e-6
+    )

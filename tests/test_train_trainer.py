@@ -420,7 +420,7 @@ def test_settings_changed_on_resume_take_effect(tmp_path: Path) -> None:
     _trainer(tmp_path, _recipe()).fit()
     resumed = _trainer(tmp_path, _recipe("optim.weight_decay=0.5", "schedule.epochs=3"))
     resumed.restore(tmp_path / "checkpoints" / "epoch-0002.pt")
-    assert resumed._optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert resumed._state.optimizer.param_groups[0]["weight_decay"] == 0.5
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"only the network; .*epoch-\*.pt, or begin .* --weights"):
         _trainer(tmp_path, _recipe()).restore(tmp_path / "final.pt")
     other = _trainer(tmp_path, _recipe())
-    other.class_names = ["a", "c", "b"]
+    other._state._class_names = ["a", "c", "b"]
     with pytest.raises(UsageError, match="class 1 is 'b', the dataset's 'c'"):
         other.restore(path)
     other = _trainer(tmp_path, _recipe("model.name=r3d_18"))
@@ -775,5 +775,5 @@ def test_a_network_that_cannot_be_written_is_raised_on_all_ranks(
     monkeypatch.setattr("train.agreement.raise_together", lambda _, error: told.append(error))
     trainer = _trainer(tmp_path, _recipe())
     (tmp_path / "final.pt").mkdir()
-    trainer._files.save_network(trainer._checkpoint(None, {}, {}), best=False)
+    trainer._files.save_network(trainer._state._checkpoint(None, {}, {}), best=False)
     assert [str(error)[:10] for error in told] == ["checkpoint"]

@@ -201,15 +201,17 @@ def test_training_begins_with_a_checkpoint_of_ours(tmp_path: Path) -> None:
     recipe = _recipe("model.ema_decay=0.5")
     _trainer(tmp_path / "a", recipe).fit()
     begun = _trainer(tmp_path / "b", recipe)
-    begun.class_names = ["c", "a", "b"]
+    begun._state._class_names = ["c", "a", "b"]
     begun.start_from(str(tmp_path / "a" / "final.pt"))
     saved = torch.load(tmp_path / "a" / "final.pt", weights_only=True)
     assert torch.equal(begun.model.state_dict()["0.weight"], saved["ema"]["0.weight"])
     bias = head_names(begun.model)[-1]
     assert torch.equal(begun.model.state_dict()[bias], saved["ema"][bias][[2, 0, 1]])
-    assert torch.equal(begun._average.model.state_dict()[bias], begun.model.state_dict()[bias])
+    assert torch.equal(
+        begun._state.average.model.state_dict()[bias], begun.model.state_dict()[bias]
+    )
     assert begun.step == 0
-    begun.class_names = ["c", "a", "d"]
+    begun._state._class_names = ["c", "a", "d"]
     with pytest.raises(UsageError, match="lacks d; the dataset lacks b"):
         begun.start_from(str(tmp_path / "a" / "final.pt"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prep.errors import DatasetError, UsageError
 from train.agreement import (
@@ -18,27 +18,18 @@ from train.agreement import (
     raising_together,
 )
 from train.bad_clips import SharedBadClips
-from train.checkpoint import (
-    Checkpoint,
-    check_class_names,
-    load_checkpoint,
-    naming_checkpoint,
-)
-from train.distributed import broadcast_text
-from train.ema import WeightAverage
 from train.evaluation import evaluate
 from train.loader import Loader, common_class_names, num_videos
-from train.models import distribute, draw_model, is_finite, set_training
-from train.optim import build_optimizer, describe_groups, load_optimizer_state
+from train.models import distribute, draw_model, set_training
+from train.optim import build_optimizer, describe_groups
 from train.output import RunOutput
-from train.random_state import gather_random_states, kept_random_state, restore_random_states
-from train.recipe import parse_recipe, recipe_differences
+from train.random_state import kept_random_state
 from train.reporting import Reporter
+from train.run_state import RunState
 from train.schedule import Schedule, scaled_learning_rate
 from train.self_check import check_first_convolution
 from train.signals import InterruptedBySignalError, SignalWatch
 from train.step import OptimizerStep, check_batch_labels
-from train.weights import begin_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,33 +68,25 @@ class Trainer:
         given: Recipe | None = None,
     ) -> None:
         self.recipe = recipe
-        self._given = (given or recipe).data
         self.world = world
         self.output = output
         self.class_names = common_class_names(train_loader, val_loader)
         self._train_loader = train_loader
         self._val_loader = val_loader
         self._transform = transform_batch
-        self.epoch = 0
-        """Epochs that are complete."""
-        self.step = 0
-        """Optimiser steps that are complete, over the whole training."""
-        self.model = draw_model(recipe, len(self.class_names), world)
-        wrapped: torch.nn.Module = self.model
+        model = draw_model(recipe, len(self.class_names), world)
+        wrapped: torch.nn.Module = model
         if world.size > 1 and train_loader is not None:
-            wrapped = distribute(self.model, world)
-        self._optimizer = build_optimizer(self.model, recipe)
+            wrapped = distribute(model, world)
+        optimizer = build_optimizer(model, recipe)
         self._step = OptimizerStep(
             wrapped,
-            self._optimizer,
+            optimizer,
             recipe,
             world.device,
             num_classes=len(self.class_names),
             transform=transform_batch,
         )
-        decay = recipe.model.ema_decay
-        self._average = WeightAverage(self.model, decay) if decay else None
-        self._is_averaged = False  # whether what is evaluated is more than the last weights
         self._exchange = StatusExchange(world)
         self._signals = SignalWatch()
         self._files = RunOutput(output, world, given or recipe)
@@ -111,9 +94,34 @@ class Trainer:
         self._log = self._reporter.say
         limit = recipe.data.bad_clip_limit
         self._bad_clips = SharedBadClips(world, limit, self._log, self._files.write)
-        self._saved_step = 0
+        self._state = RunState(
+            recipe,
+            (given or recipe).data,
+            world,
+            self.class_names,
+            model=model,
+            optimizer=optimizer,
+            scaler=self._step.scaler,
+            files=self._files,
+            say=self._log,
+        )
         self._rollbacks = 0
         self._skipped: set[int] = set()
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The network itself, not wrapped in DDP."""
+        return self._state.model
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        return self._state.epoch
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are complete, over the whole training."""
+        return self._state.step
 
     def fit(self) -> dict[str, float]:
         """Train up to the recipe's last epoch; return the final metrics.
@@ -126,7 +134,7 @@ class Trainer:
         schedule = self._schedule(loader)
         self._open_files()
         self._reporter.begin(loader, schedule, self.model, len(self.class_names))
-        if groups := describe_groups(self._optimizer):
+        if groups := describe_groups(self._state.optimizer):
             self._log("%s", groups)
         self._check_arithmetic()
         with self._signals, self._reporter:
@@ -141,7 +149,7 @@ class Trainer:
                 accuracy = self._evaluate_when_due()
             if accuracy is None and self._val_loader is not None:
                 accuracy, _ = self.evaluate()  # resumed after the last epoch
-            self._files.save_network(self._checkpoint(None, {}, {}), best=False)
+            self._state.save_network(best=False)
             self._bad_clips.end(self.step)
         return self._reporter.final_metrics(self.epoch, self.step, accuracy)
 
@@ -152,7 +160,7 @@ class Trainer:
             raise UsageError("there is no evaluation split; name one with --val-split")
         with kept_random_state():
             accuracy, videos = evaluate(
-                self._average.model if self._average else self.model,
+                self._state.evaluated,
                 self._reporter.scoring(self._until_signal(loader), loader.steps_per_epoch),
                 self.recipe,
                 self.world,
@@ -160,7 +168,7 @@ class Trainer:
                 unscored=lambda: loader.unscored,
                 damaged=loader.bad_clip_summary().clips.values,
                 num_videos=num_videos(loader),
-                is_averaged=self._is_averaged,
+                is_averaged=self._state.is_averaged,
                 transform_batch=self._transform,
             )
         self._log("after %d epochs: %s", self.epoch, accuracy)
@@ -190,62 +198,14 @@ class Trainer:
         Raises UsageError when it belongs to other classes or another network, and what the stream
         raises when the clips would no longer be the same sequence.
         """
-        saved = load_checkpoint(path)
-        check_class_names(saved.class_names, self.class_names, path)
-        try:
-            self.model.load_state_dict(saved.model)
-            if self._average is not None:  # a run that kept none begins with its weights
-                self._average.model.load_state_dict(saved.ema or saved.model)
-        except RuntimeError as error:
-            raise UsageError(
-                f"checkpoint {path} holds another network than {self.recipe.model.name!r}: "
-                f"{str(error).splitlines()[-1].strip()}"
-            ) from error
-        self._is_averaged = self._average is not None and bool(saved.ema)
-        self.epoch, self.step, self._saved_step = saved.epoch, saved.step, saved.step
-        self._files.place = str(path)
-        if not weights_only:
-            self._restore_training(saved, path)
+        self._state.restore(path, None if weights_only else self._training_loader())
 
     def start_from(self, name: str) -> None:
         """Begin with weights that are not a run of ours to go on with: see `find_weights`.
 
         Raises UsageError, on all ranks.
         """
-        report = begin_with(
-            name,
-            self.model,
-            self.class_names,
-            self.world,
-            self.recipe.model,
-            must_be_whole=self._train_loader is None,
-        )
-        self._log("weights from %s: %s", name, report)
-        self._is_averaged = report is not None and report.is_averaged
-        if self._average is not None:
-            self._average.model.load_state_dict(self.model.state_dict())
-
-    def _restore_training(self, saved: Checkpoint, path: Path) -> None:
-        if saved.optimizer is None:
-            raise UsageError(
-                f"checkpoint {path} holds only the network; resume from checkpoints/epoch-*.pt, or "
-                "begin a new run with --weights"
-            )
-        old = parse_recipe(saved.recipe, str(path))
-        if old.optim.name != self.recipe.optim.name:
-            raise UsageError(
-                f"checkpoint {path} holds the state of {old.optim.name}, and optim.name is "
-                f"{self.recipe.optim.name!r}; resume with the same optimiser"
-            )
-        self._training_loader().load_state_dict(saved.loader)
-        with naming_checkpoint(path):
-            load_optimizer_state(self._optimizer, saved.optimizer)
-            if saved.scaler and self.recipe.run.precision == "fp16":
-                self._step.scaler.load_state_dict(saved.scaler)
-            restore_random_states(saved.rng, self.world)
-        self._log("resumed from %s: %d epochs, %d steps", path, self.epoch, self.step)
-        for change in recipe_differences(old, self.recipe):
-            self._log("changed since that checkpoint: %s", change)
+        self._state.start_from(name, must_be_whole=self._train_loader is None)
 
     def _train_epoch(self, loader: Loader, schedule: Schedule) -> None:
         """Train on the batches of the loader's epoch, from its place on, and save the result."""
@@ -256,18 +216,16 @@ class Trainer:
         while self.step < last:
             fetched = self._agreed_batches(batches)
             rate = schedule.learning_rate(self.step)
-            self.step += 1
+            self._state.step += 1
             if self.step in self._skipped:
                 continue
             self._exchange.add_loss(self.step, self._step.run(fetched, rate, self.epoch))
-            if self._average is not None:
-                self._average.update(self.step)
-            self._is_averaged = self._average is not None
+            self._state.note_step()
             self._reporter.add_step(self.epoch, self.step, rate)
         self._await_losses()
         self._reporter.end_epoch(self.epoch, self.step, schedule.learning_rate(self.step - 1))
-        self.epoch += 1
-        self._save()
+        self._state.epoch += 1
+        self._state.save(loader)
 
     def _agreed_batches(self, batches: Iterator[ClipBatch]) -> list[ClipBatch]:
         """Return this rank's batches of the next step, when all ranks have theirs.
@@ -292,7 +250,7 @@ class Trainer:
         too_many = self._bad_clips.agree(*agreed.bad_clips, self.step)
         if agreed.failed or agreed.signal or agreed.checkpoint or too_many:
             self._await_losses()
-            self._save_within_epoch()
+            self._state.save_within_epoch(self._training_loader())
         if agreed.failed:
             raise_together(self.world, error)
         if too_many is not None or agreed.signal:
@@ -326,18 +284,10 @@ class Trainer:
         for step, losses in agreed.losses:
             what = lost_losses(losses, self.recipe.run.max_loss)
             if what:
-                raise_together(self.world, self._not_finite(step, what))
+                raise_together(
+                    self.world, self._state.not_finite(step, what, self._training_loader())
+                )
             self._reporter.add_loss(sum(losses) / len(losses))
-
-    def _not_finite(self, step: int, what: str) -> LossNotFiniteError:
-        place = self._place_before(step)
-        good = f"the last good checkpoint is {place}" if place else "there is no checkpoint yet"
-        return LossNotFiniteError(
-            step,
-            f"{what}, at step {step} of epoch {self.epoch}; {good}; lower optim.lr "
-            f"({self.recipe.optim.lr:g}), lengthen schedule.warmup_epochs "
-            f"({self.recipe.schedule.warmup_epochs:g}), or resume with other settings",
-        )
 
     def _roll_back(self, error: LossNotFiniteError) -> None:
         """Go back to the last good checkpoint, or raise where the recipe does not want that.
@@ -345,7 +295,8 @@ class Trainer:
         The step that was lost and the one before it, which may have spoilt the weights, are left
         out when they come again: repeated exactly, they would be lost again.
         """
-        run, place = self.recipe.run, self._place_before(error.step)
+        run = self.recipe.run
+        place = self._state.place_before(error.step, self._training_loader())
         if run.on_nan == "stop" or not place or self._rollbacks >= run.max_rollbacks:
             raise error
         self._rollbacks += 1
@@ -354,12 +305,6 @@ class Trainer:
         self._log("rolled back (%d of %d): %s", self._rollbacks, run.max_rollbacks, error)
         self.restore(Path(place))
         self._open_files()
-
-    def _place_before(self, lost_step: int) -> str:
-        """Return the newest checkpoint without the update that lost a step's loss, or ""."""
-        # the loss of step s is that of the weights after step s - 1, whose update may be the cause
-        steps_per_epoch = self._training_loader().steps_per_epoch
-        return self._files.newest_before(lost_step - 1, steps_per_epoch)
 
     def _interrupted(self, number: int) -> InterruptedBySignalError:
         name = signal.Signals(number).name
@@ -403,55 +348,11 @@ class Trainer:
             return None
         accuracy, videos = self.evaluate()
         if self._files.is_best(accuracy.video_top1):
-            self._files.save_network(self._checkpoint(None, {}, {}), best=True)
+            self._state.save_network(best=True)
         name = f"epoch-{self.epoch:04d}"
         self._files.save_evaluation(name, accuracy, videos, self.class_names, step=self.step)
         self._reporter.evaluation(self.epoch, self.step, accuracy)
         return accuracy
 
     def _is_epoch_complete(self) -> bool:
-        return self.step == self.epoch * self._training_loader().steps_per_epoch
-
-    def _save_within_epoch(self) -> None:
-        """Write a checkpoint of the complete steps, unless it is there already."""
-        if self.step != self._saved_step:
-            self._save()
-
-    def _save(self) -> None:
-        """Write a checkpoint; every rank calls this, between two steps."""
-        networks = [self.model, *([self._average.model] if self._average else [])]
-        # rank 0's are saved; BatchNorm's statistics are each rank's own until the next step
-        lost = self.world.is_first and not all(map(is_finite, networks))
-        if broadcast_text(self.world, "lost" if lost else ""):
-            what = "the weights, or BatchNorm's statistics, are not finite"
-            raise_together(self.world, self._not_finite(self.step, what))
-        loader = self._training_loader()
-        # the loader has handed out a step that is not trained on yet
-        place = {"epoch": self.epoch, "step": self.step - self.epoch * loader.steps_per_epoch}
-        checkpoint = self._checkpoint(
-            self._optimizer.state_dict(),
-            {**loader.state_dict(), **place},
-            gather_random_states(self.world),
-        )
-        self._files.save(checkpoint, step=None if self._is_epoch_complete() else self.step)
-        self._saved_step = self.step
-
-    def _checkpoint(
-        self,
-        optimizer: dict[str, Any] | None,
-        loader: dict[str, Any],
-        rng: dict[str, torch.Tensor],
-    ) -> Checkpoint:
-        return Checkpoint(
-            epoch=self.epoch,
-            step=self.step,
-            model=self.model.state_dict(),
-            optimizer=optimizer,
-            recipe=self.recipe.to_toml(),
-            class_names=self.class_names,
-            loader=loader,
-            rng=rng,
-            ema=self._average.model.state_dict() if self._average else None,
-            scaler=self._step.scaler.state_dict() if optimizer is not None else {},
-            given=[self._given.batch_size, self._given.accumulate],
-        )
+        return self._state.is_epoch_complete(self._training_loader())
