@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.process
 import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
+from stream.fork_server import running_server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch.utils.data import DataLoader
-
-# Imported once in the fork server, so that a worker starts in tens of milliseconds
-_PRELOAD = [
-    "torch", "numpy", "pyarrow", "pyarrow.ipc", "av", "obstore", "prep.object_urls",
-    "prep.range_requests", "stream.clip_stream", "stream.preloaded",
-]  # fmt: skip
 
 _NO_GUARD = (
     "the loader's workers import your script, which starts a loader again; put the script's work "
@@ -61,24 +54,7 @@ def fork_server_context() -> Any:
     read from it.
     """
     _check_main_guard()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    with _safe_path(), deaf_to_hangups():
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _safe_path() -> Iterator[None]:
-    """Let Python find no modules where the user stands, such as a `stream.py`, in place of ours."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
+    return running_server_context()
 
 
 @contextmanager

@@ -1,29 +1,69 @@
-"""The processes that the loader's fork server starts."""
+"""The processes that the loader's fork server starts, and what it leaves as it is."""
 
 import gc
+import json
+import os
 import subprocess
 import sys
+import threading
+import time
+from multiprocessing import forkserver
+
+import pytest
+
+from stream.fork_server import _Server
 
 _SCRIPT = """
-import gc
+import gc, json, multiprocessing, os, signal, sys
 from stream.workers import fork_server_context
 
 def report(sender):
-    sender.send((gc.get_freeze_count(), gc.isenabled()))
+    sender.send({
+        "frozen": gc.get_freeze_count(), "collects": gc.isenabled(),
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "hang-up ends it": signal.getsignal(signal.SIGHUP) == signal.SIG_DFL,
+        "environment": os.environ.get("PYTHONSAFEPATH"), "preload": "colorsys" in sys.modules,
+    })
 
 if __name__ == "__main__":
-    context = fork_server_context()
-    receiver, sender = context.Pipe(duplex=False)
-    worker = context.Process(target=report, args=(sender,))
+    multiprocessing.set_forkserver_preload(["colorsys"])
+    for context in fork_server_context(), multiprocessing.get_context("forkserver"):
+        receiver, sender = context.Pipe(duplex=False)
+        worker = context.Process(target=report, args=(sender,))
+        worker.start()
+        print(json.dumps(receiver.recv()))
+        worker.join()
+    print(gc.get_freeze_count())
+"""
+
+# The server starts no torch here: that it runs is all that is asked
+_FROM_STANDARD_INPUT = """
+import os, sys
+from stream import fork_server
+
+def run(text):
+    worker = fork_server.running_server_context().Process(target=print, args=(text,))
     worker.start()
-    print(*receiver.recv(), gc.get_freeze_count())
     worker.join()
+
+fork_server._PRELOAD.clear()
+run("a worker")
+child = os.fork()
+run("the child's worker" if child == 0 else "the parent's worker")
+if child == 0:
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_files_where_the_user_stands_are_not_taken_for_ours(tmp_path):
-    """The server runs as `python -c`, which looks for modules in the current directory first."""
-    script, here = tmp_path / "script.py", tmp_path / "here"
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> list:
+    """What a worker, a process of the user's own fork server, and the script say of themselves.
+
+    The script is run where files are that have the names of ours: a server is `python -c`, which
+    looks for modules in the current directory first.
+    """
+    script, here = (tmp_path_factory.mktemp("workers") / name for name in ("script.py", "here"))
     script.write_text(_SCRIPT)
     here.mkdir()
     for name in ("stream", "prep"):
@@ -33,16 +73,65 @@ def test_files_where_the_user_stands_are_not_taken_for_ours(tmp_path):
         check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_workers_do_not_collect_what_they_share(tmp_path):
+def test_workers_do_not_collect_what_they_share(reports):
     """torch alone has more than a hundred thousand objects; the script's own process keeps them."""
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
+    worker, _, own = reports
+    assert worker["frozen"] > 100_000
+    assert worker["collects"]
+    assert own == gc.get_freeze_count() == 0
+
+
+def test_signals_of_a_terminal_are_for_the_process_that_stops_the_workers(reports):
+    assert reports[0]["blocked"] == [1, 2]
+
+
+def test_the_users_own_fork_server_is_as_it_would_be_without_ours(reports):
+    assert reports[1] == {
+        "frozen": 0, "collects": True, "blocked": [], "hang-up ends it": True, "environment": None,
+        "preload": True,
+    }  # fmt: skip
+
+
+def test_a_script_from_standard_input_and_a_forked_child_have_workers():
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120
-    )
-    frozen, is_enabled, own = done.stdout.split()
-    assert int(frozen) > 100_000
-    assert is_enabled == "True"
-    assert int(own) == gc.get_freeze_count() == 0
+        [sys.executable, "-"], input=_FROM_STANDARD_INPUT, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["a worker", "the child's worker", "the parent's worker"]  # fmt: skip
+
+
+def test_threads_start_one_server_after_the_other(monkeypatch):
+    """The environment is the whole process's: two starts at once took it from each other."""
+    under_way = []
+
+    def start(_):
+        under_way.append(os.environ["PYTHONSAFEPATH"])
+        time.sleep(0.02)
+        found.append(under_way.copy())
+        under_way.pop()
+
+    found: list[list[str]] = []
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setattr(forkserver.ForkServer, "ensure_running", start)
+    server = _Server()
+    threads = [threading.Thread(target=server.ensure_running) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [["1"]] * 3
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_a_forked_child_lets_go_of_its_parents_server():
+    """The server ends when nobody holds its pipe any more."""
+    reading, writing = os.pipe()
+    server = _Server()
+    server._forkserver_alive_fd = writing
+    server.forget()
+    assert os.read(reading, 1) == b""
+    os.close(reading)
