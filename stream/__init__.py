@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stream.options import BatchAddress, StreamOptions
     from stream.roots import DataRoot
     from stream.state import StreamState
+    from stream.stored_clips import StoredClip, StoredClips
 
 __all__ = [
     "BatchAddress",
@@ -20,6 +21,8 @@ __all__ = [
     "ClipLoader",
     "ClipStream",
     "DataRoot",
+    "StoredClip",
+    "StoredClips",
     "StreamOptions",
     "StreamState",
     "clip_loader",
@@ -33,6 +36,8 @@ _HOMES = {
     "ClipLoader": "stream.loader",
     "ClipStream": "stream.clip_stream",
     "DataRoot": "stream.roots",
+    "StoredClip": "stream.stored_clips",
+    "StoredClips": "stream.stored_clips",
     "StreamOptions": "stream.options",
     "StreamState": "stream.state",
     "clip_loader": "stream.loader",

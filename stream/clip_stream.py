@@ -322,13 +322,8 @@ class ClipStream(Dataset[ClipBatch]):
         """Write a request's frames into `pixels`, uint8 (frames, F), and zeros behind each."""
         if self._decoder is None:
             self._decoder = ClipDecoder()
-        clip, frames = pending.request.clip, pending.request.frames
-        used = frame_bytes(clip.height, clip.width)
-        data = pending.get()
-        try:
-            self._decoder.decode(clip, data, frames, pixels[:, :used])
-        except BadClipError:
-            self._decoder.decode(clip, pending.fresh(), frames, pixels[:, :used])
+        used = frame_bytes(pending.request.clip.height, pending.request.clip.width)
+        self._decoder.decode_request(pending, pixels[:, :used])
         pixels[:, used:] = 0
 
     def _replace(

@@ -22,7 +22,7 @@ from prep.format import CONTAINER_OPTIONS
 if TYPE_CHECKING:
     from stream.index import IndexedClip
     from stream.order import Int64
-    from stream.reads import ClipBytes
+    from stream.reads import ClipBytes, PendingClip
 
 UInt8 = npt.NDArray[np.uint8]
 _KEPT_CONTEXTS = 32
@@ -38,6 +38,18 @@ class ClipDecoder:
 
     def __init__(self) -> None:
         self._contexts: OrderedDict[bytes, Any] = OrderedDict()
+
+    def decode_request(self, pending: PendingClip, out: UInt8) -> None:
+        """Write the frames that a request asked for into `out`, see `decode`.
+
+        What does not decode is read once more, past every cache. Raises BadClipError, and
+        StorageError when the bytes cannot be had.
+        """
+        request, data = pending.request, pending.get()
+        try:
+            self.decode(request.clip, data, request.frames, out)
+        except BadClipError:
+            self.decode(request.clip, pending.fresh(), request.frames, out)
 
     def decode(self, clip: IndexedClip, data: ClipBytes, frames: Int64, out: UInt8) -> None:
         """Write the wanted frames into `out`.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prep.errors import DatasetError, StorageError
 from prep.format import index_path, read_index
@@ -125,6 +126,15 @@ class ClipIndex:
     def key(self, row: int) -> str:
         """Return the key of a row."""
         return str(self._keys[row].as_py())
+
+    def row_of(self, key: str) -> int | None:
+        """Return the row of a key; None where no clip has it. Looks through all keys."""
+        row = pc.index(self._keys, pa.scalar(key, self._keys.type)).as_py()
+        return int(row) if row >= 0 else None
+
+    def rate(self, row: int) -> Fraction:
+        """Return the stored frame rate of a row."""
+        return Fraction(int(self._columns["fps_num"][row]), int(self._columns["fps_den"][row]))
 
     def shard_paths(self) -> list[str]:
         """Return the shards that hold clips."""
