@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prep.downloads import RetryPolicy
 from prep.errors import UsageError
-from prep.storage import Storage
+from prep.storage import RetryPolicy, Storage
 from stream.batch_memory import private_room, rgb_of_planar
 from stream.color import frame_bytes
 from stream.decode import ClipDecoder, check_even

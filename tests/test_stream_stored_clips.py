@@ -43,7 +43,11 @@ def test_every_clip_is_described_and_found_by_its_key(root, records):
     for clip, record in zip(clips, records.values(), strict=True):
         assert clips[clip.key] == clip
         assert clip.key in clips
-        assert (clip.key, clip.label, clip.num_frames) == (record.key, record.label, record.num_frames)
+        assert (clip.key, clip.label, clip.num_frames) == (
+            record.key,
+            record.label,
+            record.num_frames,
+        )
         assert (clip.height, clip.width) == (record.height, record.width)
         assert clip.class_name == ("left", "up")[clip.label]
         assert clip.fps == Fraction(15)
