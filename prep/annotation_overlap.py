@@ -90,8 +90,8 @@ def _ids(listing: Listing) -> tuple[set[str], int, int]:
         else:
             bad += 1
     if not rows:
-        what = "video; see that it is mounted" if listing.path.is_dir() else "row"
-        raise UsageError(f"{listing.path} holds no {what}, so there is nothing to compare")
+        what, way = ("video", "; see that it is mounted") if listing.path.is_dir() else ("row", "")
+        raise UsageError(f"{listing.path} holds no {what}, so there is nothing to compare{way}")
     return ids, rows, bad
 
 

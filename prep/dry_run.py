@@ -16,7 +16,7 @@ from prep.folder_source import FolderSource
 from prep.pending_rows import JournalRows
 from prep.remote_sources import MirrorSource
 from prep.root_state import check_places, existing_manifest
-from prep.shard import journal_of, plan
+from prep.shard import first_details, journal_of, plan
 from prep.sources import open_listing, open_sources
 from prep.temporary import temporary_folder
 from prep.worker_pool import Job, WorkerPool
@@ -34,10 +34,12 @@ class Estimate:
     """What a conversion would come to. Without a sampled clip its time and disk are unknown.
 
     `expected_clips` are the pending rows that a folder has files for, or all of them where a
-    remote source is asked. `archives` are the mirror's, with bytes where it tells them.
+    remote source is asked. `refused` are the rows that fail by the list alone, by reason: how many,
+    and what is wrong with the first. `archives` are the mirror's, with bytes where it tells them.
     """
 
     num_rows: int
+    refused: dict[str, tuple[int, str]]
     expected_clips: int
     num_shards: int
     workers: int
@@ -105,9 +107,13 @@ def _measure(
     elapsed = time.monotonic() - begun
     for offer in offers:
         offer.release()
+    details = first_details(journal)
     mirrors = [source for source in sources if isinstance(source, MirrorSource)]
     return Estimate(
         num_rows=sum(journal.counts().values()),
+        refused={
+            reason: (count, details.get(reason, "")) for reason, count in journal.failures().items()
+        },
         expected_clips=_expected(journal, sources),
         num_shards=journal.planned_shards(),
         workers=workers,

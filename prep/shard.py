@@ -38,6 +38,7 @@ from prep.root_state import (
 from prep.shard_builder import ShardBuilder
 from prep.sources import open_listing, open_sources, source_folders
 from prep.standing_shards import altered_shards, note_on
+from prep.text.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,13 +168,23 @@ def _convert(
         return result
     if not result.counts[Status.OK]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in result.failures.items())
+        first = next(iter(first_details(journal).values()), "")
         raise KprepError(
             f"no row of split {options.split} gave a clip, so nothing was published "
-            f"({reasons or 'no rows'})"
+            f"({reasons or 'no rows'}){'; the first: ' if first else ''}{first}"
         )
     journal.taken.give_up()
     result.manifest = _publish(options, journal, ffmpeg, check_lock)
     return result
+
+
+def first_details(journal: Journal) -> dict[str, str]:
+    """Return, for each reason that rows failed for, what the first of them with a detail says."""
+    found: dict[str, str] = {}
+    for row in journal.all_rows() if journal.failures() else ():
+        if row.outcome.reason is not None and row.outcome.detail:
+            found.setdefault(str(row.outcome.reason), plain(row.outcome.detail))
+    return found
 
 
 def _pool(options: ShardOptions, work: Path, ffmpeg: FFmpeg) -> Pool:

@@ -221,6 +221,8 @@ def _report_estimate(options: ShardOptions) -> None:
     for note in found.notes:
         click.echo(note)
     click.echo(f"rows             {found.num_rows}")
+    for reason, (count, detail) in found.refused.items():
+        click.echo(f"{reason:<17}{count}{', the first: ' if detail else ''}{detail}")
     click.echo(f"expected clips   {found.expected_clips}, in {found.num_shards} shards")
     if found.archives:
         unknown = sum(size is None for _, size in found.archives)

@@ -551,6 +551,18 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_to_come(clips, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
+def test_rows_that_cannot_be_read_say_why_at_once(clips, tmp_path):
+    rows = [("x", name, "0:03", 5, "val", 0) for name in IDS]
+    kinetics_csv(tmp_path / "val.csv", rows)
+    command = ("shard", clips / "videos", tmp_path / "root", "--split", "val", "--annotations",
+               tmp_path / "val.csv", "--workers", 1)  # fmt: skip
+    why = "val.csv, line 2: time_start and time_end ('0:03' and '5') must be seconds"
+    assert f"bad row          10, the first: {why}" in run_kprep(*command, "--dry-run").stdout
+    done = run_kprep(*command, check=False)
+    assert done.returncode == 1
+    assert f"nothing was published (10 bad row); the first: {why}" in done.stderr
+
+
 def test_retry_tries_just_the_reasons_asked_for(clips, tmp_path):
     source, root = tmp_path / "v", tmp_path / "root"
     source.mkdir()
