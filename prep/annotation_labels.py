@@ -90,6 +90,23 @@ def kinetics_class_list(labels: Iterable[str]) -> list[str]:
     return sorted(distinct)
 
 
+def chosen_classes(names: str | None, file: Path | None) -> frozenset[str] | None:
+    """Return the classes of `--classes` or `--classes-file`; None where neither is given.
+
+    Raises UsageError where both are, and for names between commas that are all empty.
+    """
+    if names is not None and file is not None:
+        raise UsageError("--classes and --classes-file exclude each other; give one of them")
+    if file is not None:
+        return frozenset(read_class_list(file))
+    if names is None:
+        return None
+    found = frozenset(name.strip() for name in names.split(",") if name.strip())
+    if not found:
+        raise UsageError("--classes names no class; give names separated by commas")
+    return found
+
+
 def read_class_list(path: Path, *, numbered: bool = False) -> list[str]:
     """Read class names, one a line, in label order; UsageError where it is no such list.
 

@@ -71,6 +71,28 @@ def _find_ffmpeg() -> FFmpeg:
     return FFmpeg(path, first_line.partition(" Copyright")[0], digest)
 
 
+def check_scaler_flags(flags: str) -> None:
+    """Raise UsageError where the program's scaler refuses `flags`: every clip of a list would fail.
+
+    They are tried on a picture, as each version knows flags of its own.
+    """
+    side = 16
+    picture = f"-f rawvideo -video_size {side}x{side} -pix_fmt gray -i pipe:0".split()
+    scaled = ["-vf", f"scale=8:8:flags={flags}", "-f", "null", "-"]
+    try:
+        done = subprocess.run(
+            [ffmpeg_path(), "-hide_banner", *picture, *scaled],
+            input=bytes(side * side), capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(f"ffmpeg {ffmpeg_path()!r} does not run: {error}") from error
+    if done.returncode:
+        raise UsageError(
+            f"scaler_flags ({flags!r}) must be names that ffmpeg's scaler knows, joined by '+', "
+            "such as lanczos+accurate_rnd"
+        )
+
+
 def _bundled() -> str | None:
     try:
         import imageio_ffmpeg

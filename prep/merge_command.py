@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prep.annotation_labels import read_class_list
+from prep.annotation_labels import chosen_classes
 from prep.errors import UsageError
 from prep.merge import MergeOptions, MergeResult, merge
 from prep.merge_plan import Selection
@@ -142,25 +142,12 @@ def subset_command(
       kprep subset s3://bucket/k400 sample/ --count 1000 --seed 7
     """
     selection = Selection(
-        classes=_classes(classes, classes_file),
+        classes=chosen_classes(classes, classes_file),
         per_class=per_class,
         count=count,
         min_fps=_rate(min_fps),
     )
     _run("kprep subset", out, (root,), selection, common, class_list=class_list)
-
-
-def _classes(classes: str | None, file: Path | None) -> frozenset[str] | None:
-    if classes is not None and file is not None:
-        raise UsageError("--classes and --classes-file exclude each other; give one of them")
-    if file is not None:
-        return frozenset(read_class_list(file))
-    if classes is None:
-        return None
-    names = frozenset(name.strip() for name in classes.split(",") if name.strip())
-    if not names:
-        raise UsageError("--classes names no class; give names separated by commas")
-    return names
 
 
 def _rate(text: str | None) -> Fraction | None:

@@ -392,7 +392,10 @@ def _reasons_to_retry(options: ShardOptions) -> tuple[Reason, ...]:
 def _check_classes(options: ShardOptions, labels: list[str]) -> None:
     unknown = sorted(options.classes - set(labels))
     if unknown:
-        raise UsageError(f"--classes {unknown[0]!r} is no label of the list ({len(labels)} labels)")
+        way = "; give labels with commas in a --classes-file" if "," in "".join(labels) else ""
+        raise UsageError(
+            f"--classes {unknown[0]!r} is no label of the list ({len(labels)} labels){way}"
+        )
 
 
 def _nothing_to_do(options: ShardOptions, listing: Listing) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from prep.annotations import read_class_list
+from prep.annotation_labels import chosen_classes, read_class_list
 from prep.cvdf_layout import DEFAULT_BASE
 from prep.errors import UsageError
-from prep.ffmpeg_binary import look_ahead
+from prep.ffmpeg_binary import check_scaler_flags, look_ahead
 from prep.local_encoders import local_encoders
 from prep.options import ShardOptions
 from prep.outcome import EXPLANATIONS, Reason
@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 @click.option("--gop", type=int, help="Frames between keyframes.  [profile: 16]")
 @click.option("--scaler-flags", help="Flags of ffmpeg's scaler.  [profile: exact bicubic]")
 @click.option("--classes", help="Only these labels, separated by commas.")
+@click.option(
+    "--classes-file",
+    type=click.Path(path_type=Path),
+    help="Only the labels in this file, one a line.",
+)
 @click.option(
     "--class-list",
     type=click.Path(path_type=Path),
@@ -102,7 +107,7 @@ if TYPE_CHECKING:
 @click.option("--scheduler", help="Address of a Dask scheduler, e.g. tcp://10.0.0.1:8786.")
 @click.option(
     "--cpu-limit",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 86400),
     default=300,
     show_default=True,
     help="CPU seconds that one clip's encode may take.",
@@ -131,10 +136,11 @@ def shard_command(
     source: str, root: str, split: str, annotations: Path | None, more_sources: tuple[str, ...],
     profile_name: str, fps: str | None, short_side: int | None, crf: int | None,
     preset: str | None, tune: str | None, gop: int | None, scaler_flags: str | None,
-    classes: str | None, class_list: Path | None, clips_per_shard: int | None, seed: int,
-    limit: int | None, min_seconds: float, workers: int, engine: Literal["local", "dask"],
-    scheduler: str | None, cpu_limit: int, retry: str | None, finish: bool, force: bool,
-    work: Path | None, dry_run: bool, mirror: str, youtube: tuple[str, ...],
+    classes: str | None, classes_file: Path | None, class_list: Path | None,
+    clips_per_shard: int | None, seed: int, limit: int | None, min_seconds: float, workers: int,
+    engine: Literal["local", "dask"], scheduler: str | None, cpu_limit: int, retry: str | None,
+    finish: bool, force: bool, work: Path | None, dry_run: bool, mirror: str,
+    youtube: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Convert videos into one split of the dataset at ROOT, a folder or s3://bucket/prefix.
 
@@ -163,7 +169,7 @@ def shard_command(
         profile=profile,
         annotations=annotations,
         class_list=tuple(read_class_list(class_list)) if class_list else None,
-        classes=frozenset(name.strip() for name in (classes or "").split(",") if name.strip()),
+        classes=chosen_classes(classes, classes_file) or frozenset(),
         clips_per_shard=clips_per_shard,
         seed=seed,
         limit=limit,
@@ -179,12 +185,35 @@ def shard_command(
         mirror=mirror,
         youtube=_pairs(youtube),
     )
+    _refuse_without_effect(options)
+    if profile.scaler_flags != EncodingProfile.scaler_flags:
+        check_scaler_flags(profile.scaler_flags)
     if any(text.startswith("cvdf:") for text in options.sources):
         click.echo(f"asking {options.mirror} for its lists", err=True)
     if dry_run:
         _report_estimate(options)
     else:
         _report(_convert(options), options)
+
+
+def _refuse_without_effect(options: ShardOptions) -> None:
+    """Raise UsageError for an option that nothing would use: something else was meant."""
+
+    def asked(prefix: str) -> bool:
+        return any(text.startswith(prefix) for text in options.sources)
+
+    if options.scheduler is not None and options.engine != "dask":
+        raise UsageError(
+            "--scheduler has no effect without --engine dask; add that, or leave it out to convert "
+            "on this machine"
+        )
+    if options.mirror != DEFAULT_BASE and not asked("cvdf:"):
+        raise UsageError("--mirror has no effect without a source cvdf:…; add one, or leave it out")
+    if options.youtube and not asked("youtube:"):
+        raise UsageError(
+            "--youtube has no effect without the source youtube:; add --source youtube:, or leave "
+            "it out"
+        )
 
 
 def _convert(options: ShardOptions) -> ShardResult:

@@ -18,13 +18,16 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from conftest import run_kprep
 
+from prep.cli import kprep
 from prep.demo_videos import random_motion, write_broken_files, write_video
+from prep.errors import UsageError
 from prep.format import Sidecar, iter_records, read_index, read_manifest
 from prep.outcome import EXPLANATIONS
 from prep.shard import ShardResult
-from prep.shard_command import _report
+from prep.shard_command import _report, shard_command
 from prep.shuffle import place
 from prep.storage import Storage
 
@@ -291,6 +294,52 @@ def test_mistakes_get_one_clear_sentence(videos, dataset, tmp_path):
     )
     (tmp_path / "file").touch()
     assert "is a file" in refused("shard", videos, tmp_path / "file", "--split", "train")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--scheduler", "tcp://127.0.0.1:9"), "--scheduler has no effect without --engine dask"),
+        (("--mirror", "http://127.0.0.1:9"), "--mirror has no effect without a source cvdf:"),
+        (("--youtube", "attempts=1"), "--youtube has no effect without the source youtube:"),
+        (("--classes", " , "), "--classes names no class"),
+        (("--classes", "a", "--classes-file", "b"), "exclude each other"),
+        (("--scaler-flags", "bicubic+bogus"), r"scaler_flags \('bicubic\+bogus'\) must be names"),
+        # what the scaler knows is not what is wrong
+        (("--scaler-flags", "lanczos+accurate_rnd"), "nowhere is no folder"),
+    ],
+)
+def test_an_option_without_effect_or_of_no_use_is_refused_at_once(
+    tmp_path, monkeypatch, options, text
+):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(shard_command, ["nowhere", "root", "--split", "val", *options])
+    with pytest.raises(UsageError, match=text):
+        raise done.exception
+    assert not Path("root").exists()
+
+
+def test_a_cpu_limit_that_ffmpeg_does_not_take_is_refused():
+    arguments = ["nowhere", "root", "--split", "val", "--cpu-limit", "99999999999999"]
+    done = CliRunner().invoke(shard_command, arguments)
+    assert (done.exit_code, "1<=x<=86400" in done.output) == (2, True)
+
+
+def test_labels_with_commas_are_chosen_by_a_file(tmp_path):
+    comma = "playing guitar, electric"
+    rows = [(comma, "aaaaaaaaaaa", 0, 1, "val", 0), ("x", "bbbbbbbbbbb", 0, 1, "val", 0)]
+    (tmp_path / "classes.txt").write_text(f"{comma}\n")
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "aaaaaaaaaaa.mp4").touch()
+    words = ["shard", str(tmp_path / "v"), str(tmp_path / "root"), "--split", "val", "--annotations",
+             str(kinetics_csv(tmp_path / "val.csv", rows)), "--dry-run", "--workers", "1"]  # fmt: skip
+    done = CliRunner().invoke(kprep, [*words, "--classes-file", str(tmp_path / "classes.txt")])
+    assert "rows             1\nexpected clips   1" in done.output, done.output
+    done = CliRunner().invoke(kprep, [*words, "--classes", comma])
+    with pytest.raises(
+        UsageError, match="'electric' is no label .*; give labels with commas in a --classes-file"
+    ):
+        raise done.exception
 
 
 def test_an_unknown_label_is_refused(videos, dataset, tmp_path):
