@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,17 +11,32 @@ from prep.errors import UsageError
 from prep.segment import BadRow, Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from prep.annotation_rows import Listing
 
 
-class OneSpelling:
-    """A list in which labels that differ only by case are one class.
+def without_case(label: str) -> str:
+    """Return what the spellings of one class have in common.
 
-    The more frequent spelling stands for all, the first in sort order where two are as frequent;
-    a spelling that `classes` (those of the dataset, or of --class-list) holds goes before both.
+    `é` is one character or an `e` and an accent, as macOS names files: the same word to a reader.
+    """
+    return unicodedata.normalize("NFC", label.lower())
+
+
+def told_apart(labels: Sequence[str]) -> list[str]:
+    """Return labels in quotes, as ASCII where two would look the same."""
+    alike = len({unicodedata.normalize("NFC", label) for label in labels}) < len(labels)
+    return [ascii(label) if alike else repr(label) for label in labels]
+
+
+class OneSpelling:
+    """A list in which labels that differ only by case or by how accents are written are one class.
+
+    The more frequent spelling stands for all; where two are as frequent, the one in Unicode's
+    composed form (NFC), then the first in sort order. A spelling that `classes` (those of the
+    dataset, or of --class-list) holds goes before all.
     Each iteration reads the list twice, and holds no more than the distinct labels.
     """
 
@@ -28,6 +44,7 @@ class OneSpelling:
         self._listing = listing
         self._classes = tuple(classes)
         self._notes: list[str] = []
+        self._by = "case"
         self.path = listing.path
         self.sha256 = listing.sha256
 
@@ -42,7 +59,7 @@ class OneSpelling:
         if not self._notes:
             return self._listing.notes
         named = "; ".join(self._notes[:3]) + ("; …" if len(self._notes) > 3 else "")
-        what = f"{len(self._notes)} classes had labels that differ only by case: {named}"
+        what = f"{len(self._notes)} classes had labels that differ only by {self._by}: {named}"
         return [*self._listing.notes, what]
 
     def __iter__(self) -> Iterator[Segment | BadRow]:
@@ -61,20 +78,27 @@ class OneSpelling:
         )
         classes: dict[str, list[str]] = {}
         for label in sorted({*counts, *self._classes}):
-            classes.setdefault(label.lower(), []).append(label)
+            classes.setdefault(without_case(label), []).append(label)
         changed: dict[str, str] = {}
-        self._notes = []
+        self._notes, self._by = [], "case"
         for labels in classes.values():
             # A class list can tell two classes apart by case alone: then they are two
             given = [label for label in labels if label in self._classes]
             others = [label for label in labels if label not in given]
             if not others or len(given) > 1 or len(labels) == 1:
                 continue
-            chosen = given[0] if given else max(labels, key=lambda label: counts[label])
-            merged = [f"{label!r} ({counts[label]})" for label in labels if label != chosen]
+            chosen = given[0] if given else max(labels, key=lambda label: _weight(label, counts))
+            shown = dict(zip(labels, told_apart(labels), strict=True))
+            merged = [f"{shown[label]} ({counts[label]})" for label in labels if label != chosen]
             changed |= {label: chosen for label in labels if label != chosen}
-            self._notes.append(f"{', '.join(merged)} counted as {chosen!r} ({counts[chosen]})")
+            if len({label.lower() for label in labels}) > 1:
+                self._by = "case or by how accents are written"
+            self._notes.append(f"{', '.join(merged)} counted as {shown[chosen]} ({counts[chosen]})")
         return changed
+
+
+def _weight(label: str, counts: Mapping[str, int]) -> tuple[int, bool]:
+    return counts[label], unicodedata.is_normalized("NFC", label)
 
 
 def kinetics_class_list(labels: Iterable[str]) -> list[str]:

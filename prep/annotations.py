@@ -50,8 +50,8 @@ def open_annotations(path: Path, split: str, classes: Sequence[str] = ()) -> Lis
     """Open a list file or a folder, whose form is found out from what stands in it.
 
     Rows of other splits are left out and counted; `split` "*" reads the rows of all. Labels that
-    differ only by case become one class, in the spelling of `classes` where it has one. Raises
-    UsageError for what is no list of a known form.
+    differ only by case or by how accents are written become one class, in the spelling of `classes`
+    where it has one. Raises UsageError for what is no list of a known form.
     """
     return OneSpelling(_form(path)(path, split), classes)
 

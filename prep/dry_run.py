@@ -79,7 +79,8 @@ def estimate(options: ShardOptions) -> Estimate:
         check_places(options)
         existing = existing_manifest(options)
         options = dataclasses.replace(options, work=work)
-        listing, notes = open_listing(options, work)
+        known_classes = existing.class_names if existing is not None else ()
+        listing, notes = open_listing(options, work, known_classes)
         with journal_of(work, options.split) as journal:
             notes += plan(journal, options, listing, find_ffmpeg(), existing)
             sources = open_sources(options, work)

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from prep.annotation_labels import kinetics_class_list
+from prep.annotation_labels import kinetics_class_list, told_apart, without_case
 from prep.errors import UsageError
 from prep.shuffle import place
 
@@ -133,14 +133,17 @@ def check_classes(wanted: Collection[str], known: Collection[str]) -> None:
 
 
 def case_notes(names: Iterable[str]) -> list[str]:
-    """Return a note about classes that differ only by case: they stay two."""
+    """Return a note about classes that differ by case or writing of accents only: they stay two."""
     spelled: dict[str, list[str]] = {}
     for name in names:
-        spelled.setdefault(name.lower(), []).append(name)
-    twice = [" and ".join(repr(name) for name in found) for found in spelled.values() if found[1:]]
-    if not twice:
+        spelled.setdefault(without_case(name), []).append(name)
+    several = [found for found in spelled.values() if found[1:]]
+    if not several:
         return []
-    return [f"classes that differ only by case stay apart: {_few(twice, '; ')}"]
+    same = all(len({name.lower() for name in found}) == 1 for found in several)
+    by = "case" if same else "case or by how accents are written"
+    twice = [" and ".join(told_apart(found)) for found in several]
+    return [f"classes that differ only by {by} stay apart: {_few(twice, '; ')}"]
 
 
 def _one_a_key(clips: Iterable[Clip], on_conflict: OnConflict, chosen: Chosen) -> Iterator[Clip]:

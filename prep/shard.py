@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
-from prep.annotations import kinetics_class_list
+from prep.annotation_labels import kinetics_class_list, without_case
 from prep.conversion import Conversion, Pool
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
@@ -393,6 +393,9 @@ def _check_classes(options: ShardOptions, labels: list[str]) -> None:
     unknown = sorted(options.classes - set(labels))
     if unknown:
         way = "; give labels with commas in a --classes-file" if "," in "".join(labels) else ""
+        for label in labels:
+            if without_case(label) == without_case(unknown[0]):
+                way = f"; there it is {label!a}"
         raise UsageError(
             f"--classes {unknown[0]!r} is no label of the list ({len(labels)} labels){way}"
         )

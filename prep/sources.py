@@ -33,7 +33,7 @@ def open_listing(
 
     The list that is given; else the official one, if the first source is the mirror (fetched once
     and kept, with its sha256 in the settings); else the first folder is its own list. Labels that
-    differ only by case take the spelling of the classes that are known already.
+    differ only by case or by how accents are written take the spelling of the known classes.
     """
     classes = options.class_list or known_classes
     if options.annotations is not None:

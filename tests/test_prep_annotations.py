@@ -29,6 +29,7 @@ from prep.annotations import (
     read_class_list,
 )
 from prep.errors import UsageError
+from prep.merge_plan import case_notes
 from prep.overlap_command import overlap_command
 from prep.segment import BadRow, Segment
 
@@ -632,6 +633,31 @@ def test_labels_that_differ_by_case_are_one_class(tmp_path: Path) -> None:
     )
     assert [item.label for item in listing if isinstance(item, Segment)] == labels
     assert len(listing.notes) == 1
+
+
+def test_labels_that_look_the_same_are_one_class(tmp_path: Path) -> None:
+    """`é` is one character, or on macOS an e and an accent."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+
+    def labels(classes: list[str], *written_as: str) -> tuple[list[str | None], list[str]]:
+        listing = open_annotations(spelled(tmp_path, *written_as), "train", classes)
+        return [item.label for item in listing if isinstance(item, Segment)], listing.notes
+
+    found, (note,) = labels([], apart, composed, "Cafe\u0301")
+    assert found == [composed] * 3
+    assert note == (
+        "1 classes had labels that differ only by case or by how accents are written: "
+        r"'Cafe\u0301' (1), 'cafe\u0301' (1) counted as 'caf\xe9' (1)"
+    )
+    assert labels([], apart, apart, composed)[0] == [apart] * 3  # the more frequent one stays
+    assert labels([composed], apart, apart)[0] == [composed] * 2  # a dataset's spelling goes first
+    assert labels([composed, apart], apart, composed)[0] == [apart, composed]
+    (note,) = case_notes([apart, composed, "x", "X"])
+    assert note == (
+        "classes that differ only by case or by how accents are written stay apart: "
+        r"'cafe\u0301' and 'caf\xe9'; 'x' and 'X'"
+    )
+    assert case_notes(["x", "X"]) == ["classes that differ only by case stay apart: 'x' and 'X'"]
 
 
 def test_the_class_lists_spelling_wins(tmp_path: Path) -> None:

@@ -340,6 +340,9 @@ def test_labels_with_commas_are_chosen_by_a_file(tmp_path):
         UsageError, match="'electric' is no label .*; give labels with commas in a --classes-file"
     ):
         raise done.exception
+    done = CliRunner().invoke(kprep, [*words, "--classes", "X"])
+    with pytest.raises(UsageError, match="'X' is no label of the list .2 labels.; there it is 'x'"):
+        raise done.exception
 
 
 def test_an_unknown_label_is_refused(videos, dataset, tmp_path):
@@ -352,6 +355,11 @@ def test_an_unknown_label_is_refused(videos, dataset, tmp_path):
     listed = kinetics_csv(tmp_path / "val.csv", [("new", "aaaaaaaaaaa", 0, 1, "val", 0)])
     text = refused(*words, "--annotations", listed)
     assert "label 'new' (row 1 of the list) is not among the 3 classes" in text
+    (tmp_path / "w" / "UP").mkdir(parents=True)
+    (tmp_path / "w" / "UP" / "1.mp4").touch()
+    words = ["shard", str(tmp_path / "w"), str(dataset), "--split", "val", "--profile", "small"]
+    done = CliRunner().invoke(kprep, [*words, "--dry-run", "--workers", "1"])
+    assert "rows             1" in done.output, done.exception  # it is the dataset's "up"
 
 
 def test_a_file_whose_name_is_no_text_is_told_from_a_row_of_a_list(videos, tmp_path):
