@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
@@ -13,12 +14,13 @@ from prep.user_cache import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _UPLOAD_TIMEOUT = "300s"  # of one part: 8 MiB over a slow line, of many parts at once
 
 
 def check_roots(source: Storage, destination: Storage) -> None:
-    """Raise UsageError where one root is or contains the other, or cannot be written."""
+    """Raise UsageError where one root is or contains the other, or is not to be written."""
     if destination.root.startswith(("http://", "https://")):
         raise UsageError(f"{destination.root} is read only; copy to a directory, s3:// or gs://")
     ends = [_resolved(storage) for storage in (source, destination)]
@@ -27,6 +29,15 @@ def check_roots(source: Storage, destination: Storage) -> None:
             raise UsageError(
                 f"{destination.root} and {source.root} overlap; copy to a root of its own"
             )
+    if destination.local_root is not None:
+        _refuse_file(destination.local_root)
+
+
+def _refuse_file(folder: Path) -> None:
+    """Raise UsageError where a folder cannot be made, as a file stands in its place or above it."""
+    place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise UsageError(f"{place} is no folder; give a folder for the dataset")
 
 
 def _resolved(storage: Storage) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,8 +19,6 @@ from prep.open_index import open_index, open_ledger
 from prep.source_terms import term_lines
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
 
     from prep.format import Manifest
@@ -96,9 +96,9 @@ def split_info(manifest: Manifest, name: str, index: pa.Table, ledger: pa.Table)
     )
 
 
-def write_ledger_csv(storage: Storage, path: Path) -> None:
+def write_ledger_csv(storage: Storage, out: Path | IO[str]) -> None:
     """Write the ledgers of all splits as one CSV, with a first column `split`."""
-    with text_output(path) as file:
+    with text_output(out) if isinstance(out, Path) else nullcontext(out) as file:
         _write_rows(storage, csv.writer(file))
 
 

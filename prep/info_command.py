@@ -38,8 +38,9 @@ Begun = dict[str, tuple[dict[str, int], dict[str, int]]]
 @click.option(
     "--csv",
     "csv_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the ledger of all splits here: what became of every annotation row.",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Write the ledger of all splits here: what became of every annotation row. With - it is "
+    "all that is printed.",
 )
 def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
     """Show what the dataset at ROOT holds.
@@ -54,7 +55,10 @@ def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
       kprep info s3://bucket/k400 --json
     """
     storage = Storage(root)
-    if csv_path is not None:
+    printed = csv_path == Path("-")
+    if printed and as_json:
+        raise UsageError("--json and --csv - would both be printed; name a file for the CSV")
+    if csv_path is not None and not printed:
         check_outside(csv_path, storage)
     begun = unfinished(storage.local_root) if storage.local_root is not None else {}
     published = not begun or storage.exists(MANIFEST_PATH)
@@ -62,6 +66,11 @@ def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
         raise UsageError(
             f"--csv: {root} has no published split yet, so there is no ledger to write; leave it"
         )
+    if printed:
+        with click.open_file("-", "w", encoding="utf-8") as standard_output:
+            write_ledger_csv(storage, standard_output)
+            standard_output.flush()
+        return
     info = dataset_info(storage) if published else None
     if as_json:
         click.echo(json.dumps(info_json(storage.root, info, begun), indent=1))

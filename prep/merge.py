@@ -60,6 +60,8 @@ class MergeOptions:
     def work_folder(self) -> Path:
         """Where it is kept which shards stand; UsageError when a bucket has no place."""
         if self.work is not None:
+            if self.work.exists() and not self.work.is_dir():
+                raise UsageError(f"--work {self.work} is a file; give a folder")
             return self.work / "merge-work"  # no split has a '-' in its name
         root = self.destination.local_root
         if root is None:

@@ -28,6 +28,7 @@ from prep import copy_dataset as copying
 from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.copy_plan import is_root_file, plan_copy
+from prep.copy_roots import check_roots
 from prep.errors import DatasetError, KprepError, StorageError, UsageError
 from prep.faults import Kind
 from prep.format import FileEntry, Manifest, Shard, Split, read_manifest
@@ -445,13 +446,28 @@ def test_a_manifest_that_lists_what_is_not_its_own_is_refused(noise, tmp_path, p
         copy_dataset(Storage(str(source)), Storage(str(tmp_path / "copy")))
 
 
+@pytest.mark.parametrize("below", ["", "/inside/it"])
+def test_a_file_is_no_destination(tmp_path, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "new").mkdir()
+    check_roots(Storage(str(tmp_path / "source")), Storage(str(tmp_path / "new/inside/it")))
+    with pytest.raises(UsageError, match="file is no folder; give a folder for the dataset"):
+        check_roots(Storage(str(tmp_path / "source")), Storage(f"{tmp_path}/file{below}"))
+
+
 def test_mistakes_are_one_sentence(noise, tmp_path):
+    (tmp_path / "file").touch()
     for words, code, text in (
         (("push", noise, noise), 2, "overlap"),
         (("push", noise, noise / "inside"), 2, "overlap"),
         (("push", tmp_path / "nowhere", tmp_path / "x"), 1, "does not exist"),
         (("push", noise, tmp_path / "x", "--split", "typo"), 2, "no split 'typo'"),
         (("pull", "ftp://x/y", tmp_path / "x"), 2, "must be a directory, s3://"),
+        (
+            ("push", tmp_path / "file", tmp_path / "x"),
+            1,
+            "file is a file; give the folder of a dataset",
+        ),
     ):
         done = run_kprep(*words, check=False)
         assert (done.returncode, text in done.stderr, done.stderr.count("\n")) == (code, True, 1), (

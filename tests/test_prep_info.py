@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import run_kprep
 from copy_datasets import files_of
 from report_datasets import CLASSES, large_dataset
 
-from prep.errors import DatasetError
+from prep.errors import DatasetError, UsageError
 from prep.info import write_ledger_csv
-from prep.info_command import info_lines
+from prep.info_command import info_command, info_lines
 from prep.journal import Journal
 from prep.root_state import unfinished
 from prep.storage import Storage
@@ -222,6 +223,17 @@ def test_the_csv_has_every_row(motion_dataset, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 163 + 40
     assert sorted(row["reason"] for row in rows if row["status"] == "failed") == ["empty file", "truncated", "unsafe input"]  # fmt: skip
+
+
+def test_the_csv_alone_goes_to_standard_output(motion_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_kprep("info", motion_dataset, "--csv", "rows.csv")
+    done = CliRunner().invoke(info_command, [str(motion_dataset), "--csv", "-"])
+    assert done.stdout_bytes == Path("rows.csv").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+    done = CliRunner().invoke(info_command, [str(motion_dataset), "--json", "--csv", "-"])
+    with pytest.raises(UsageError, match="would both be printed"):
+        raise done.exception
 
 
 @pytest.mark.parametrize("path", ["manifest.json", "rows.csv", "index/../train/new.csv", "link"])

@@ -656,6 +656,13 @@ def test_either_checksum_of_the_index_is_compared(one, tmp_path, column):
 # -- buckets -------------------------------------------------------------------------------------
 
 
+def test_a_file_is_no_work_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--work .*file is a file; give a folder"):
+        merged(tmp_path / "out", tmp_path / "root", work=tmp_path / "file")
+    assert not (tmp_path / "out").exists()
+
+
 def test_from_buckets_into_a_bucket_as_on_disk(one, two, s3, tmp_path):
     merged(tmp_path / "disk", one, two)
     urls = [s3.upload(root, f"merge/{root.name}") for root in (one, two)]

@@ -208,6 +208,8 @@ def _sha256(value: Any) -> str:
 def read_manifest(storage: Storage) -> Manifest:
     """Read the manifest of a root; DatasetError when the root is no dataset."""
     root = storage.local_root
+    if root is not None and root.exists() and not root.is_dir():
+        raise DatasetError(f"{root} is a file; give the folder of a dataset")
     if root is not None and not root.is_dir():
         raise DatasetError(f"{root} does not exist; make a dataset there with `kprep shard`")
     if not storage.exists(MANIFEST_PATH):
