@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +19,23 @@ from stream.clip_stream import ClipStream
 from stream.iteration import Addresses, Iteration
 from stream.opened_roots import RootSummary, WeightedStorage, summarise
 from stream.options import BatchAddress, Mode, Short, StreamOptions
-from stream.order import ORDER_VERSION, Grouping
 from stream.rates import parse_rate
 from stream.roots import RootLike, WeightedRootLike, data_roots
-from stream.state import STATE_VERSION, StreamState
+from stream.state import StreamState, state_of
 from stream.topology import rank_and_size
 from stream.whole_numbers import whole_number
-from stream.workers import begin_worker, fork_server_context, made_by_workers
+from stream.workers import begin_worker, fork_server_context, made_by_workers, stop_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from fractions import Fraction
     from pathlib import Path
 
     from stream.batch import Layout
+    from stream.order import Grouping
     from stream.sampling import Placement
 
 _OPENING_PATIENCE_SECONDS = 60.0
-_LONGEST_LIST = 120  # characters
 _BATCHES_HELD = 2  # of a worker: the one being made, and one that the caller has
 
 
@@ -100,6 +98,11 @@ class ClipLoader:
         self._pin_memory = pin_memory
         self._torch_loader: DataLoader[Any] | None = None
         self._slots: BatchSlots | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the workers behind: a copy starts its own, and nobody iterates over it yet."""
+        here = self._iteration and replace(self._iteration, is_running=False)
+        return {**self.__dict__, "_iteration": here, "_torch_loader": None, "_slots": None}
 
     @property
     def epoch(self) -> int:
@@ -210,7 +213,15 @@ class ClipLoader:
             for address in islice(self._addresses, 1):
                 self._addresses.made_here = 1
                 yield self._made_here(address)  # and kept by nobody but the caller
-        yield from made_by_workers(self._loader())
+        loader = self._loader()
+        try:
+            yield from made_by_workers(loader)
+        except GeneratorExit:  # no error, but nobody wants more
+            raise
+        except BaseException:  # Ctrl-C too: it may have come between a batch and what torch notes
+            self._torch_loader = self._slots = None  # the next iteration has workers of its own
+            stop_workers(loader)
+            raise
 
     def _made_here(self, address: BatchAddress) -> ClipBatch | _Failure:
         """Return a batch as workers make them, pinned where torch's DataLoader would do so."""
@@ -228,12 +239,12 @@ class ClipLoader:
         """
         iteration = self._iteration
         if iteration is None:
-            return self._state(self.epoch, self.next_step).to_json()
+            return state_of(self.stream, self.epoch, self.next_step).to_json()
         step = iteration.begun_at + iteration.delivered // self.stream.plan.accumulate
         is_over = not iteration.is_running or step == self.steps_per_epoch
         if iteration.is_left and is_over:
-            return self._state(self.epoch, self.next_step).to_json()
-        return self._state(iteration.epoch, step).to_json()
+            return state_of(self.stream, self.epoch, self.next_step).to_json()
+        return state_of(self.stream, iteration.epoch, step).to_json()
 
     def load_state_dict(self, state: Any) -> None:
         """Continue behind the last step that `state` counts.
@@ -241,36 +252,11 @@ class ClipLoader:
         Raises UsageError, with the field's name, when the state is of another sequence.
         """
         saved = StreamState.from_json(state)
-        saved.check_continues(self._state(0, 0))
+        saved.check_continues(state_of(self.stream, 0, 0))
         if saved.step > self.steps_per_epoch:
             raise UsageError(f"cannot resume: step {saved.step} is behind the end of the epoch")
         self._epoch, self.next_step = saved.epoch, saved.step
         self._iteration = None
-
-    def _state(self, epoch: int, step: int) -> StreamState:
-        stream, options = self.stream, self.stream.options
-        several = stream.mixture.shares if len(stream.mixture.shares) > 1 else ()
-        return StreamState(
-            version=STATE_VERSION,
-            order_version=ORDER_VERSION,
-            epoch=epoch,
-            step=step,
-            seed=options.seed,
-            global_batch=stream.plan.global_batch,
-            roots=_short(share.fingerprint[:8] for share in several),
-            weights=_short(str(share.weight) for share in stream.mixture.shares),
-            fingerprint=stream.mixture.fingerprint,
-            objects=_objects_digest(stream),
-            frames=options.frames,
-            fps=str(options.fps),
-            clips_per_video=options.clips_per_video,
-            grouping=options.grouping,
-            shuffle_block=options.shuffle_block,
-            short=options.short,
-            bad_clips=options.bad_clips,
-            mode=options.mode,
-            placement=options.placement if options.mode == "eval" else "",
-        )
 
     def _loader(self) -> DataLoader[Any]:
         if self._torch_loader is None:
@@ -306,26 +292,6 @@ def _can_pin() -> bool:
     """Whether torch's DataLoader pins memory on this machine; where it does not, it warns."""
     accelerator = torch.accelerator.current_accelerator()
     return torch.accelerator.is_available() and (accelerator is None or accelerator.type != "mps")
-
-
-def _objects_digest(stream: ClipStream) -> str:
-    """Return a digest of the objects that the rows point into: path, size and sha256 of each shard.
-
-    Taken from the manifest rather than from ETags, so that a copy of the dataset in another place
-    continues a run. What changes while a run goes on is found by ETag and by crc32.
-    """
-    texts = []
-    for root in stream.roots:
-        shards = root.split.shards if root.split is not None else ()
-        entries = ((shard.path, root.manifest.files[shard.path]) for shard in shards)
-        texts.append("\n".join(f"{path} {entry.bytes} {entry.sha256}" for path, entry in entries))
-    return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16]
-
-
-def _short(parts: Iterable[str]) -> str:
-    """Return a list for a state, which must stay small: as it is, or a digest of a long one."""
-    text = ",".join(parts)
-    return text if len(text) <= _LONGEST_LIST else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def clip_loader(

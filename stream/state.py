@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
+from stream.order import ORDER_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stream.clip_stream import ClipStream
 
 STATE_VERSION = 1
+_LONGEST_LIST = 120  # characters
 
 
 @dataclass(frozen=True)
@@ -79,3 +87,50 @@ class StreamState:
                     f"cannot resume: {field.name} was {saved} and is {now} now; the sequence of "
                     f"clips depends on it, so set it as it was or start anew"
                 )
+
+
+def state_of(stream: ClipStream, epoch: int, step: int) -> StreamState:
+    """Return the state of a stream of which `step` optimiser steps of an epoch were consumed."""
+    options = stream.options
+    several = stream.mixture.shares if len(stream.mixture.shares) > 1 else ()
+    return StreamState(
+        version=STATE_VERSION,
+        order_version=ORDER_VERSION,
+        epoch=epoch,
+        step=step,
+        seed=options.seed,
+        global_batch=stream.plan.global_batch,
+        roots=_short(share.fingerprint[:8] for share in several),
+        weights=_short(str(share.weight) for share in stream.mixture.shares),
+        fingerprint=stream.mixture.fingerprint,
+        objects=_objects_digest(stream),
+        frames=options.frames,
+        fps=str(options.fps),
+        clips_per_video=options.clips_per_video,
+        grouping=options.grouping,
+        shuffle_block=options.shuffle_block,
+        short=options.short,
+        bad_clips=options.bad_clips,
+        mode=options.mode,
+        placement=options.placement if options.mode == "eval" else "",
+    )
+
+
+def _objects_digest(stream: ClipStream) -> str:
+    """Return a digest of the objects that the rows point into: path, size and sha256 of each shard.
+
+    Taken from the manifest rather than from ETags, so that a copy of the dataset in another place
+    continues a run. What changes while a run goes on is found by ETag and by crc32.
+    """
+    texts = []
+    for root in stream.roots:
+        shards = root.split.shards if root.split is not None else ()
+        entries = ((shard.path, root.manifest.files[shard.path]) for shard in shards)
+        texts.append("\n".join(f"{path} {entry.bytes} {entry.sha256}" for path, entry in entries))
+    return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _short(parts: Iterable[str]) -> str:
+    """Return a list for a state, which must stay small: as it is, or a digest of a long one."""
+    text = ",".join(parts)
+    return text if len(text) <= _LONGEST_LIST else hashlib.sha256(text.encode()).hexdigest()[:16]

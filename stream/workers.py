@@ -78,25 +78,35 @@ def made_by_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield what torch's workers make.
 
     Raises UsageError where the user's script has no `__main__` guard, and KprepError where a worker
-    has ended in another way.
+    has ended in another way; the workers that are left are of no use then, see `stop_workers`.
     """
     try:
-        iterator = iter(loader)
+        yield from loader  # its own iterator waits for all workers before it begins anew
     except BrokenPipeError as error:  # more is sent to a worker than a pipe holds
         raise KprepError(
             "a worker of the loader ended at its start, and may have said why above"
         ) from error
-    workers = getattr(iterator, "_workers", [])  # torch does not say how they ended
-    try:
-        yield from iterator
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
+        # torch does not say how they ended
+        workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
         codes = {worker.exitcode for worker in workers} - {None, 0}
         if _NO_GUARD_EXIT in codes:
             raise UsageError(_NO_GUARD) from None
         how = " and ".join(sorted(map(_way_to_end, codes))) or "ended"
         raise KprepError(f"a worker of the loader {how}") from error
+
+
+def stop_workers(loader: DataLoader[Any]) -> None:
+    """Stop a loader's workers; whoever met an error, or Ctrl-C, does not wait for them.
+
+    Left alone they would stay for as long as a traceback refers to them, as the last one does in a
+    notebook. torch waits 5 seconds for each that is busy, and ends it then.
+    """
+    stop = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
+    if stop is not None:
+        Thread(target=stop, name="kprep-stop", daemon=True).start()
 
 
 def _way_to_end(code: int) -> str:

@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import weakref
+from copy import deepcopy as copy_of
 from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -873,18 +875,49 @@ def test_a_script_without_a_main_guard_is_told_so(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_killed_is_one_sentence(root):
+def test_a_loader_outlives_its_workers_and_ctrl_c(root):
+    """Which comes to the whole process group, and is for the process that stops the others."""
+    expected = sequence(loader(root, batch_size=2))
     one = loader(root, batch_size=2, num_workers=1)
     before = set(multiprocessing.active_children())
     batches = iter(one)
     for _ in range(2):  # the first one is made here
         next(batches)
     (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGINT)
+    assert sequence(batches) == expected[4:]
+    batches = iter(one)
+    next(batches)
     worker.kill()
     with pytest.raises(
         KprepError, match="^a worker of the loader was killed by signal 9; .* memor"
     ):
         list(batches)
+    step = one.state_dict()["step"]
+    one.load_state_dict(one.state_dict())
+    assert sequence(one) == expected[2 * step :]
+    assert sequence(one) == expected
+    other = copy_of(one)
+    assert sequence(islice(other, 1)) == expected[:2]
+    assert len(other) == len(one)
+
+
+def test_an_iteration_that_ends_with_an_error_leaves_no_workers_to_the_next(root, monkeypatch):
+    """They may be in the middle of anything, also where Ctrl-C interrupted the iteration."""
+    one, stopped = loader(root), []
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("stream.loader.made_by_workers", interrupted)
+    monkeypatch.setattr("stream.loader.stop_workers", stopped.append)
+    with pytest.raises(KeyboardInterrupt):
+        list(one)
+    assert len(stopped) == 1
+    assert one._torch_loader is None
+    monkeypatch.undo()
+    assert sequence(one) == sequence(loader(root))
 
 
 @pytest.mark.parametrize("child", [

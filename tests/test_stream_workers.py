@@ -8,10 +8,13 @@ import sys
 import threading
 import time
 from multiprocessing import forkserver
+from types import SimpleNamespace
 
 import pytest
 
+from prep.errors import KprepError, UsageError
 from stream.fork_server import _Server
+from stream.workers import made_by_workers, stop_workers
 
 _SCRIPT = """
 import gc, json, multiprocessing, os, signal, sys
@@ -135,3 +138,38 @@ def test_a_forked_child_lets_go_of_its_parents_server():
     server.forget()
     assert os.read(reading, 1) == b""
     os.close(reading)
+
+
+class _Loader:
+    """torch's, whose workers died while nobody asked for a batch, or one that cannot begin."""
+
+    def __init__(self, code: int | None) -> None:
+        self._iterator = SimpleNamespace(_workers=[SimpleNamespace(exitcode=code)])
+
+    def __iter__(self):
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+@pytest.mark.parametrize(("code", "kind", "message"), [
+    (-9, KprepError, "a worker of the loader was killed by signal 9"),
+    (1, KprepError, "a worker of the loader ended with exit code 1"),
+    (78, UsageError, "the loader's workers import your script"),
+    (None, KprepError, "a worker of the loader ended"),
+])  # fmt: skip
+def test_workers_that_ended_before_an_iteration_are_one_sentence_too(code, kind, message):
+    with pytest.raises(kind, match=f"^{message}"):
+        next(made_by_workers(_Loader(code)))
+
+
+def test_nobody_waits_for_workers_that_are_stopped():
+    waits, stopped = threading.Event(), threading.Event()
+
+    def stop():
+        waits.wait(60)
+        stopped.set()
+
+    stop_workers(SimpleNamespace(_iterator=SimpleNamespace(_shutdown_workers=stop)))
+    assert not stopped.is_set()
+    waits.set()
+    assert stopped.wait(60)
+    stop_workers(SimpleNamespace(_iterator=None))
