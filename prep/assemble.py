@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from prep.checksums import content_hash
 from prep.errors import StorageError
 from prep.storage import Storage, temporary_name
 from prep.tar_samples import VIDEO_EXTENSIONS
@@ -144,7 +145,7 @@ def _payload(clip: dict[str, Any], storage: Storage, path: str) -> bytes | None:
                 data = file.read(clip["bytes"])
     except (FileNotFoundError, StorageError):
         return None
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    digest = content_hash(data).hex()
     return data if digest == clip["content_hash"] else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from prep.format.layout import yaml_name
+from prep.format.layout import ENERGON_FOLDER, yaml_name
 
 if TYPE_CHECKING:
     from prep.format import Split
@@ -55,7 +55,7 @@ def energon_files(splits: dict[str, Split]) -> dict[str, bytes]:
     )
     info = {"energon_version": ENERGON_VERSION, "shard_counts": counts}
     return {
-        ".nv-meta/.info.json": (json.dumps(info, indent=1) + "\n").encode("ascii"),
-        ".nv-meta/split.yaml": f"exclude: []\nsplit_parts:\n{parts}".encode("ascii"),
-        ".nv-meta/dataset.yaml": _DATASET_YAML.encode("ascii"),
+        f"{ENERGON_FOLDER}/.info.json": (json.dumps(info, indent=1) + "\n").encode("ascii"),
+        f"{ENERGON_FOLDER}/split.yaml": f"exclude: []\nsplit_parts:\n{parts}".encode("ascii"),
+        f"{ENERGON_FOLDER}/dataset.yaml": _DATASET_YAML.encode("ascii"),
     }

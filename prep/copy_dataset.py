@@ -28,10 +28,10 @@ from prep.format import (
     ledger_path,
     read_manifest,
 )
-from prep.format.layout import COPY_MARKER_PATH, MANIFEST_PATH, WORK_NAME
+from prep.format.layout import COPY_MARKER_PATH, LOCK_NAME, MANIFEST_PATH, WORK_NAME
+from prep.format.manifest import read_manifest_bytes
 from prep.open_index import open_index
 from prep.publish import file_entry
-from prep.root_lock import LOCK_NAME
 from prep.transfer import DamagedError, StoppedCopyError, Transfer
 
 if TYPE_CHECKING:
@@ -186,9 +186,7 @@ def copy_dataset(
     source are damaged, StorageError when either side cannot be reached.
     """
     check_roots(source, destination)
-    read_manifest(source)  # says what is wrong where there is none
-    data = source.read(MANIFEST_PATH)
-    manifest = Manifest.from_bytes(data, source.where(MANIFEST_PATH))
+    manifest, data = read_manifest_bytes(source)
     plan_copy(manifest, splits, None, destination.root)
     if dry_run:
         return _estimate(source, destination, manifest, splits)

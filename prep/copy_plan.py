@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 from prep.companions import wids_path
 from prep.errors import DatasetError, UsageError
 from prep.format import Manifest, index_path, ledger_path
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import (
+    CARD_PATH,
+    CLASSES_PATH,
+    ENERGON_FOLDER,
+    MANIFEST_PATH,
+    is_reserved,
+)
+from prep.format.manifest import no_split_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from prep.format import FileEntry
-
-ENERGON_FOLDER = ".nv-meta/"
-_ROOT_FILES = ("README.md", "classes.txt")
-_OURS = (".kprep-work/", ".kprep-lock")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def plan_copy(
 
 def is_root_file(path: str) -> bool:
     """Whether kprep makes this file from the manifest, for all splits together."""
-    return path in _ROOT_FILES or path.startswith(ENERGON_FOLDER)
+    return path in (CARD_PATH, CLASSES_PATH) or path.startswith(f"{ENERGON_FOLDER}/")
 
 
 def identity(manifest: Manifest, splits: Iterable[str]) -> dict[str, Any]:
@@ -109,18 +112,16 @@ def check_unfinished(
 
 
 def _chosen(source: Manifest, wanted: Sequence[str]) -> tuple[str, ...]:
-    unknown = [name for name in wanted if name not in source.splits]
-    if unknown or not source.splits:
-        raise UsageError(
-            f"there is no split {unknown[0] if unknown else ''!r} in the source; it has "
-            f"{', '.join(sorted(source.splits)) or 'none'}"
-        )
+    for name in wanted:
+        source.split(name, "the source")
+    if not source.splits:
+        raise no_split_error("the source", None, ())
     return tuple(sorted(set(wanted) or source.splits))
 
 
 def _check_paths(source: Manifest) -> None:
     for path in source.files:
-        if path == MANIFEST_PATH or path.startswith(_OURS):
+        if path == MANIFEST_PATH or is_reserved(path):
             raise DatasetError(f"the source's manifest lists {path!r}, which is no dataset's file")
 
 

@@ -21,7 +21,7 @@ _UPLOAD_TIMEOUT = "300s"  # of one part: 8 MiB over a slow line, of many parts a
 
 def check_roots(source: Storage, destination: Storage) -> None:
     """Raise UsageError where one root is or contains the other, or is not to be written."""
-    if destination.root.startswith(("http://", "https://")):
+    if destination.is_read_only:
         raise UsageError(f"{destination.root} is read only; copy to a directory, s3:// or gs://")
     ends = [_resolved(storage) for storage in (source, destination)]
     for one, other in (ends, ends[::-1]):

@@ -7,12 +7,12 @@ wrote each clip is decoded (`kprep index`).
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prep.checksums import content_hash
 from prep.clip_check import decode_clip, find_gops
 from prep.errors import DatasetError
 from prep.foreign_labels import stated_label
@@ -142,7 +142,7 @@ class _Described:
             **facts,
             "video_offset": entry.data_offset,
             "video_bytes": entry.size,
-            "content_hash": hashlib.blake2b(data, digest_size=16).hexdigest(),
+            "content_hash": content_hash(data).hex(),
             "crc32": zlib.crc32(data),
             "codec_config": gops and gops.codec_config.hex(),
             "gop_frames": gops and gops.gop_frames,

@@ -7,7 +7,6 @@ another one. This module never imports torch.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import platform
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prep.checksums import content_hash
 from prep.ffmpeg_binary import ffmpeg_path
 from prep.mp4 import ClipForm, FormError, check_form
 from prep.outcome import Reason, RowFailure
@@ -136,7 +136,7 @@ def _encode_one(
         "num_frames": form.num_frames,
         "width": form.width,
         "height": form.height,
-        "content_hash": hashlib.blake2b(data, digest_size=16).hexdigest(),
+        "content_hash": content_hash(data).hex(),
         "crc32": zlib.crc32(data),
         "codec_config": form.gops.codec_config.hex(),
         "gop_frames": form.gops.gop_frames,

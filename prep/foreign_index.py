@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep import __version__, companions
 from prep.assemble import energon_offsets
-from prep.described import describe_shards
+from prep.describe_shards import describe_shards
 from prep.errors import KprepError, UsageError
 from prep.exclusive import exclusive
 from prep.foreign_labels import check_rule, class_list
@@ -42,7 +42,7 @@ from prep.format import (
     split_fingerprint,
     write_index,
 )
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import CARD_PATH, CLASSES_PATH, MANIFEST_PATH, is_reserved
 from prep.index_marker import Begun, read_marker, remove_marker, write_marker
 from prep.index_work import IndexWork
 from prep.ledger import write_ledger
@@ -51,7 +51,6 @@ from prep.profile import FOREIGN_PROFILE, EncodingProfile
 from prep.publish import file_entry
 from prep.shard_bytes import ShardBytes
 from prep.temporary import temporary_folder
-from prep.verify_files import CARD_PATH, CLASSES_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
     from prep.shard_jobs import ShardProgress
     from prep.storage import ObjectInfo, Storage
 
-_OURS = (".kprep-work/", ".kprep-lock")
 _FILES_AT_ONCE = 8
 _AUTO_RULES = ("cls", "json", "txt")
 
@@ -104,9 +102,9 @@ def find_shards(
     root = storage.local_root
     if root is not None and not root.is_dir():
         raise UsageError(f"{root} is not a directory; give the folder that holds the tars")
-    if storage.root.startswith(("http://", "https://")):
+    if storage.is_read_only:
         raise UsageError(f"root {storage.root} can only be read; index the copy it is served from")
-    files = {info.path: info for info in storage.list() if not info.path.startswith(_OURS)}
+    files = {info.path: info for info in storage.list() if not is_reserved(info.path)}
     tars = find_tars(files)
     if not tars:
         packed = next((path for path in files if path.endswith((".tar.gz", ".tgz"))), None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prep.clip_rows import clip_record
 from prep.companions import wids_path
-from prep.described import clip_record
 from prep.foreign_labels import label_index
 from prep.format import foreign_settings, index_path, ledger_path
+from prep.format.layout import CARD_PATH
 from prep.journal import Row
 from prep.outcome import Outcome, Reason, RowFailure, Status
 from prep.publish import root_files
 from prep.segment import Segment
-from prep.verify_files import CARD_PATH
 from prep.verify_shard import index_key
 
 if TYPE_CHECKING:

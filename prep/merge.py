@@ -16,13 +16,12 @@ from prep.conversion import check_fatal
 from prep.copy_roots import check_roots, destination_lock, patient, remove_lock
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.format import Manifest, read_manifest, shard_path
-from prep.format.layout import MANIFEST_PATH, WORK_NAME
+from prep.format.layout import MANIFEST_PATH, WORK_NAME, is_reserved
 from prep.job_bytes import JobBytes
 from prep.merge_plan import ClassList, OnConflict, Selection
 from prep.merge_publish import publish_merged
 from prep.merge_work import MergeWork
 from prep.new_root import Plan, plan_root
-from prep.root_lock import LOCK_NAME
 from prep.standing_shards import altered_shards, note_on
 from prep.storage import remove_leftovers
 from prep.worker_pool import Job, WorkerPool
@@ -125,15 +124,11 @@ def _existing(options: MergeOptions, plan: Plan, folder: Path) -> Manifest | Non
     work = MergeWork(folder)
     if work.check(destination.root, plan.identity):
         return None
-    strange = sorted(info.path for info in destination.list() if not _is_ours(info.path))
+    strange = sorted(info.path for info in destination.list() if not is_reserved(info.path))
     if strange:
         named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         raise UsageError(f"{destination.root} is not empty (it holds {named}); give a new root")
     return None
-
-
-def _is_ours(path: str) -> bool:
-    return path == LOCK_NAME or path.startswith(f"{WORK_NAME}/")
 
 
 def _make(

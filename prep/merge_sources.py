@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prep.errors import DatasetError, UsageError
-from prep.format import Manifest, index_path, read_manifest
-from prep.format.layout import MANIFEST_PATH
+from prep.format import Manifest, foreign_settings, index_path
+from prep.format.manifest import no_split_error, read_manifest_bytes
 from prep.merge_plan import Clip
 from prep.open_index import open_index, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from prep.format import Split
     from prep.storage import Storage
 
-FOREIGN = "foreign"  # the setting of a split that `kprep index` made of somebody else's tars
 _LONGEST_KEY = 90  # names in a tar have at most 100 bytes, extension included
 
 
@@ -54,10 +54,8 @@ def open_sources(roots: Sequence[Storage], splits: frozenset[str] | None) -> lis
     known = {name for source in sources for name in source.manifest.splits}
     unknown = sorted((splits or set()) - known)
     if unknown or not known:
-        raise UsageError(
-            f"there is no split {unknown[0] if unknown else ''!r} in the source; it has "
-            f"{', '.join(sorted(known)) or 'none'}"
-        )
+        where = first.storage.root if len(sources) == 1 else "the source"
+        raise no_split_error(where, unknown[0] if unknown else None, known)
     return sources
 
 
@@ -79,29 +77,27 @@ def _rate(num: int, den: int) -> Fraction:
 
 
 def _open(storage: Storage, splits: frozenset[str] | None) -> Source:
-    read_manifest(storage)  # says what is wrong where there is none
-    data = storage.read(MANIFEST_PATH)
-    manifest = Manifest.from_bytes(data, storage.where(MANIFEST_PATH))
+    manifest, data = read_manifest_bytes(storage)
     names = [name for name in sorted(manifest.splits) if splits is None or name in splits]
     indices, ledgers = {}, {}
     for name in names:
         indices[name] = open_index(storage, manifest, name)
         _check_index(indices[name], manifest, name, storage.where(index_path(name)))
         ledgers[name] = open_ledger(storage, manifest, name)
-        if (
-            manifest.is_foreign
-            and foreign_settings(manifest.splits[name].settings)["keys"] == "shard"
-        ):
+        if manifest.is_foreign and foreign_rules(name, manifest.splits[name])["keys"] == "shard":
             for tables in (indices, ledgers):
                 tables[name] = _with_flat_keys(tables[name], storage.root)
     return Source(storage, manifest, hashlib.sha256(data).hexdigest(), indices, ledgers)
 
 
-def foreign_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return how `kprep index` read somebody else's tars: the setting of their split."""
-    found = settings.get(FOREIGN)
-    if not isinstance(found, dict) or "keys" not in found:
-        raise DatasetError(f"a split of tars that somebody else wrote has the settings {found!r}")
+def foreign_rules(name: str, split: Split) -> dict[str, Any]:
+    """Return how `kprep index` read the tars of a split; DatasetError where that is not known."""
+    found = foreign_settings(name, split)
+    if found is None:
+        raise DatasetError(
+            f"manifest.json: split {name} has no settings.foreign, though somebody else encoded "
+            "its clips; get the manifest from another copy, or index the tars again"
+        )
     return found
 
 

@@ -22,11 +22,12 @@ from prep.merge_plan import (
     kept_classes,
     merge_classes,
 )
-from prep.merge_sources import FOREIGN, Source, clips_of, foreign_settings, open_sources
+from prep.merge_sources import Source, clips_of, foreign_rules, open_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from prep.format import Split
     from prep.merge import MergeOptions
     from prep.profile import EncodingProfile
 
@@ -139,8 +140,8 @@ def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:
                 f"{source.storage.root} was indexed from somebody else's tars, whose labels are "
                 "not rewritten, so its class list cannot change; use --class-list all"
             )
-        for split in source.manifest.splits.values():
-            rules.add(json.dumps(_rules(split.settings), sort_keys=True))
+        for name, split in source.manifest.splits.items():
+            rules.add(json.dumps(_rules(name, split), sort_keys=True))
     if len(rules) != 1:
         raise UsageError(
             "these roots were indexed with different label rules; index them alike to merge them"
@@ -194,13 +195,13 @@ def _settings(
     elif lists:
         settings["annotation_lists"] = lists
     if sources[0].manifest.is_foreign:
-        settings[FOREIGN] = _rules(parents[0].settings)
+        settings["foreign"] = _rules(name, parents[0])
     return settings
 
 
-def _rules(settings: dict[str, Any]) -> dict[str, Any]:
+def _rules(name: str, split: Split) -> dict[str, Any]:
     """Return how a new root's samples are read: keys are unique there, and the card is ours."""
-    return {**foreign_settings(settings), "keys": "member", "card": True}
+    return {**foreign_rules(name, split), "keys": "member", "card": True}
 
 
 def _annotation_lists(settings: dict[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ class ShardOptions:
         """Where unfinished work of all splits is kept; UsageError where there can be none."""
         from prep.format.layout import WORK_NAME  # the package's other parts import pyarrow
 
-        if self.root.startswith(("http://", "https://")):
+        if self.storage.is_read_only:
             raise UsageError(f"{self.root} is read only; convert into a directory, s3:// or gs://")
         if self.work is not None:
             return self.work

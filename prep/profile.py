@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prep.errors import UsageError
+from prep.exact_numbers import exact_number
 
 FOREIGN_PROFILE = "foreign"  # the name where somebody else encoded; its fields then say nothing
 _PRESETS = (
@@ -104,8 +105,6 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def parse_rate(value: Any, name: str) -> Fraction:
     """Read a frame rate: 15, 7.5, "7.5" or "30000/1001"."""
-    from prep.format.rates import exact_number  # its package imports this module
-
     rate = exact_number(value)
     if rate is None:
         raise UsageError(f"{name} ({value!r}) must be a number such as 15, 7.5 or 30000/1001")

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prep import companions
+from prep.clip_rows import clip_record
 from prep.dataset_card import card_of_root
 from prep.format import (
-    ClipRecord,
     FileEntry,
     Manifest,
     Shard,
@@ -21,15 +21,14 @@ from prep.format import (
     split_fingerprint,
     write_index,
 )
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import CARD_PATH, CLASSES_PATH, MANIFEST_PATH, classes_file
 from prep.ledger import write_ledger
 from prep.parquet import forgo_pandas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pyarrow as pa
-
+    from prep.format import ClipRecord
     from prep.journal import Journal, Row
     from prep.storage import Storage
 
@@ -54,7 +53,7 @@ def publish(
     split = journal.split
     shards = {number: facts for number, facts in journal.shards().items() if facts["num_clips"]}
     labels = {name: index for index, name in enumerate(manifest.class_names)}
-    tables = [_shard_table(journal, number, labels, manifest) for number in shards]
+    tables = [index_table(_records(journal, number, labels, manifest)) for number in shards]
     files = dict(manifest.files)
     for number, facts in shards.items():
         files[shard_path(split, number)] = FileEntry(facts["bytes"], facts["sha256"])
@@ -100,11 +99,10 @@ def write_root_files(
 
 def root_files(storage: Storage, manifest: Manifest, written: dict[str, bytes]) -> dict[str, bytes]:
     """Return the files that speak of all splits."""
-    names = "".join(f"{name}\n" for name in manifest.class_names)
     return {
-        "classes.txt": names.encode(),
+        CLASSES_PATH: classes_file(manifest.class_names),
         **companions.energon_files(manifest.splits),
-        "README.md": card_of_root(storage, manifest, written),
+        CARD_PATH: card_of_root(storage, manifest, written),
     }
 
 
@@ -113,43 +111,22 @@ def file_entry(data: bytes) -> FileEntry:
     return FileEntry(len(data), hashlib.sha256(data).hexdigest())
 
 
-def _shard_table(
-    journal: Journal, shard: int, labels: dict[str, int], manifest: Manifest
-) -> pa.Table:
-    """Return a shard's rows of the index; each becomes one row group."""
-    return index_table(_records(journal, shard, labels, manifest))
-
-
 def _records(
     journal: Journal, shard: int, labels: dict[str, int], manifest: Manifest
 ) -> Iterator[ClipRecord]:
+    fps = manifest.profile.fps.as_integer_ratio()
     for row in journal.shard_rows(shard):
-        facts: dict[str, Any] = row.facts
         segment = _segment(row)
-        yield ClipRecord(
-            key=str(row.key),
-            shard=shard_path(journal.split, shard),
+        yield clip_record(
+            shard_path(journal.split, shard),
+            str(row.key),
+            {**row.facts, "fps": fps},
             label=labels[segment.label] if segment.label is not None else -1,
-            num_frames=facts["num_frames"],
-            fps_num=manifest.profile.fps.numerator,
-            fps_den=manifest.profile.fps.denominator,
-            width=facts["width"],
-            height=facts["height"],
-            entry_offset=facts["entry_offset"],
-            entry_bytes=facts["entry_bytes"],
-            video_offset=facts["video_offset"],
-            video_bytes=facts["video_bytes"],
-            content_hash=bytes.fromhex(facts["content_hash"]),
-            crc32=facts["crc32"],
             video_id=segment.video_id,
             start_seconds=segment.start_seconds,
             end_seconds=row.annotated_end(),
-            source=facts["source"],
-            short=facts["short"],
-            codec_config=bytes.fromhex(facts["codec_config"]),
-            gop_frames=facts["gop_frames"],
-            gop_offsets=tuple(facts["gop_offsets"]),
-            gop_crc32=tuple(facts["gop_crc32"]),
+            source=row.facts["source"],
+            short=row.facts["short"],
         )
 
 

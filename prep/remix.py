@@ -6,7 +6,6 @@ anew. Like prep.assemble, it imports webdataset, which imports torch where it is
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import zlib
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.assemble import finish_tar, scan, tar_in_the_making, write_tar
+from prep.checksums import content_hash
 from prep.errors import DatasetError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
@@ -63,7 +63,7 @@ def _check_places(tar: Path, job: dict[str, Any]) -> None:
         for clip in job["clips"]:
             file.seek(videos.get(clip["key"], 0))
             payload = file.read(clip["video_bytes"])
-            if hashlib.blake2b(payload, digest_size=16).hexdigest() != clip["content_hash"]:
+            if content_hash(payload).hex() != clip["content_hash"]:
                 raise DatasetError(
                     f"clip {clip['key']} of {clip['shard']}: its video is not the one member that "
                     "is named like a video; run `kprep verify` on the sources"
@@ -114,7 +114,7 @@ def checked_sample(
     if len(found) != 1:
         raise DatasetError(f"{named} does not stand where the index says; run `kprep verify`")
     payload = data[at : at + clip["video_bytes"]]
-    digest = hashlib.blake2b(payload, digest_size=16).hexdigest()
+    digest = content_hash(payload).hex()
     if digest != clip["content_hash"] or zlib.crc32(payload) != clip["crc32"]:
         raise DatasetError(f"{named} is damaged: its hash is not the index's; run `kprep verify`")
     sample: dict[str, str | bytes] = {"__key__": clip["key"]}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.assemble import energon_offsets
+from prep.clip_rows import clip_record
 from prep.companions import wids_path
-from prep.described import clip_record, describe_shards
+from prep.describe_shards import describe_shards
 from prep.errors import KprepError
 from prep.exclusive import exclusive
 from prep.faults import Fault, Kind

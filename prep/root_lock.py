@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, StorageError, UsageError
-from prep.format.layout import WORK_NAME
+from prep.format.layout import LOCK_NAME, WORK_NAME
 from prep.local_files import refuse_links_in
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from prep.storage import Storage
 
-LOCK_NAME = ".kprep-lock"
 _TTL_SECONDS = 120.0
 
 _log = logging.getLogger("kprep.lock")

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, UsageError
 from prep.format import Manifest, read_manifest
-from prep.format.layout import MANIFEST_PATH, WORK_NAME
+from prep.format.layout import (
+    CARD_PATH,
+    CLASSES_PATH,
+    ENERGON_FOLDER,
+    MANIFEST_PATH,
+    WORK_NAME,
+    is_reserved,
+)
 from prep.journal_reader import read_setting, read_sums
 from prep.local_files import refuse_links_in
-from prep.root_lock import LOCK_NAME
 from prep.storage import Storage
 
 if TYPE_CHECKING:
@@ -22,7 +28,8 @@ if TYPE_CHECKING:
 
 _JOURNAL = "journal.sqlite"
 # What publishing writes before the manifest, so that a run killed there finds its own files
-_PUBLISHED = re.compile(r"index|ledger|README\.md|classes\.txt|\.nv-meta|wids-[a-z0-9_]+\.json")
+_PUBLISHED = ("index", "ledger", CARD_PATH, CLASSES_PATH, ENERGON_FOLDER)
+_WIDS = re.compile(r"wids-[a-z0-9_]+\.json")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -65,10 +72,17 @@ def _strange(options: ShardOptions) -> list[str]:
     else:
         names = {info.path.split("/")[0] for info in options.storage.list()}
     begun = begun_splits(options)
-    ours = {WORK_NAME, LOCK_NAME, *begun}
-    if begun:
-        ours |= {name for name in names if _PUBLISHED.fullmatch(name) or _TEMPORARY.fullmatch(name)}
-    return sorted(names - ours)
+    return sorted(
+        name
+        for name in names
+        if not is_reserved(name) and name not in begun and not (begun and _is_published(name))
+    )
+
+
+def _is_published(name: str) -> bool:
+    """Whether publishing writes something of this name before the manifest."""
+    written = _WIDS.fullmatch(name) or _TEMPORARY.fullmatch(name)
+    return name in _PUBLISHED or written is not None
 
 
 def begun_splits(options: ShardOptions) -> set[str]:
@@ -180,7 +194,10 @@ def remove_leftovers(options: ShardOptions) -> None:
     root = options.storage.local_root
     if root is None:
         return
-    for folder in (root, *(root / name for name in ("index", "ledger", ".nv-meta", options.split))):
+    for folder in (
+        root,
+        *(root / name for name in ("index", "ledger", ENERGON_FOLDER, options.split)),
+    ):
         ours = folder.is_dir() and (folder == root or not folder.is_symlink())
         for path in folder.glob(".*.tmp") if ours else ():
             if _TEMPORARY.fullmatch(path.name):

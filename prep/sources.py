@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from prep.annotations import open_annotations
 from prep.errors import UsageError
+from prep.exact_numbers import exact_number
 from prep.folder_source import FolderSource
-from prep.format.rates import exact_number
 from prep.remote_sources import MirrorSource, VideoSiteSource
 
 if TYPE_CHECKING:

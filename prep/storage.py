@@ -136,6 +136,11 @@ class Storage:
         """The directory, or None when the root is in an object store."""
         return None if is_url(self.root) else Path(self.root)
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the root is served over HTTP: it can be read, but not listed or written."""
+        return self.root.startswith(("http://", "https://"))
+
     def where(self, path: str) -> str:
         """Name an object for a message."""
         return f"{self.root}/{path}"

@@ -51,7 +51,7 @@ def verify_command(
     from prep.verify import examine, verdict_of
 
     storage = Storage(root)
-    if wants_repair and root.startswith(("http://", "https://")):
+    if wants_repair and storage.is_read_only:
         raise UsageError(f"root {root} can only be read; repair the copy that it is served from")
     place = MANIFEST_PATH
     try:

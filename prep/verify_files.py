@@ -15,7 +15,14 @@ from prep.format import (
     read_index,
     split_fingerprint,
 )
-from prep.format.layout import COPY_MARKER_PATH, MANIFEST_PATH
+from prep.format.layout import (
+    CARD_PATH,
+    CLASSES_PATH,
+    COPY_MARKER_PATH,
+    MANIFEST_PATH,
+    classes_file,
+    is_reserved,
+)
 from prep.ledger import read_ledger
 from prep.shard_bytes import ShardBytes
 from prep.store_errors import is_forbidden
@@ -28,9 +35,7 @@ if TYPE_CHECKING:
     from prep.format import Manifest
     from prep.storage import Storage
 
-_UNFINISHED = (".kprep-work/", ".kprep-lock")  # of conversions that run; no part of the dataset
 ALTERED = "altered (sha256 differs from the manifest's)"
-CARD_PATH, CLASSES_PATH = "README.md", "classes.txt"
 
 
 def shard_paths(manifest: Manifest) -> set[str]:
@@ -43,7 +48,7 @@ def extra_files(storage: Storage, manifest: Manifest) -> list[Fault] | None:
 
     That is a web server, or a bucket that these credentials may read and not list.
     """
-    if storage.root.startswith(("http://", "https://")):
+    if storage.is_read_only:
         return None
     try:
         found = [info.path for info in storage.list()]
@@ -54,7 +59,7 @@ def extra_files(storage: Storage, manifest: Manifest) -> list[Fault] | None:
     return [
         Fault(Kind.EXTRA, path, "not listed in the manifest")
         for path in found
-        if path not in manifest.files and path != MANIFEST_PATH and not path.startswith(_UNFINISHED)
+        if path not in manifest.files and path != MANIFEST_PATH and not is_reserved(path)
     ]
 
 
@@ -67,7 +72,7 @@ def unlisted_files(manifest: Manifest) -> Iterator[Fault]:
 
 def unfinished_copy(storage: Storage) -> Iterator[Fault]:
     """Name a copy into this root that was not completed: other faults may be of its making."""
-    if storage.root.startswith(("http://", "https://")):
+    if storage.is_read_only:
         return
     try:
         if not storage.exists(COPY_MARKER_PATH):
@@ -139,8 +144,8 @@ def storage_fault(path: str, error: StorageError) -> Fault:
 
 def shared_files(manifest: Manifest, contents: dict[str, bytes]) -> Iterator[Fault]:
     """Compare what follows from the manifest with what is there."""
-    names = "".join(f"{name}\n" for name in manifest.class_names).encode()
-    wanted = {CLASSES_PATH: names, **companions.energon_files(manifest.splits)}
+    classes = {CLASSES_PATH: classes_file(manifest.class_names)}
+    wanted = {**classes, **companions.energon_files(manifest.splits)}
     for path, data in wanted.items():
         if path in contents and contents[path] != data:
             yield Fault(Kind.COMPANION, path, "disagrees with the manifest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import zlib
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prep.checksums import content_hash
 from prep.clip_check import deep_faults
 from prep.errors import DatasetError, StorageError
 from prep.faults import Fault, Kind
@@ -186,7 +186,7 @@ class ShardCheck:
             self._check_label(self.foreign["labels"], row)
 
     def _check_video(self, payload: bytes, row: ClipRecord, offset: int) -> None:
-        if hashlib.blake2b(payload, digest_size=16).digest() != row.content_hash:
+        if content_hash(payload) != row.content_hash:
             text = f"{row.key}: its video is not the one that the index describes"
             self.fault(Kind.INDEX, text, row.key)
             return

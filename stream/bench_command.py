@@ -131,11 +131,10 @@ def _split(storage: Any, split: str | None) -> str:
     """Return the split that is meant; UsageError when the root does not have it."""
     from prep.format import read_manifest
 
-    known = sorted(read_manifest(storage).splits)
+    manifest = read_manifest(storage)
     if split is None:
-        split = known[0] if len(known) == 1 else "train"
-    if split not in known:
-        raise UsageError(f"{storage.root} has no split {split!r}; it has {', '.join(known)}")
+        split = next(iter(manifest.splits)) if len(manifest.splits) == 1 else "train"
+    manifest.split(split, storage.root)
     return split
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prep.errors import DatasetError, MissingBucketError, StorageError, UsageError
+from prep.errors import UsageError
 from prep.format import read_manifest
+from prep.format.manifest import no_split_error
 from stream.index import load_index
 from stream.joined import IndexPart, JoinedIndex, JoinedReader, ShardsByFullName
 from stream.mixture import Share
@@ -71,7 +72,7 @@ def open_roots(
     roots = list(given) if isinstance(given, (list, tuple)) else [WeightedStorage(given)]  # type: ignore[arg-type]
     opened = []
     for root in roots:
-        manifest = _read_manifest(root.storage)
+        manifest = read_manifest(root.storage)
         found = manifest.splits.get(split)
         index = load_index(root.storage, manifest, split) if found is not None else None
         weight = Fraction(1) if evaluation else root.weight
@@ -79,8 +80,7 @@ def open_roots(
     lacking = [root for root in opened if root.split is None]
     if lacking and (not evaluation or len(lacking) == len(opened)):
         root = lacking[0]
-        known = ", ".join(sorted(root.manifest.splits)) or "none"
-        raise UsageError(f"{root.storage.root} has no split {split!r}; it has {known}")
+        raise no_split_error(root.storage.root, split, root.manifest.splits)
     return opened
 
 
@@ -199,18 +199,3 @@ def too_short_error(split: str, frames: int, fps: Fraction) -> UsageError:
         f"no clip of split {split} has {frames} frames at {float(fps):g} fps; "
         "ask for fewer frames, or short='pad'"
     )
-
-
-def _read_manifest(storage: Storage) -> Manifest:
-    """Read the manifest; where there is none, find out whether there is a bucket at all."""
-    try:
-        return read_manifest(storage)
-    except DatasetError:
-        if storage.local_root is None:
-            try:
-                storage.read("manifest.json")
-            except MissingBucketError:
-                raise
-            except StorageError:
-                pass
-        raise

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from prep.errors import UsageError
 from prep.format import read_manifest
 from stream.cache import disk_space
 from stream.index import IndexedClip, load_index
@@ -85,14 +84,12 @@ class StoredSplit:
 
     def __init__(self, storage: Storage, name: str) -> None:
         manifest = read_manifest(storage)
-        if name not in manifest.splits:
-            known = ", ".join(sorted(manifest.splits)) or "none"
-            raise UsageError(f"{storage.root} has no split {name!r}; it has {known}")
+        split = manifest.split(name, storage.root)
         self.gap_bytes = 0 if storage.local_root is not None else REMOTE_GAP_BYTES
         self._index = load_index(storage, manifest, name)
         self._bytes = self._index.video_bytes
-        self.fingerprint = manifest.splits[name].fingerprint
-        self.num_shards = len(manifest.splits[name].shards)
+        self.fingerprint = split.fingerprint
+        self.num_shards = len(split.shards)
         self.num_rows = len(self._index)
         self.index_bytes = self._index.path.stat().st_size
         self._by_rate = self._index.rates()

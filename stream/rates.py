@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from prep.errors import UsageError
-from prep.format.rates import exact_number
+from prep.format import exact_number
 
 _MOST_RATE = 1_000_000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prep.errors import UsageError
-from prep.format.rates import exact_number
+from prep.format import exact_number
 
 _MOST_WEIGHT = 1000
 _WEIGHTED = re.compile(r"(?P<root>.+)@(?P<weight>\d+(?:\.\d*)?|\.\d+)", re.DOTALL)

@@ -29,7 +29,7 @@ from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.copy_plan import is_root_file, plan_copy
 from prep.copy_roots import check_roots
-from prep.errors import DatasetError, KprepError, StorageError, UsageError
+from prep.errors import DatasetError, KprepError, MissingBucketError, StorageError, UsageError
 from prep.faults import Kind
 from prep.format import FileEntry, Manifest, Shard, Split, read_manifest
 from prep.open_index import open_index
@@ -856,5 +856,24 @@ def test_progress_shows_bandwidth_and_the_time_that_is_left(capsys):
 
 
 def test_a_plan_of_an_unknown_split_names_those_there_are():
-    with pytest.raises(KprepError, match=r"no split 'x' in the source; it has train, val"):
+    with pytest.raises(KprepError, match=r"the source has no split .x.; it has train, val"):
         plan_copy(_manifest({"train": 1, "val": 1}), ["x"], None, "there")
+
+
+def test_a_copy_writes_the_very_manifest_that_it_has_checked(dataset, tmp_path, monkeypatch):
+    """A newer one can stand there a moment later."""
+    reads = []
+
+    def read(storage, path, *rest):
+        reads.append(path)
+        return whole(storage, path, *rest)
+
+    whole = Storage.read
+    monkeypatch.setattr(Storage, "read", read)
+    copy_dataset(Storage(str(dataset)), Storage(str(tmp_path / "copy")), dry_run=True)
+    assert reads.count("manifest.json") == 1
+
+
+def test_a_bucket_that_is_not_there_is_said_to_be_missing(s3, tmp_path):
+    with pytest.raises(MissingBucketError, match="s3://nobody-has-this/.* bucket does not exist"):
+        copy_dataset(Storage("s3://nobody-has-this/x", s3.options), Storage(str(tmp_path / "copy")))

@@ -29,7 +29,7 @@ from prep.format import (
     split_fingerprint,
     write_index,
 )
-from prep.format.layout import yaml_name
+from prep.format.layout import is_reserved, yaml_name
 from prep.ledger import SCHEMA, read_ledger
 from prep.profile import PROFILES
 from prep.storage import Storage, check_relative_path
@@ -281,3 +281,25 @@ def test_a_local_file_has_one_version_however_it_is_asked_for(tmp_path):
     assert listed == storage.info("a.txt")
     assert storage.read_with_etag("a.txt") == (b"one", listed.etag)
     assert bytes(storage.read_range("a.txt", 1, 3, etag=listed.etag)) == b"ne"
+
+
+@pytest.mark.parametrize(
+    ("path", "reserved"),
+    [
+        (".kprep-work", True),
+        (".kprep-work/copy.json", True),
+        (".kprep-lock", True),
+        (".kprep-workers/a.tar", False),
+        ("train/.kprep-work/a.tar", False),
+        (".nv-meta/split.yaml", False),
+    ],
+)
+def test_what_no_dataset_may_hold_is_reserved(path, reserved):
+    assert is_reserved(path) == reserved
+
+
+@pytest.mark.parametrize(("splits", "has"), [({}, "none"), ({"val": 1, "train": 2}, "train, val")])
+def test_a_split_that_is_not_there_is_named_with_those_that_are(splits, has):
+    manifest = Manifest(PROFILES["small"], (), splits, {})
+    with pytest.raises(UsageError, match=f"^here has no split 'typo'; it has {has}$"):
+        manifest.split("typo", "here")

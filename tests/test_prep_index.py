@@ -30,7 +30,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from prep.clip_check import decode_clip, off_rate
 from prep.describe_shard import _Foreign
-from prep.described import describe_shards
+from prep.describe_shards import describe_shards
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.foreign_index import IndexOptions, find_shards, index_tars

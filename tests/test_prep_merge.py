@@ -31,7 +31,7 @@ from prep.assemble import write_tar
 from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
 from prep.errors import DatasetError, UsageError
-from prep.format import Sidecar
+from prep.format import Sidecar, Split
 from prep.job_bytes import JobBytes
 from prep.ledger import SCHEMA
 from prep.merge import MergeOptions, merge
@@ -45,6 +45,7 @@ from prep.merge_plan import (
     kept_classes,
     merge_classes,
 )
+from prep.merge_sources import foreign_rules
 from prep.remix import _check_places
 from prep.shard_worker import Mark, read_mark
 from prep.shuffle import place
@@ -824,3 +825,9 @@ def _ledger(rows, root: int) -> pa.Table:
         values.append({"row": number, "key": key, "label": "x", "status": status, "reason": reason,
                        "detail": detail, "source": source})  # fmt: skip
     return pa.Table.from_pylist(values, schema=SCHEMA)
+
+
+@pytest.mark.parametrize("settings", [{}, {"foreign": {"keys": "shard"}}])
+def test_tars_of_which_it_is_not_known_how_they_were_indexed_are_not_merged(settings):
+    with pytest.raises(DatasetError, match=r"settings\.foreign.* index the tars again"):
+        foreign_rules("train", Split("0" * 64, 0, 0, {}, (), settings))

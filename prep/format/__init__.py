@@ -6,6 +6,7 @@ import than the encoding of a clip lets an idle core wait.
 
 from typing import TYPE_CHECKING
 
+from prep.exact_numbers import exact_number
 from prep.format.clip_record import ClipRecord
 from prep.format.containers import CONTAINER_OPTIONS
 from prep.format.foreign import foreign_settings
@@ -48,6 +49,7 @@ __all__ = [
     "Split",
     "check_new_split_name",
     "check_split_name",
+    "exact_number",
     "foreign_settings",
     "index_path",
     "index_schema",

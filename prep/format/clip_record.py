@@ -31,7 +31,7 @@ class ClipRecord:
     video_offset: int
     video_bytes: int
     content_hash: bytes
-    """16 bytes: BLAKE2b-128 of the video payload."""
+    """16 bytes: BLAKE2b-128 of the video payload, as `prep.checksums.content_hash` says."""
     crc32: int
     """Of the video payload (zlib's polynomial)."""
     video_id: str

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 FORMAT_VERSION = 1
 MANIFEST_PATH = "manifest.json"
+CARD_PATH = "README.md"
+CLASSES_PATH = "classes.txt"
+ENERGON_FOLDER = ".nv-meta"
+LOCK_NAME = ".kprep-lock"
 WORK_NAME = ".kprep-work"
 COPY_MARKER_PATH = f"{WORK_NAME}/copy.json"
 """What an unfinished copy into a root is of; removed when the copy is whole."""
@@ -45,6 +53,16 @@ def check_split_name(split: str) -> str:
             "and not be 'index' or 'ledger'"
         )
     return split
+
+
+def is_reserved(path: str) -> bool:
+    """Whether a path below a root is for work in progress and its locks: no file of a dataset."""
+    return path == WORK_NAME or path.startswith((f"{WORK_NAME}/", LOCK_NAME))
+
+
+def classes_file(names: Iterable[str]) -> bytes:
+    """Return the contents of classes.txt."""
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def is_shard_path(path: str) -> bool:

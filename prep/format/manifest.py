@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import DatasetError, KprepError
+from prep.errors import DatasetError, KprepError, MissingBucketError, StorageError, UsageError
 from prep.format.layout import (
     COPY_MARKER_PATH,
     FORMAT_VERSION,
@@ -21,6 +21,8 @@ from prep.profile import FOREIGN_PROFILE, EncodingProfile, profile_from_json
 from prep.storage import Storage, check_relative_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pyarrow as pa
 
 _MAX_COUNT = (1 << 63) - 1  # what readers in other languages, and Arrow, can hold
@@ -85,6 +87,12 @@ class Manifest:
     def is_foreign(self) -> bool:
         """Whether somebody else encoded the clips, so that the profile says nothing of them."""
         return self.profile.name == FOREIGN_PROFILE
+
+    def split(self, name: str, where: str) -> Split:
+        """Return a split; UsageError, with where the dataset is, when there is none of the name."""
+        if name not in self.splits:
+            raise no_split_error(where, name, self.splits)
+        return self.splits[name]
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it stands on disk."""
@@ -205,14 +213,30 @@ def _sha256(value: Any) -> str:
     return value
 
 
+def no_split_error(where: str, name: str | None, known: Iterable[str]) -> UsageError:
+    """Return what is said where a split that was asked for, or any split, is not there."""
+    if name is None:
+        return UsageError(f"{where} has no split yet")
+    return UsageError(f"{where} has no split {name!r}; it has {', '.join(sorted(known)) or 'none'}")
+
+
 def read_manifest(storage: Storage) -> Manifest:
     """Read the manifest of a root; DatasetError when the root is no dataset."""
+    return read_manifest_bytes(storage)[0]
+
+
+def read_manifest_bytes(storage: Storage) -> tuple[Manifest, bytes]:
+    """Return what `read_manifest` does, and the very bytes that it was read from.
+
+    Raises MissingBucketError where there is no manifest because there is no bucket.
+    """
     root = storage.local_root
     if root is not None and root.exists() and not root.is_dir():
         raise DatasetError(f"{root} is a file; give the folder of a dataset")
     if root is not None and not root.is_dir():
         raise DatasetError(f"{root} does not exist; make a dataset there with `kprep shard`")
     if not storage.exists(MANIFEST_PATH):
+        _refuse_missing_bucket(storage)
         if storage.exists(COPY_MARKER_PATH):
             raise DatasetError(
                 f"{storage.root} holds no {MANIFEST_PATH} yet: a copy into this root is not "
@@ -222,7 +246,20 @@ def read_manifest(storage: Storage) -> Manifest:
             f"{storage.root} holds no {MANIFEST_PATH}, so it is no kprep dataset "
             "(or its conversion is not finished: run the same `kprep shard` again)"
         )
-    return Manifest.from_bytes(storage.read(MANIFEST_PATH), storage.where(MANIFEST_PATH))
+    data = storage.read(MANIFEST_PATH)
+    return Manifest.from_bytes(data, storage.where(MANIFEST_PATH)), data
+
+
+def _refuse_missing_bucket(storage: Storage) -> None:
+    """Raise MissingBucketError where there is no bucket: only an answer with a body can tell."""
+    if storage.local_root is not None:
+        return
+    try:
+        storage.read(MANIFEST_PATH)
+    except MissingBucketError:
+        raise
+    except StorageError:
+        pass  # the caller says what is missing
 
 
 def split_fingerprint(table: pa.Table) -> str:
