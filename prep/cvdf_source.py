@@ -23,12 +23,11 @@ from prep.cvdf_layout import (
 )
 from prep.errors import StorageError
 from prep.fetch_errors import (
-    MISSING_UPSTREAM,
-    NETWORK,
     CircuitOpenError,
     FetchError,
     StoppedError,
 )
+from prep.outcome import Reason
 from prep.source import Candidate, Offer
 from prep.storage import write_atomic
 from prep.tar_stream import (
@@ -209,7 +208,7 @@ class CvdfSource:
         found = parse_archive_list(text, self.layout)
         if not found.archives:
             raise FetchError(
-                MISSING_UPSTREAM,
+                Reason.MISSING_UPSTREAM,
                 f"{address(self.base, self.layout.archive_list)} names no archive like "
                 f"{self.layout.archives}; check the mirror's base address",
             )
@@ -225,7 +224,8 @@ class CvdfSource:
         data = self.client.get_bytes(url, _MAX_LIST_BYTES)
         if not data.strip() or data.lstrip().startswith((b"<", b"\x1f\x8b")):
             raise FetchError(
-                MISSING_UPSTREAM, f"{url} is no list: it begins with {data[:40]!r}; check the base"
+                Reason.MISSING_UPSTREAM,
+                f"{url} is no list: it begins with {data[:40]!r}; check the base",
             )
         return data
 
@@ -287,7 +287,11 @@ class CvdfSource:
         return deque(_Archive(path, ends) for path in paths if not archive_done(path))
 
     def _goes_on(
-        self, archive: _Archive, error: FetchError, failures: int, todo: deque[_Archive]
+        self,
+        archive: _Archive,
+        error: FetchError | ArchiveError,
+        failures: int,
+        todo: deque[_Archive],
     ) -> bool:
         """Put a failed archive behind the others, or down as failed; return whether to go on."""
         first = archive.path in self.layout.read_first
@@ -301,15 +305,19 @@ class CvdfSource:
             todo.append(archive)
         if ends and todo:
             detail = f"{len(todo)} more archives were not read to their end"
-            self._find("", NETWORK, detail, retryable=True)
+            self._find("", Reason.NETWORK, detail, retryable=True)
         return not ends
 
-    def _read(self, archive: _Archive, rows: _Rows) -> Generator[Offer, None, FetchError | None]:
+    def _read(
+        self, archive: _Archive, rows: _Rows
+    ) -> Generator[Offer, None, FetchError | ArchiveError | None]:
         """Offer the wanted members of one archive; return an error that may pass with time."""
         archive.tries += 1
         try:
             with self.client.open_stream(address(self.base, archive.path)) as body:
                 yield from self._members(archive, body, rows)
+        except ArchiveError as error:
+            return error
         except FetchError as error:
             if isinstance(error, StoppedError):
                 raise
@@ -336,7 +344,7 @@ class CvdfSource:
             if error.reason == NOT_AN_ARCHIVE or (
                 error.reason == TRUNCATED and body.size_bytes is None
             ):  # a proxy's page, or a body that no length proves to be whole
-                raise FetchError(error.reason, error.detail) from error
+                raise
             self._find(archive.path, error.reason, error.detail)
             finished = error.reason == EMPTY
             archive.fault = f"a {error.reason}" if error.reason in BROKEN else ""

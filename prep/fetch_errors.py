@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prep.errors import KprepError
 
-NETWORK = "network"
-RATE_LIMITED = "rate-limited"
-MISSING_UPSTREAM = "missing upstream"
+if TYPE_CHECKING:
+    from prep.outcome import Reason
 
 
 class FetchError(KprepError):
-    """Something could not be fetched. `reason` is one of the three words above."""
+    """Something could not be fetched, for one of the reasons that a ledger knows."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
@@ -20,7 +21,7 @@ class FetchError(KprepError):
     @property
     def retryable(self) -> bool:
         """Whether asking again later can give another answer."""
-        return self.reason != MISSING_UPSTREAM
+        return self.reason.retryable
 
 
 class ObjectChangedError(FetchError):

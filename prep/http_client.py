@@ -31,15 +31,12 @@ from urllib3.exceptions import HTTPError, LocationValueError
 from prep.downloads import growing_wait
 from prep.errors import UsageError
 from prep.fetch_errors import (
-    MISSING_UPSTREAM,
-    NETWORK,
-    RATE_LIMITED,
     CircuitOpenError,
     FetchError,
     ObjectChangedError,
-    StoppedError,
 )
-from prep.politeness import CircuitBreaker, Politeness, Timing
+from prep.outcome import Reason
+from prep.politeness import CircuitBreaker, Politeness, Timing, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +48,6 @@ _ABSENT = (401, 403, 404, 410, 451)  # S3 says 403 for a missing object where li
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
-_SLICE_SECONDS = 0.5  # a pause of minutes must notice `stop` soon
 
 
 class _ConnectionBrokenError(Exception):
@@ -72,9 +68,8 @@ class HttpClient:
         )
         self._headers = {"User-Agent": ask.user_agent, "Accept-Encoding": "identity"}
         self._pools: dict[str, urllib3.PoolManager] = {}
-        self._next_turn = self.timing.monotonic()
+        self.turns = Turns(self.timing)
         self._lock = threading.Lock()
-        self._stopped = False
 
     def __enter__(self) -> Self:
         """Return the client; leaving the block closes its connections."""
@@ -91,7 +86,7 @@ class HttpClient:
 
     def stop(self) -> None:
         """Make every pause and request end soon with StoppedError; safe in a signal handler."""
-        self._stopped = True
+        self.turns.stop()
 
     def get_bytes(self, url: str, max_bytes: int) -> bytes:
         """Return a whole object; FetchError when it is longer than `max_bytes`."""
@@ -100,7 +95,7 @@ class HttpClient:
             while data := body.read(_BLOCK_BYTES):
                 length += len(data)
                 if length > max_bytes:
-                    raise FetchError(NETWORK, f"{url} is longer than {max_bytes:,} bytes")
+                    raise FetchError(Reason.NETWORK, f"{url} is longer than {max_bytes:,} bytes")
                 parts.append(data)
         return b"".join(parts)
 
@@ -116,7 +111,7 @@ class HttpClient:
 
     def wait_for_circuit(self) -> None:
         """Return when the next request may be made after a CircuitOpenError."""
-        self.pause(self._breaker.seconds_left)
+        self.turns.pause(self._breaker.seconds_left)
 
     def request(self, method: str, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
         """Return an answer that is not an error of ours to handle: 2xx, 405, 416 or 501.
@@ -129,7 +124,7 @@ class HttpClient:
             try:
                 response = self._attempt(method, url, headers)
             except _ConnectionBrokenError as error:
-                reason, detail, asked = NETWORK, f"{url}: {error}", 0.0
+                reason, detail, asked = Reason.NETWORK, f"{url}: {error}", 0.0
             else:
                 if response.status not in _BUSY:
                     return self._settled(url, response)
@@ -141,7 +136,7 @@ class HttpClient:
                 raise CircuitOpenError(reason, self._open_message(detail))
             if failures >= self.politeness.attempts:
                 raise FetchError(reason, f"{detail}; given up after {failures} attempts")
-            self.pause(max(asked, self.back_off(failures)))
+            self.turns.pause(max(asked, self.back_off(failures)))
 
     def back_off(self, failures: int) -> float:
         """Return the pause after the n-th failure: doubling, capped, with up to half of jitter."""
@@ -149,29 +144,12 @@ class HttpClient:
         seconds = growing_wait(first, longest, failures)
         return seconds * (1 - self.timing.random() / 2)
 
-    def pause(self, seconds: float) -> None:
-        """Sleep in slices, so that `stop` ends it."""
-        while seconds > 0:
-            self.check_stopped()
-            self.timing.sleep(min(seconds, _SLICE_SECONDS))
-            seconds -= _SLICE_SECONDS
-        self.check_stopped()
-
-    def check_stopped(self) -> None:
-        """Raise StoppedError after `stop`."""
-        if self._stopped:
-            raise StoppedError(NETWORK, "the run is being stopped")
-
     def _admit(self, url: str) -> None:
         """Wait for this source's turn; raise CircuitOpenError while the circuit is open."""
-        self.check_stopped()
+        self.turns.check_stopped()
         if not self._breaker.admit():
-            raise CircuitOpenError(NETWORK, self._open_message(url))
-        with self._lock:
-            now = self.timing.monotonic()
-            turn = max(now, self._next_turn)
-            self._next_turn = turn + 1.0 / self.politeness.requests_per_second
-        self.pause(turn - now)
+            raise CircuitOpenError(Reason.NETWORK, self._open_message(url))
+        self.turns.wait(1.0 / self.politeness.requests_per_second)
 
     def _open_message(self, detail: str) -> str:
         return (
@@ -196,12 +174,14 @@ class HttpClient:
                 return response
             response.close()
             target = _redirected(target, response.headers.get("Location", ""))
-        raise FetchError(NETWORK, f"{url} redirects more than {_MOST_REDIRECTS} times")
+        raise FetchError(Reason.NETWORK, f"{url} redirects more than {_MOST_REDIRECTS} times")
 
     def _broken(self, url: str, error: Exception) -> Exception:
         cause = error.args[0] if error.args else None
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return FetchError(NETWORK, f"{url}: its certificate is refused: {cause.verify_message}")
+            return FetchError(
+                Reason.NETWORK, f"{url}: its certificate is refused: {cause.verify_message}"
+            )
         return _ConnectionBrokenError(brief(error))
 
     def _settled(self, url: str, response: BaseHTTPResponse) -> BaseHTTPResponse:
@@ -210,8 +190,8 @@ class HttpClient:
             return response
         response.close()
         if response.status in _ABSENT:
-            raise FetchError(MISSING_UPSTREAM, f"{url}: HTTP {response.status}")
-        raise FetchError(NETWORK, f"{url}: unexpected HTTP {response.status}")
+            raise FetchError(Reason.MISSING_UPSTREAM, f"{url}: HTTP {response.status}")
+        raise FetchError(Reason.NETWORK, f"{url}: unexpected HTTP {response.status}")
 
     def _retry_after(self, headers: Mapping[str, str]) -> float:
         """Return the seconds that Retry-After asks for (RFC 9110, 10.2.3), at most the cap."""
@@ -269,7 +249,7 @@ class ResumableBody:
         response = client.request("GET", url, {})
         if response.status != 200:
             response.close()
-            raise FetchError(NETWORK, f"{url}: unexpected HTTP {response.status}")
+            raise FetchError(Reason.NETWORK, f"{url}: unexpected HTTP {response.status}")
         self.size_bytes = _length(response.headers)
         self._etag = response.headers.get("ETag", "")
         self._modified = response.headers.get("Last-Modified", "")
@@ -294,7 +274,7 @@ class ResumableBody:
         if size < 1:
             raise ValueError(f"size ({size}) must be positive")
         while self.size_bytes is None or self.position < self.size_bytes:
-            self._client.check_stopped()
+            self._client.turns.check_stopped()
             try:
                 if self._response is None:
                     self._response = self._reopened()
@@ -327,11 +307,11 @@ class ResumableBody:
         if self._breaks >= self._client.politeness.attempts:
             whole = "" if self.size_bytes is None else f" of {self.size_bytes:,}"
             raise FetchError(
-                NETWORK,
+                Reason.NETWORK,
                 f"{self.url} broke at byte {self.position:,}{whole}: {detail}; "
                 f"given up after {self._breaks} breaks without progress",
             )
-        self._client.pause(self._client.back_off(self._breaks))
+        self._client.turns.pause(self._client.back_off(self._breaks))
 
     def _reopened(self) -> BaseHTTPResponse:
         """Return an answer whose next byte is the one at `position`."""
@@ -360,7 +340,7 @@ class ResumableBody:
         if response.status == 416:
             raise self._changed(f"it has no byte {self.position:,} any more")
         if response.status not in (200, 206):
-            raise FetchError(NETWORK, f"{self.url}: unexpected HTTP {response.status}")
+            raise FetchError(Reason.NETWORK, f"{self.url}: unexpected HTTP {response.status}")
         for name, known in (("ETag", self._etag), ("Last-Modified", self._modified)):
             now = response.headers.get(name, "")
             if known and now and now != known:
@@ -387,7 +367,7 @@ class ResumableBody:
 
     def _changed(self, detail: str) -> ObjectChangedError:
         return ObjectChangedError(
-            NETWORK, f"{self.url} was replaced while it was being read: {detail}"
+            Reason.NETWORK, f"{self.url} was replaced while it was being read: {detail}"
         )
 
 
@@ -397,9 +377,9 @@ def brief(error: BaseException) -> str:
     return text.rpartition(">: ")[2][:200] or type(error).__name__
 
 
-def _busy_reason(response: BaseHTTPResponse) -> str:
+def _busy_reason(response: BaseHTTPResponse) -> Reason:
     told = response.status == 429 or "Retry-After" in response.headers
-    return RATE_LIMITED if told else NETWORK
+    return Reason.RATE_LIMITED if told else Reason.NETWORK
 
 
 def _length(headers: Mapping[str, str]) -> int | None:
@@ -422,7 +402,11 @@ def _redirected(url: str, location: str) -> str:
     target = urllib.parse.urljoin(url, location)
     scheme = urllib.parse.urlsplit(target).scheme
     if not location or scheme not in ("http", "https"):
-        raise FetchError(NETWORK, f"{url} redirects to {location[:200]!r}, which is no address")
+        raise FetchError(
+            Reason.NETWORK, f"{url} redirects to {location[:200]!r}, which is no address"
+        )
     if urllib.parse.urlsplit(url).scheme == "https" and scheme == "http":
-        raise FetchError(NETWORK, f"{url} redirects to http://, which is not verified; refused")
+        raise FetchError(
+            Reason.NETWORK, f"{url} redirects to http://, which is not verified; refused"
+        )
     return target

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
+from prep.fetch_errors import StoppedError
+from prep.outcome import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_SLICE_SECONDS = 0.5  # a pause of minutes must notice `stop` soon
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,41 @@ class Timing:
     wall: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
+
+
+class Turns:
+    """The turns of those who ask one source, and their pauses, which `stop` ends."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._next = timing.monotonic()
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Make every pause end soon with StoppedError; safe in a signal handler."""
+        self.stopped = True
+
+    def check_stopped(self) -> None:
+        """Raise StoppedError after `stop`."""
+        if self.stopped:
+            raise StoppedError(Reason.NETWORK, "the run is being stopped")
+
+    def pause(self, seconds: float) -> None:
+        """Sleep in slices, so that `stop` ends it."""
+        while seconds > 0:
+            self.check_stopped()
+            self._timing.sleep(min(seconds, _SLICE_SECONDS))
+            seconds -= _SLICE_SECONDS
+        self.check_stopped()
+
+    def wait(self, interval_seconds: float) -> None:
+        """Return when it is the caller's turn; the next one's is `interval_seconds` later."""
+        with self._lock:
+            now = self._timing.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + interval_seconds
+        self.pause(turn - now)
 
 
 class CircuitBreaker:

@@ -126,7 +126,7 @@ class VideoSiteSource:
                 return
             except FetchError as error:
                 self._refused += 1
-                yield Offer(row, [], refusal=(Reason(error.reason), error.detail))
+                yield Offer(row, [], refusal=(error.reason, error.detail))
             else:
                 yield Offer(row, [candidate], Release(self.site, candidate))
 

@@ -8,68 +8,57 @@ from __future__ import annotations
 
 import re
 
-PRIVATE = "private"
-REMOVED = "removed"
-COPYRIGHT = "copyright"
-GEO_BLOCKED = "geo-blocked"
-SIGN_IN = "sign-in"
-BOT_CHECK = "bot check"
-RATE_LIMITED = "rate-limited"
-NETWORK = "network"
-MISSING_UPSTREAM = "missing upstream"
-NOT_YET = "not available yet"
-ENCRYPTED = "encrypted"
-OUTSIDE = "segment outside the video"
-EXTRACTOR_FAILED = "extractor failed"  # yt-dlp does not understand the site: update it, or a token
+from prep.outcome import Reason
 
-RETRYABLE = frozenset({BOT_CHECK, RATE_LIMITED, NETWORK, NOT_YET, EXTRACTOR_FAILED})
 # The site has had enough of us: it goes for the next video as well
-BLOCKS_ALL = frozenset({BOT_CHECK, RATE_LIMITED})
+BLOCKS_ALL = frozenset({Reason.BOT_CHECK, Reason.RATE_LIMITED})
 
 # The first line that is found in the message decides, so the more special ones stand first.
 _TABLE = (
-    (BOT_CHECK, r"confirm you're not a bot"),
-    (BOT_CHECK, r"captcha"),
-    (BOT_CHECK, r"unusual traffic"),
-    (BOT_CHECK, r"your IP is likely being blocked"),
-    (RATE_LIMITED, r"rate-limited by YouTube"),
-    (RATE_LIMITED, r"content isn't available, try again later"),
-    (RATE_LIMITED, r"HTTP Error 429"),
-    (PRIVATE, r"private video"),
-    (PRIVATE, r"video is private"),
-    (GEO_BLOCKED, r"in your country"),
-    (GEO_BLOCKED, r"from your location"),
-    (GEO_BLOCKED, r"geo.?restrict"),
-    (COPYRIGHT, r"copyright"),
-    (SIGN_IN, r"confirm your age"),
-    (SIGN_IN, r"age.restricted"),
-    (SIGN_IN, r"members.only|this channel's members"),
-    (SIGN_IN, r"requires payment|must be purchased|only available to Music Premium"),
-    (SIGN_IN, r"please sign in|login details are needed|only available for registered users"),
-    (SIGN_IN, r"Google Workspace administrator"),
-    (NOT_YET, r"premieres? (in|will begin)"),
-    (NOT_YET, r"live event will begin"),
-    (NOT_YET, r"(processing|still being processed).*check back later"),
-    (REMOVED, r"has been (removed|terminated)"),
-    (REMOVED, r"no longer available"),
-    (REMOVED, r"isn't available any ?more"),
-    (REMOVED, r"closed their YouTube account"),
-    (REMOVED, r"(live event has ended|live stream recording is not available)"),
-    (MISSING_UPSTREAM, r"video does not exist"),
-    (MISSING_UPSTREAM, r"Incomplete YouTube ID"),
-    (MISSING_UPSTREAM, r"HTTP Error (404|410)"),
-    (ENCRYPTED, r"DRM protected"),
-    (REMOVED, r"Video unavailable"),
-    (REMOVED, r"This video is (not available|unavailable)"),
-    (NETWORK, r"HTTP Error 5\d\d"),
-    (NETWORK, r"timed? ?out"),
-    (NETWORK, r"connection (\w+ ){0,2}(reset|refused|aborted|closed|broken)"),
-    (NETWORK, r"Connection(Reset|Refused|Aborted)"),
-    (NETWORK, r"remote end closed|IncompleteRead|bytes read, \d+ more expected|EOF occurred"),
-    (NETWORK, r"Downloaded \d+ bytes, expected \d+ bytes"),
-    (NETWORK, r"getaddrinfo|name or service not known|failed to resolve|name resolution"),
-    (NETWORK, r"network is unreachable|no route to host|proxy error|unable to connect"),
-    (NETWORK, r"CERTIFICATE_VERIFY_FAILED"),
+    (Reason.BOT_CHECK, r"confirm you're not a bot"),
+    (Reason.BOT_CHECK, r"captcha"),
+    (Reason.BOT_CHECK, r"unusual traffic"),
+    (Reason.BOT_CHECK, r"your IP is likely being blocked"),
+    (Reason.RATE_LIMITED, r"rate-limited by YouTube"),
+    (Reason.RATE_LIMITED, r"content isn't available, try again later"),
+    (Reason.RATE_LIMITED, r"HTTP Error 429"),
+    (Reason.PRIVATE, r"private video"),
+    (Reason.PRIVATE, r"video is private"),
+    (Reason.GEO_BLOCKED, r"in your country"),
+    (Reason.GEO_BLOCKED, r"from your location"),
+    (Reason.GEO_BLOCKED, r"geo.?restrict"),
+    (Reason.COPYRIGHT, r"copyright"),
+    (Reason.SIGN_IN, r"confirm your age"),
+    (Reason.SIGN_IN, r"age.restricted"),
+    (Reason.SIGN_IN, r"members.only|this channel's members"),
+    (Reason.SIGN_IN, r"requires payment|must be purchased|only available to Music Premium"),
+    (Reason.SIGN_IN, r"please sign in|login details are needed"),
+    (Reason.SIGN_IN, r"only available for registered users"),
+    (Reason.SIGN_IN, r"Google Workspace administrator"),
+    (Reason.NOT_YET, r"premieres? (in|will begin)"),
+    (Reason.NOT_YET, r"live event will begin"),
+    (Reason.NOT_YET, r"(processing|still being processed).*check back later"),
+    (Reason.REMOVED, r"has been (removed|terminated)"),
+    (Reason.REMOVED, r"no longer available"),
+    (Reason.REMOVED, r"isn't available any ?more"),
+    (Reason.REMOVED, r"closed their YouTube account"),
+    (Reason.REMOVED, r"(live event has ended|live stream recording is not available)"),
+    (Reason.MISSING_UPSTREAM, r"video does not exist"),
+    (Reason.MISSING_UPSTREAM, r"Incomplete YouTube ID"),
+    (Reason.MISSING_UPSTREAM, r"HTTP Error (404|410)"),
+    (Reason.ENCRYPTED, r"DRM protected"),
+    (Reason.REMOVED, r"Video unavailable"),
+    (Reason.REMOVED, r"This video is (not available|unavailable)"),
+    (Reason.NETWORK, r"HTTP Error 5\d\d"),
+    (Reason.NETWORK, r"timed? ?out"),
+    (Reason.NETWORK, r"connection (\w+ ){0,2}(reset|refused|aborted|closed|broken)"),
+    (Reason.NETWORK, r"Connection(Reset|Refused|Aborted)"),
+    (Reason.NETWORK, r"remote end closed|IncompleteRead|EOF occurred"),
+    (Reason.NETWORK, r"bytes read, \d+ more expected"),
+    (Reason.NETWORK, r"Downloaded \d+ bytes, expected \d+ bytes"),
+    (Reason.NETWORK, r"getaddrinfo|name or service not known|failed to resolve|name resolution"),
+    (Reason.NETWORK, r"network is unreachable|no route to host|proxy error|unable to connect"),
+    (Reason.NETWORK, r"CERTIFICATE_VERIFY_FAILED"),
 )  # fmt: skip
 _COMPILED = tuple((reason, re.compile(pattern, re.IGNORECASE)) for reason, pattern in _TABLE)
 _ADVICE = re.compile(
@@ -79,11 +68,12 @@ _ADVICE = re.compile(
 )
 
 
-def reason_of(message: str) -> str:
+def reason_of(message: str) -> Reason:
     """Return the reason that a message of yt-dlp stands for; `extractor failed` if unknown."""
     straight = message.replace("\u2019", "'").replace("\u2018", "'")
     return next(
-        (reason for reason, pattern in _COMPILED if pattern.search(straight)), EXTRACTOR_FAILED
+        (reason for reason, pattern in _COMPILED if pattern.search(straight)),
+        Reason.EXTRACTOR_FAILED,
     )
 
 

@@ -23,24 +23,13 @@ from typing import TYPE_CHECKING, Any
 import av
 
 from prep.errors import KprepError, UsageError
-from prep.fetch_errors import CircuitOpenError, FetchError, StoppedError
+from prep.fetch_errors import CircuitOpenError, FetchError
 from prep.ffmpeg_binary import find_ffmpeg
-from prep.politeness import CircuitBreaker, Timing
+from prep.outcome import Reason
+from prep.politeness import CircuitBreaker, Timing, Turns
 from prep.probe import FORMAT_WHITELIST
 from prep.source import Candidate
-from prep.youtube_reasons import (
-    BLOCKS_ALL,
-    BOT_CHECK,
-    EXTRACTOR_FAILED,
-    MISSING_UPSTREAM,
-    NETWORK,
-    NOT_YET,
-    OUTSIDE,
-    RETRYABLE,
-    brief,
-    reason_of,
-    without_servers,
-)
+from prep.youtube_reasons import BLOCKS_ALL, brief, reason_of, without_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +39,6 @@ if TYPE_CHECKING:
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _UNFINISHED = (".part", ".ytdl", ".temp")
 _FULL_DISK = re.compile(r"\[Errno (28|122|30)\]")  # ENOSPC, EDQUOT, EROFS
-_SLICE_SECONDS = 0.5
 _FOLDER_PREFIX = "youtube-"
 # One stream, over plain HTTP, with pictures, no larger than needed: nothing has to be merged
 DEFAULT_FORMAT = "/".join(
@@ -104,15 +92,6 @@ class YoutubeOptions:
                 raise UsageError(f"{name} ({getattr(self, name)}) must be positive")
 
 
-class YoutubeError(FetchError):
-    """A video could not be fetched. `reason` is a word of prep.youtube_reasons."""
-
-    @property
-    def retryable(self) -> bool:
-        """Whether asking again later can give another answer."""
-        return self.reason in RETRYABLE
-
-
 class YoutubeSource:
     """Fetches one video at a time into a folder of its own below `work`.
 
@@ -130,10 +109,9 @@ class YoutubeSource:
         self._breaker = CircuitBreaker(
             self.options.bot_checks, self.options.circuit_seconds, self._timing.monotonic
         )
-        self._next_turn = self._timing.monotonic()
+        self._turns = Turns(self._timing)
         self._lock = threading.Lock()
-        self._stopped = False
-        self._refusal = ("", "")
+        self._refusal: tuple[Reason, str] | None = None
         self.network_error = ""  # the last one, as yt-dlp put it
         self._wanted: Segment | None = None
         self._deadline = 0.0
@@ -143,12 +121,12 @@ class YoutubeSource:
     def fetch(self, segment: Segment) -> Candidate:
         """Download the video of a segment, or the part around it; `release` removes the file.
 
-        The candidate's times are relative to the downloaded file. Raises FetchError with one of
-        the reasons of prep.youtube_reasons, CircuitOpenError when YouTube is to be left alone,
+        The candidate's times are relative to the downloaded file. Raises FetchError with the
+        reason that yt-dlp's words stand for, CircuitOpenError when YouTube is to be left alone,
         StoppedError after `stop`, KprepError when the disk is full.
         """
         if segment.path is not None or not _YOUTUBE_ID.fullmatch(segment.video_id):
-            raise YoutubeError(MISSING_UPSTREAM, f"{segment.video_id!a} is no YouTube id")
+            raise FetchError(Reason.MISSING_UPSTREAM, f"{segment.video_id!a} is no YouTube id")
         with self._lock:
             downloader = self._open()
             self._admit()
@@ -169,7 +147,7 @@ class YoutubeSource:
 
     def stop(self) -> None:
         """Make every pause and download end soon with StoppedError; safe in a signal handler."""
-        self._stopped = True
+        self._turns.stop()
 
     def close(self) -> None:
         """Close yt-dlp's connections."""
@@ -184,29 +162,15 @@ class YoutubeSource:
 
     def wait_for_circuit(self) -> None:
         """Return when the site may be asked again; raise StoppedError when told to stop."""
-        while (left := self.circuit_seconds_left) > 0:
-            self._check_stopped()
-            self._timing.sleep(min(left, _SLICE_SECONDS))
+        self._turns.pause(self.circuit_seconds_left)
 
     def _admit(self) -> None:
         """Wait for the next turn; raise CircuitOpenError while the circuit is open."""
-        self._check_stopped()
+        self._turns.check_stopped()
         if not self._breaker.admit():
-            raise CircuitOpenError(BOT_CHECK, self._open_message())
-        now = self._timing.monotonic()
-        turn = max(now, self._next_turn)
+            raise CircuitOpenError(Reason.BOT_CHECK, self._open_message())
         spread = 0.5 + self._timing.random()  # between half and one and a half of the interval
-        self._next_turn = turn + self.options.seconds_between_videos * spread
-        left = turn - now
-        while left > 0:
-            self._check_stopped()
-            self._timing.sleep(min(left, _SLICE_SECONDS))
-            left -= _SLICE_SECONDS
-        self._check_stopped()
-
-    def _check_stopped(self) -> None:
-        if self._stopped:
-            raise StoppedError(NETWORK, "the run is being stopped")
+        self._turns.wait(self.options.seconds_between_videos * spread)
 
     def _open_message(self) -> str:
         return (
@@ -217,7 +181,7 @@ class YoutubeSource:
     def _download(self, downloader: Any, segment: Segment, folder: Path) -> Path:
         """Return the one file that yt-dlp wrote."""
         module = _yt_dlp()
-        self._refusal, self._wanted = ("", ""), segment
+        self._refusal, self._wanted = None, segment
         self._deadline = self._timing.monotonic() + self.options.longest_seconds
         # `%` begins a field of a template
         target = f"{folder}/video".replace("%", "%%")
@@ -232,17 +196,17 @@ class YoutubeSource:
         try:
             downloader.extract_info(url, download=True)
         except module.utils.DownloadCancelled as error:
-            self._check_stopped()
-            raise YoutubeError(NETWORK, brief(str(error))) from error
+            self._turns.check_stopped()
+            raise FetchError(Reason.NETWORK, brief(str(error))) from error
         except module.utils.YoutubeDLError as error:
             raise self._failure(str(error)) from error
         except Exception as error:  # an extractor may meet a page that it was not written for
             raise self._failure(f"{type(error).__name__}: {error}") from error
-        if self._refusal[0]:
-            raise YoutubeError(*self._refusal)
+        if self._refusal is not None:
+            raise FetchError(*self._refusal)
         files = [path for path in folder.iterdir() if path.suffix not in _UNFINISHED]
         if len(files) != 1 or not files[0].is_file():
-            raise YoutubeError(EXTRACTOR_FAILED, "yt-dlp reported success, but wrote no video")
+            raise FetchError(Reason.EXTRACTOR_FAILED, "yt-dlp reported success, but wrote no video")
         self._breaker.succeeded()
         return files[0]
 
@@ -251,14 +215,14 @@ class YoutubeSource:
         if _FULL_DISK.search(message):
             return KprepError(f"{self._work} cannot be written: {brief(message)}")
         reason, detail = reason_of(message), brief(message)
-        if reason == NETWORK:
+        if reason == Reason.NETWORK:
             self.network_error, detail = detail, without_servers(message)
         if reason in BLOCKS_ALL:
             if self._breaker.failed():
                 return CircuitOpenError(reason, f"{detail}; {self._open_message()}")
-        elif reason not in (NETWORK, EXTRACTOR_FAILED):
+        elif reason not in (Reason.NETWORK, Reason.EXTRACTOR_FAILED):
             self._breaker.succeeded()  # whatever it says of this video, it still talks to us
-        return YoutubeError(reason, detail)
+        return FetchError(reason, detail)
 
     def _cuts(self, segment: Segment) -> bool:
         return self.options.sections and segment.end_seconds is not None
@@ -281,19 +245,19 @@ class YoutubeSource:
         """Return why a video is not worth a download, in yt-dlp's form of a filter."""
         duration, wanted = info.get("duration"), self._wanted
         if info.get("live_status") in ("is_live", "is_upcoming", "post_live"):
-            self._refusal = (NOT_YET, f"the video's live status is {info['live_status']}")
+            self._refusal = (Reason.NOT_YET, f"the video's live status is {info['live_status']}")
         elif (
             not incomplete
             and wanted is not None
             and isinstance(duration, (int, float))
             and duration + 1 <= wanted.start_seconds  # YouTube rounds it
         ):
-            self._refusal = (OUTSIDE, f"the video ends at {duration:g} s")
-        return self._refusal[1] or None
+            self._refusal = (Reason.OUTSIDE, f"the video ends at {duration:g} s")
+        return self._refusal[1] if self._refusal is not None else None
 
     def _progress(self, _status: dict[str, Any]) -> None:
         """Cancel a download, in yt-dlp's form: after `stop`, or where it takes too long."""
-        if self._stopped or self._timing.monotonic() > self._deadline:
+        if self._turns.stopped or self._timing.monotonic() > self._deadline:
             limit = self.options.longest_seconds
             raise _yt_dlp().utils.DownloadCancelled(f"the download took more than {limit:g} s")
 

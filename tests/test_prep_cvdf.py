@@ -26,7 +26,8 @@ from prep.cvdf_layout import (
 from prep.cvdf_source import CvdfSource, Finding, printable
 from prep.demo_videos import random_motion, write_video
 from prep.errors import StorageError, UsageError
-from prep.http_client import FetchError, HttpClient, StoppedError
+from prep.fetch_errors import FetchError, StoppedError
+from prep.http_client import HttpClient
 from prep.journal import Row
 from prep.outcome import Outcome, Reason, RowFailure, Status
 from prep.politeness import Politeness

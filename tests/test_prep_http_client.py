@@ -196,14 +196,14 @@ def test_requests_keep_their_distance(server: Mirror, clock: FakeTime) -> None:
 
 def test_stop_ends_a_pause(server: Mirror, clock: FakeTime) -> None:
     url = server.put("a.bin", DATA, Fault(429, {"Retry-After": "100"}))
-    client = client_of(clock)
     timing = clock.timing()
 
     def sleep(seconds: float) -> None:
         clock.sleep(seconds)
         client.stop()
 
-    client.timing = Timing(timing.monotonic, timing.wall, sleep, timing.random)
+    stopping = Timing(timing.monotonic, timing.wall, sleep, timing.random)
+    client = HttpClient(Politeness(requests_per_second=FAST), timing=stopping)
     with client, pytest.raises(StoppedError):
         client.open_stream(url)
     assert clock.slept == 0.5

@@ -23,27 +23,11 @@ from prep.encode import encode
 from prep.errors import KprepError, UsageError
 from prep.fetch_errors import CircuitOpenError, FetchError, StoppedError
 from prep.ffmpeg_binary import find_ffmpeg
+from prep.outcome import Reason
 from prep.profile import PROFILES
 from prep.segment import Segment
-from prep.youtube_reasons import (
-    BOT_CHECK,
-    COPYRIGHT,
-    ENCRYPTED,
-    EXTRACTOR_FAILED,
-    GEO_BLOCKED,
-    MISSING_UPSTREAM,
-    NETWORK,
-    NOT_YET,
-    OUTSIDE,
-    PRIVATE,
-    RATE_LIMITED,
-    REMOVED,
-    RETRYABLE,
-    SIGN_IN,
-    brief,
-    reason_of,
-)
-from prep.youtube_source import YoutubeError, YoutubeOptions, YoutubeSource, ffmpeg_arguments
+from prep.youtube_reasons import brief, reason_of
+from prep.youtube_source import YoutubeOptions, YoutubeSource, ffmpeg_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,7 +190,7 @@ def test_a_section_at_the_beginning_and_one_past_the_end(
     try:
         candidate = youtube.fetch(late)
     except FetchError as error:
-        assert error.reason == EXTRACTOR_FAILED  # noqa: PT017 - both ends are right
+        assert error.reason == Reason.EXTRACTOR_FAILED  # noqa: PT017 - both ends are right
     else:
         assert converted(tmp_path, candidate)[0]["status"] == "failed"
 
@@ -281,7 +265,7 @@ def test_an_empty_file_is_refused(
     server.put(f"watch/{VIDEO_ID}.mp4", b"")
     with pytest.raises(FetchError) as caught:
         source().fetch(SEGMENT)
-    assert caught.value.reason in (EXTRACTOR_FAILED, NETWORK)
+    assert caught.value.reason in (Reason.EXTRACTOR_FAILED, Reason.NETWORK)
     assert left_over(tmp_path) == []
 
 
@@ -296,7 +280,7 @@ def test_a_playlist_leads_nowhere(
         reason = converted(tmp_path, source(sections=sections).fetch(SEGMENT))[0]["reason"]
     except FetchError as error:
         reason = error.reason
-    assert reason == (EXTRACTOR_FAILED if sections else "unsafe input")
+    assert reason == (Reason.EXTRACTOR_FAILED if sections else "unsafe input")
     assert server.asked(f"watch/{VIDEO_ID}.mp4")
     assert server.asked("secret.ts") == []
 
@@ -329,7 +313,7 @@ def test_ffmpeg_follows_no_playlist(
     server.files = files = TwoFaced(server, lines.encode())
     with pytest.raises(FetchError) as caught:
         source(sections=True).fetch(SEGMENT)
-    assert caught.value.reason == EXTRACTOR_FAILED
+    assert caught.value.reason == Reason.EXTRACTOR_FAILED
     assert files.turned
     assert server.asked("secret.ts") == []
 
@@ -340,14 +324,14 @@ def test_ffmpeg_follows_no_playlist(
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        ([Fault(status=404)] * 9, MISSING_UPSTREAM),
-        ([Fault(status=410)] * 9, MISSING_UPSTREAM),
-        ([Fault(status=429, headers={"Retry-After": "60"})] * 9, RATE_LIMITED),
-        ([Fault(status=503)] * 9, NETWORK),
-        ([Fault(status=403)] * 9, EXTRACTOR_FAILED),
-        ([Fault(ends="reset")] * 9, NETWORK),
-        ([Fault(), *[Fault(after=3000, ends="reset")] * 9], NETWORK),
-        ([Fault(), *[Fault(after=3000, ends="close")] * 9], NETWORK),
+        ([Fault(status=404)] * 9, Reason.MISSING_UPSTREAM),
+        ([Fault(status=410)] * 9, Reason.MISSING_UPSTREAM),
+        ([Fault(status=429, headers={"Retry-After": "60"})] * 9, Reason.RATE_LIMITED),
+        ([Fault(status=503)] * 9, Reason.NETWORK),
+        ([Fault(status=403)] * 9, Reason.EXTRACTOR_FAILED),
+        ([Fault(ends="reset")] * 9, Reason.NETWORK),
+        ([Fault(), *[Fault(after=3000, ends="reset")] * 9], Reason.NETWORK),
+        ([Fault(), *[Fault(after=3000, ends="close")] * 9], Reason.NETWORK),
     ],
 )
 def test_server_faults_have_reasons(
@@ -360,9 +344,9 @@ def test_server_faults_have_reasons(
 ) -> None:
     server.ranges = False
     server.put(f"watch/{VIDEO_ID}.mp4", videos["mp4"], *faults)
-    with pytest.raises(YoutubeError) as caught:
+    with pytest.raises(FetchError) as caught:
         source().fetch(SEGMENT)
-    assert (caught.value.reason, caught.value.retryable) == (reason, reason in RETRYABLE), caught
+    assert (caught.value.reason, caught.value.retryable) == (reason, reason.retryable), caught
     assert caught.value.detail
     assert left_over(tmp_path) == []
 
@@ -378,7 +362,7 @@ def test_a_stall_ends(
 ) -> None:
     faults = [Fault(), *[Fault(after=3000, ends="stall")] * 99]
     server.put(f"watch/{VIDEO_ID}.mp4", videos["mp4"], *faults)
-    with pytest.raises(YoutubeError) as caught:
+    with pytest.raises(FetchError) as caught:
         source(socket_timeout_seconds=0.5, sections=sections).fetch(SEGMENT)
     assert caught.value.retryable
     assert left_over(tmp_path) == []
@@ -389,18 +373,18 @@ def test_a_web_page_instead_of_a_video_page_is_a_failure(
 ) -> None:
     server.extra_headers["Content-Type"] = "text/html"
     server.put(f"watch/{VIDEO_ID}.mp4", b"<html><body>hello</body></html>")
-    with pytest.raises(YoutubeError) as caught:
+    with pytest.raises(FetchError) as caught:
         source().fetch(SEGMENT)
-    assert caught.value.reason == EXTRACTOR_FAILED
+    assert caught.value.reason == Reason.EXTRACTOR_FAILED
 
 
 def test_only_the_allowed_extractors_are_used(
     server: Mirror, source: Callable[..., YoutubeSource], videos: dict[str, bytes]
 ) -> None:
     server.put(f"watch/{VIDEO_ID}.mp4", videos["mp4"])
-    with pytest.raises(YoutubeError) as caught:
+    with pytest.raises(FetchError) as caught:
         source(extractors=("youtube",)).fetch(SEGMENT)
-    assert caught.value.reason == EXTRACTOR_FAILED
+    assert caught.value.reason == Reason.EXTRACTOR_FAILED
     assert server.requests == []
 
 
@@ -465,7 +449,7 @@ def test_certificates_are_verified(
         if trusted:
             assert converted(tmp_path, youtube.fetch(SEGMENT))[0]["status"] == "ok"
         else:
-            assert fails(youtube).reason == NETWORK
+            assert fails(youtube).reason == Reason.NETWORK
             assert server.requests == []
         youtube.close()
 
@@ -475,49 +459,49 @@ def test_certificates_are_verified(
 # The texts stand in yt-dlp 2026.10.26 (marked *) or are YouTube's, as reported in yt-dlp's and
 # youtube-dl's issues.
 MESSAGES = [
-    (BOT_CHECK, "[youtube] x: Sign in to confirm you\u2019re not a bot. Use --cookies-from-browser or --cookies for the authentication."),
-    (BOT_CHECK, "All player responses are invalid. Your IP is likely being blocked by Youtube"),  # *
-    (BOT_CHECK, "[youtube] x: Video unavailable. YouTube is requiring a captcha challenge before playback"),  # *
-    (RATE_LIMITED, "[youtube] x: Video unavailable. This content isn\u2019t available, try again later. The current session has been rate-limited by YouTube for up to an hour. It is recommended to use `-t sleep`"),  # *
-    (RATE_LIMITED, "Unable to download API page: HTTP Error 429: Too Many Requests (caused by <HTTPError 429: Too Many Requests>)"),
-    (PRIVATE, "[youtube] x: Private video. Sign in if you've been granted access to this video. Use --cookies-from-browser"),
-    (PRIVATE, "[youtube] x: Video unavailable. This video is private"),
-    (REMOVED, "[youtube] x: Video unavailable"),
-    (REMOVED, "[youtube] x: Video unavailable. This video has been removed by the uploader"),
-    (REMOVED, "[youtube] x: This video has been removed for violating YouTube's policy on hate speech. Learn more"),
-    (REMOVED, "[youtube] x: Video unavailable. This video is no longer available because the YouTube account associated with this video has been terminated."),
-    (REMOVED, "[youtube] x: Video unavailable. This video is no longer available because the uploader has closed their YouTube account."),
-    (REMOVED, "[youtube] x: This video isn't available anymore"),
-    (REMOVED, "[youtube] x: This video is not available"),
-    (REMOVED, "[youtube] x: This live stream recording is not available."),
-    (COPYRIGHT, "[youtube] x: Video unavailable. This video is no longer available due to a copyright claim by SME"),
-    (COPYRIGHT, "[youtube] x: Video unavailable. This video contains content from UMG, who has blocked it on copyright grounds"),
-    (GEO_BLOCKED, "x: YouTube said: This video contains content from UMG, who has blocked it in your country on copyright grounds."),
-    (GEO_BLOCKED, "[youtube] x: Video unavailable. The uploader has not made this video available in your country"),  # *
-    (GEO_BLOCKED, "This video is not available from your location due to geo restriction"),  # *
-    (SIGN_IN, "[youtube] x: Sign in to confirm your age. This video may be inappropriate for some users."),
-    (SIGN_IN, "This video is available to this channel's members on level: Bonus Videos! (or any higher level). Join this channel to get access to members-only content and other exclusive perks."),
-    (SIGN_IN, "This video is only available for registered users. Use --cookies"),  # *
-    (SIGN_IN, "Login details are needed to download this content. Use --cookies"),  # *
-    (SIGN_IN, "[youtube] x: This video requires payment to watch"),
-    (NOT_YET, "[youtube] x: Premieres in 7 hours"),
-    (NOT_YET, "[youtube] x: This live event will begin in a few moments."),
-    (NOT_YET, "[youtube] x: We're processing this video. Check back later."),
-    (MISSING_UPSTREAM, "[youtube] x: This video does not exist."),
-    (MISSING_UPSTREAM, "[youtube:truncated_id] x: Incomplete YouTube ID x. URL https://youtube.com/watch?v=x looks truncated."),  # *
-    (MISSING_UPSTREAM, "Unable to download webpage: HTTP Error 404: Not Found"),
-    (ENCRYPTED, "[youtube] x: This video is DRM protected"),  # *
-    (NETWORK, "unable to download video data: HTTP Error 503: Service Unavailable"),
-    (NETWORK, "Unable to download webpage: [Errno 104] Connection reset by peer"),
-    (NETWORK, "Unable to download webpage: HTTPSConnection(host='www.youtube.com', port=443): Failed to establish a new connection: [Errno 111] Connection refused"),
-    (NETWORK, "Unable to download API page: The read operation timed out"),
-    (NETWORK, "[Errno -3] Temporary failure in name resolution"),
-    (NETWORK, "[youtube] x: Unable to download API page: EOF occurred in violation of protocol"),
-    (NETWORK, "Downloaded 10 bytes, expected 20 bytes"),  # *
-    (EXTRACTOR_FAILED, "[youtube] x: Requested format is not available. Use --list-formats for a list of available formats"),  # *
-    (EXTRACTOR_FAILED, "unable to download video data: HTTP Error 403: Forbidden"),
-    (EXTRACTOR_FAILED, "Failed to extract any player response; please report this issue on  https://github.com/yt-dlp"),  # *
-    (EXTRACTOR_FAILED, ""),
+    (Reason.BOT_CHECK, "[youtube] x: Sign in to confirm you\u2019re not a bot. Use --cookies-from-browser or --cookies for the authentication."),
+    (Reason.BOT_CHECK, "All player responses are invalid. Your IP is likely being blocked by Youtube"),  # *
+    (Reason.BOT_CHECK, "[youtube] x: Video unavailable. YouTube is requiring a captcha challenge before playback"),  # *
+    (Reason.RATE_LIMITED, "[youtube] x: Video unavailable. This content isn\u2019t available, try again later. The current session has been rate-limited by YouTube for up to an hour. It is recommended to use `-t sleep`"),  # *
+    (Reason.RATE_LIMITED, "Unable to download API page: HTTP Error 429: Too Many Requests (caused by <HTTPError 429: Too Many Requests>)"),
+    (Reason.PRIVATE, "[youtube] x: Private video. Sign in if you've been granted access to this video. Use --cookies-from-browser"),
+    (Reason.PRIVATE, "[youtube] x: Video unavailable. This video is private"),
+    (Reason.REMOVED, "[youtube] x: Video unavailable"),
+    (Reason.REMOVED, "[youtube] x: Video unavailable. This video has been removed by the uploader"),
+    (Reason.REMOVED, "[youtube] x: This video has been removed for violating YouTube's policy on hate speech. Learn more"),
+    (Reason.REMOVED, "[youtube] x: Video unavailable. This video is no longer available because the YouTube account associated with this video has been terminated."),
+    (Reason.REMOVED, "[youtube] x: Video unavailable. This video is no longer available because the uploader has closed their YouTube account."),
+    (Reason.REMOVED, "[youtube] x: This video isn't available anymore"),
+    (Reason.REMOVED, "[youtube] x: This video is not available"),
+    (Reason.REMOVED, "[youtube] x: This live stream recording is not available."),
+    (Reason.COPYRIGHT, "[youtube] x: Video unavailable. This video is no longer available due to a copyright claim by SME"),
+    (Reason.COPYRIGHT, "[youtube] x: Video unavailable. This video contains content from UMG, who has blocked it on copyright grounds"),
+    (Reason.GEO_BLOCKED, "x: YouTube said: This video contains content from UMG, who has blocked it in your country on copyright grounds."),
+    (Reason.GEO_BLOCKED, "[youtube] x: Video unavailable. The uploader has not made this video available in your country"),  # *
+    (Reason.GEO_BLOCKED, "This video is not available from your location due to geo restriction"),  # *
+    (Reason.SIGN_IN, "[youtube] x: Sign in to confirm your age. This video may be inappropriate for some users."),
+    (Reason.SIGN_IN, "This video is available to this channel's members on level: Bonus Videos! (or any higher level). Join this channel to get access to members-only content and other exclusive perks."),
+    (Reason.SIGN_IN, "This video is only available for registered users. Use --cookies"),  # *
+    (Reason.SIGN_IN, "Login details are needed to download this content. Use --cookies"),  # *
+    (Reason.SIGN_IN, "[youtube] x: This video requires payment to watch"),
+    (Reason.NOT_YET, "[youtube] x: Premieres in 7 hours"),
+    (Reason.NOT_YET, "[youtube] x: This live event will begin in a few moments."),
+    (Reason.NOT_YET, "[youtube] x: We're processing this video. Check back later."),
+    (Reason.MISSING_UPSTREAM, "[youtube] x: This video does not exist."),
+    (Reason.MISSING_UPSTREAM, "[youtube:truncated_id] x: Incomplete YouTube ID x. URL https://youtube.com/watch?v=x looks truncated."),  # *
+    (Reason.MISSING_UPSTREAM, "Unable to download webpage: HTTP Error 404: Not Found"),
+    (Reason.ENCRYPTED, "[youtube] x: This video is DRM protected"),  # *
+    (Reason.NETWORK, "unable to download video data: HTTP Error 503: Service Unavailable"),
+    (Reason.NETWORK, "Unable to download webpage: [Errno 104] Connection reset by peer"),
+    (Reason.NETWORK, "Unable to download webpage: HTTPSConnection(host='www.youtube.com', port=443): Failed to establish a new connection: [Errno 111] Connection refused"),
+    (Reason.NETWORK, "Unable to download API page: The read operation timed out"),
+    (Reason.NETWORK, "[Errno -3] Temporary failure in name resolution"),
+    (Reason.NETWORK, "[youtube] x: Unable to download API page: EOF occurred in violation of protocol"),
+    (Reason.NETWORK, "Downloaded 10 bytes, expected 20 bytes"),  # *
+    (Reason.EXTRACTOR_FAILED, "[youtube] x: Requested format is not available. Use --list-formats for a list of available formats"),  # *
+    (Reason.EXTRACTOR_FAILED, "unable to download video data: HTTP Error 403: Forbidden"),
+    (Reason.EXTRACTOR_FAILED, "Failed to extract any player response; please report this issue on  https://github.com/yt-dlp"),  # *
+    (Reason.EXTRACTOR_FAILED, ""),
 ]  # fmt: skip
 
 
@@ -600,10 +584,16 @@ def test_bot_checks_in_a_row_open_the_circuit(source: Callable[..., YoutubeSourc
     scripted(youtube, BOT, BOT, GONE, BOT, BOT, BOT, BOT, {})
     # An answer about a video in between says that the site still talks to us
     reasons = [fails(youtube).reason for _ in range(5)]
-    assert reasons == [BOT_CHECK, BOT_CHECK, PRIVATE, BOT_CHECK, BOT_CHECK]
+    assert reasons == [
+        Reason.BOT_CHECK,
+        Reason.BOT_CHECK,
+        Reason.PRIVATE,
+        Reason.BOT_CHECK,
+        Reason.BOT_CHECK,
+    ]
     third = fails(youtube)
     assert isinstance(third, CircuitOpenError)
-    assert third.reason == BOT_CHECK
+    assert third.reason == Reason.BOT_CHECK
     assert youtube.circuit_seconds_left == 600.0
     left = len(youtube._downloader.script)
     assert isinstance(fails(youtube), CircuitOpenError)
@@ -636,7 +626,11 @@ def test_live_and_too_short_videos_are_not_downloaded(source: Callable[..., Yout
         {"duration": 8},  # YouTube rounds: [8, 10) may begin
         {"live_status": "was_live"},
     )
-    assert [fails(youtube).reason for _ in range(3)] == [NOT_YET, NOT_YET, OUTSIDE]
+    assert [fails(youtube).reason for _ in range(3)] == [
+        Reason.NOT_YET,
+        Reason.NOT_YET,
+        Reason.OUTSIDE,
+    ]
     youtube.fetch(SEGMENT)
     youtube.fetch(SEGMENT)
 
@@ -677,7 +671,7 @@ def test_a_download_that_takes_too_long_is_given_up(
 ) -> None:
     server.put(f"watch/{VIDEO_ID}.mp4", bytes(20_000_000))
     error = fails(source(bytes_per_second=200_000, longest_seconds=0.5))
-    assert (error.reason, error.detail) == (NETWORK, "the download took more than 0.5 s")
+    assert (error.reason, error.detail) == (Reason.NETWORK, "the download took more than 0.5 s")
     assert left_over(tmp_path) == []
 
 
@@ -685,7 +679,10 @@ def test_a_fault_of_an_extractor_ends_one_video(source: Callable[..., YoutubeSou
     youtube = scripted(source(), {"duration": {}, "live_status": []})
     youtube._downloader.params["match_filter"] = lambda info: 1 / 0
     error = fails(youtube)
-    assert (error.reason, error.detail) == (EXTRACTOR_FAILED, "ZeroDivisionError: division by zero")
+    assert (error.reason, error.detail) == (
+        Reason.EXTRACTOR_FAILED,
+        "ZeroDivisionError: division by zero",
+    )
 
 
 # -- options --------------------------------------------------------------------------------------
