@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
 from prep.segment import BadRow, Segment
+from prep.text.plain import few
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ class OneSpelling:
         """The list's own notes, and one about classes that had several spellings."""
         if not self._notes:
             return self._listing.notes
-        named = "; ".join(self._notes[:3]) + ("; …" if len(self._notes) > 3 else "")
+        named = few(self._notes, between="; ")
         what = f"{len(self._notes)} classes had labels that differ only by {self._by}: {named}"
         return [*self._listing.notes, what]
 

@@ -25,6 +25,7 @@ from prep.annotation_rows import (
     timed_segment,
 )
 from prep.errors import UsageError
+from prep.segment import YOUTUBE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +44,6 @@ _COLUMNS = {
 }
 _REQUIRED = ("youtube_id", "time_start", "time_end")
 _SPLITS = {"train", "val", "test"}
-_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _SPACED = re.compile(r'"((?:[^"]|"")*)"(?!\S)|(\S+)')
 _SAMPLE_ROWS = 200
 
@@ -232,7 +232,7 @@ def _is_interval(start: str, end: str) -> bool:
 
 
 def _is_youtube_id(text: str) -> bool:
-    return _YOUTUBE_ID.fullmatch(text) is not None
+    return YOUTUBE_ID.fullmatch(text) is not None
 
 
 def _is_split(text: str) -> bool:

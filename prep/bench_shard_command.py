@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import click
 
 from prep.bench_shard import bench_shard, table
+from prep.worker_pool import usable_cores
 
 
 @click.command("shard")
@@ -36,7 +36,7 @@ def bench_shard_command(
     Example:
       kprep bench shard videos/ --clips 400
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     bench = bench_shard(videos, profile, workers=workers or cores, rounds=rounds, clips=clips)
     if as_json:
         found = {**asdict(bench), "ratio": bench.ratio, "profile": profile, "cores": cores}

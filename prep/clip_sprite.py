@@ -12,12 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from prep.errors import BadClipError
+from prep.format import CONTAINER_OPTIONS
 from prep.probe import MAX_PIXELS
 
-_OPTIONS = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi",
-    "protocol_whitelist": "none",
-}
 _BOX_PX = (192, 144)  # width and height that a frame fits into
 _QUALITY = 65  # of WebP: 2 kB a frame, no difference that could be seen at this size
 _SMALLEST_PX = 16
@@ -48,7 +45,7 @@ def draw_sprite(video: bytes, num_frames: int, most: int) -> Sprite:
     size: tuple[int, int] | None = None
     found = 0
     try:
-        opened: Any = av.open(io.BytesIO(video), options=_OPTIONS)
+        opened: Any = av.open(io.BytesIO(video), options=CONTAINER_OPTIONS)
         with opened as container:
             stream = container.streams.video[0]
             context = stream.codec_context

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from prep.errors import KprepError
@@ -12,6 +10,7 @@ from prep.journal import Answer
 from prep.outcome import Outcome, Reason, Status
 from prep.pending_rows import JournalRows
 from prep.progress import Progress
+from prep.signals import handling
 from prep.worker_pool import Job
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Conversion:
 
     def run(self) -> int:
         """Encode what is pending and assemble what is complete; return the signal that ended it."""
-        with _signals(self), self._encoders, self.builder:
+        with handling(self.interrupt), self._encoders, self.builder:
             try:
                 self._assemble_settled_shards()
                 self._drain()
@@ -325,23 +324,3 @@ def check_fatal(result: dict[str, Any]) -> None:
         raise KprepError(f"{result['fatal']}; {_WAY_OUT}")
     if "error" in result:
         raise KprepError(f"a worker failed; this is a fault in kprep:\n{result['error']}")
-
-
-@contextlib.contextmanager
-def _signals(conversion: Conversion) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the run after the clips in flight."""
-
-    def handler(number: int, _: object) -> None:
-        conversion.interrupt(number)
-
-    try:
-        previous = {
-            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    except ValueError:  # not the main thread: the caller's signals are not ours
-        previous = {}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

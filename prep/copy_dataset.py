@@ -7,10 +7,8 @@ destination is sent again, so the same command continues after any interruption.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
 import shutil
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,10 +30,12 @@ from prep.format.layout import COPY_MARKER_PATH, LOCK_NAME, MANIFEST_PATH, WORK_
 from prep.format.manifest import read_manifest_bytes
 from prep.open_index import open_index
 from prep.publish import file_entry
+from prep.signals import handling
+from prep.text.plain import few
 from prep.transfer import DamagedError, StoppedCopyError, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from prep.storage import Storage
@@ -226,7 +226,7 @@ def _copy(
     with ThreadPoolExecutor(2 * jobs, thread_name_prefix="kprep-read") as readers:
         transfer = Transfer(source, patient(destination), progress, stop, parts, readers)
         run = _Copy(destination, plan, data, existing, check_lock, transfer, jobs, result)
-        with _signals(stop, result):
+        with handling(_stopper(stop, result)):
             try:
                 run.run()
             except StoppedCopyError:
@@ -253,9 +253,9 @@ def _plan(
     elif existing is None:
         strange = sorted(path for path in sizes_at(destination) if not _is_ours(path))
         if strange:
-            named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
             raise UsageError(
-                f"{root} is not empty and no kprep dataset (it holds {named}); give a new root"
+                f"{root} is not empty and no kprep dataset (it holds {few(strange)}); "
+                "give a new root"
             )
     return plan, existing
 
@@ -350,25 +350,14 @@ def _clean(destination: Storage) -> None:
         remove_lock(destination)
 
 
-@contextlib.contextmanager
-def _signals(stop: threading.Event, result: CopyResult) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the copy after the parts in flight; a second one at once."""
+def _stopper(stop: threading.Event, result: CopyResult) -> Callable[[int], None]:
+    """Return what ends a copy after the parts in flight; a second signal ends it at once."""
 
-    def handler(number: int, _: object) -> None:
+    def handler(number: int) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         result.interrupted_by = number
         stop.set()
         stop_waiting()
 
-    try:
-        previous = {
-            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    except ValueError:  # not the main thread: the caller's signals are not ours
-        previous = {}
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+    return handler

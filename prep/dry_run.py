@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +18,7 @@ from prep.root_state import check_places, existing_manifest
 from prep.shard import first_details, journal_of, plan
 from prep.sources import open_listing, open_sources
 from prep.temporary import temporary_folder
-from prep.worker_pool import Job, WorkerPool
+from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:
     from prep.journal import Journal
@@ -94,7 +93,7 @@ def _measure(
     sources: list[Source],
     notes: tuple[str, ...],
 ) -> Estimate:
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or usable_cores()
     offers = _sample(journal, sources)
     begun = time.monotonic()
     made: list[int] = []

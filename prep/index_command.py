@@ -11,6 +11,7 @@ import click
 from prep.annotation_labels import read_class_list
 from prep.byte_progress import ByteProgress
 from prep.storage import Storage
+from prep.text.plain import few
 
 if TYPE_CHECKING:
     from prep.foreign_index import IndexResult
@@ -84,7 +85,7 @@ def _print(root: str, result: IndexResult) -> None:
             f"{len(split.shards)} tars"
         )
     names = result.manifest.class_names
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    shown = few(names, 4)
     if result.labels == "none":
         click.echo("labels: none; name where they are with --labels")
     else:

@@ -15,7 +15,7 @@ from prep.outside import check_outside
 from prep.root_state import unfinished
 from prep.source_terms import source_meaning
 from prep.storage import Storage
-from prep.text.plain import setting_text
+from prep.text.plain import few, setting_text
 from prep.text.quantities import size_text
 from prep.text.terminal import MARGIN, folded, pair
 
@@ -146,7 +146,7 @@ def _dataset_lines(info: DatasetInfo) -> list[str]:
     if info.manifest.is_foreign:
         made = "tars of somebody else; each clip has its own codec, rate and size"
     lines = pair("profile", f"{profile.name}: {made}")
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    shown = few(names, 4)
     lines += pair("classes", f"{len(names):,}{': ' + shown if names else ''}")
     clips = sum(split.num_clips for split in info.splits)
     hours = sum(split.hours for split in info.splits)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+JOURNAL_NAME = "journal.sqlite"
+"""Of the journal in a split's work folder."""
 _MOST_STEPS = 500  # of a million instructions: some seconds; a row of a real journal takes ten
 _STEP = 1_000_000
 _MAX_VALUE_BYTES = 16 << 20  # of a row

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from prep.worker_pool import WorkerPool
+from prep.worker_pool import WorkerPool, usable_cores
 
 if TYPE_CHECKING:
     from prep.options import ShardOptions
@@ -16,7 +15,7 @@ _STARTED_AHEAD = 8  # a list of a few rows needs no more
 def local_encoders(options: ShardOptions, *, ahead: bool = False) -> WorkerPool:
     """Return the pool. `ahead`: start some now, because what the caller does next takes a while."""
     wall = options.wall_seconds + 30.0  # the worker's own limit comes first
-    pool = WorkerPool("encode", options.workers or len(os.sched_getaffinity(0)), wall)
+    pool = WorkerPool("encode", options.workers or usable_cores(), wall)
     if ahead:
         pool.start_ahead(_STARTED_AHEAD)
     return pool

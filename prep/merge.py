@@ -6,7 +6,6 @@ runs is which shards stand, so that the same command continues after any interru
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,8 @@ from prep.merge_work import MergeWork
 from prep.new_root import Plan, plan_root
 from prep.standing_shards import altered_shards, note_on
 from prep.storage import remove_leftovers
-from prep.worker_pool import Job, WorkerPool
+from prep.text.plain import few
+from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,8 +126,9 @@ def _existing(options: MergeOptions, plan: Plan, folder: Path) -> Manifest | Non
         return None
     strange = sorted(info.path for info in destination.list() if not is_reserved(info.path))
     if strange:
-        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
-        raise UsageError(f"{destination.root} is not empty (it holds {named}); give a new root")
+        raise UsageError(
+            f"{destination.root} is not empty (it holds {few(strange)}); give a new root"
+        )
     return None
 
 
@@ -158,7 +159,7 @@ def _build(
     progress = ByteProgress("copied", sum(plan.shard_bytes(*task) for task in tasks))
     for task in built:
         progress.skip(plan.shard_bytes(*task))
-    count = options.workers or len(os.sched_getaffinity(0))
+    count = options.workers or usable_cores()
     job_bytes = JobBytes(progress)
     try:
         with WorkerPool("remix", count, _WALL_SECONDS, ahead=1) as pool:

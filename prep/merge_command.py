@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -18,11 +16,12 @@ from prep.errors import UsageError
 from prep.merge import MergeOptions, MergeResult, merge
 from prep.merge_plan import Selection
 from prep.profile import parse_rate
+from prep.signals import handling
 from prep.storage import Storage
 from prep.text.quantities import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from fractions import Fraction
 
 
@@ -178,7 +177,7 @@ def _run(
         work=work.absolute() if work else None,
         **more,
     )
-    with _sigterm_as_interrupt():
+    with handling(_interrupter()):
         try:
             result = merge(options, dry_run=common["dry_run"])
         except _Interrupted as interrupted:
@@ -195,24 +194,17 @@ class _Interrupted(BaseException):
         self.number = number
 
 
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _interrupter() -> Callable[[int], None]:
+    """Return what raises _Interrupted at a signal."""
     last = -math.inf
 
-    def handler(number: int, _: object) -> None:
+    def handler(number: int) -> None:
         nonlocal last
         before, last = last, time.monotonic()
         if last - before > 1:  # several at once, as a terminal and a batch system send, are one
             raise _Interrupted(number)
 
-    previous = {
-        number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+    return handler
 
 
 def _report(result: MergeResult, out: str) -> None:

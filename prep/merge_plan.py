@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from prep.annotation_labels import kinetics_class_list, told_apart, without_case
 from prep.errors import UsageError
 from prep.shuffle import place
+from prep.text.plain import few
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 OnConflict = Literal["error", "first", "last"]
 ClassList = Literal["all", "chosen", "present"]
-_NAMED = 3  # clips or classes that an error or note lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def case_notes(names: Iterable[str]) -> list[str]:
     same = all(len({name.lower() for name in found}) == 1 for found in several)
     by = "case" if same else "case or by how accents are written"
     twice = [" and ".join(told_apart(found)) for found in several]
-    return [f"classes that differ only by {by} stay apart: {_few(twice, '; ')}"]
+    return [f"classes that differ only by {by} stay apart: {few(twice, between='; ')}"]
 
 
 def _one_a_key(clips: Iterable[Clip], on_conflict: OnConflict, chosen: Chosen) -> Iterator[Clip]:
@@ -162,7 +162,7 @@ def _one_a_key(clips: Iterable[Clip], on_conflict: OnConflict, chosen: Chosen) -
         if on_conflict == "last":
             found[clip.key] = clip
     if conflicts and on_conflict == "error":
-        named = _few([f"{key} ({what})" for key, what in conflicts.items()], "; ")
+        named = few([f"{key} ({what})" for key, what in conflicts.items()], between="; ")
         raise UsageError(
             f"{len(conflicts)} clips stand in several roots with different content: {named}; "
             "say with --on-conflict first or last whose is taken"
@@ -198,17 +198,13 @@ def _drawn(clips: list[Clip], split: str, selection: Selection, notes: list[str]
             seen[clip.label] += 1
             if seen[clip.label] <= selection.per_class:
                 taken.append(clip)
-        few = [f"{label!r} ({count})" for label, count in sorted(seen.items(), key=str)
+        rare = [f"{label!r} ({count})" for label, count in sorted(seen.items(), key=str)
                if count < selection.per_class]  # fmt: skip
-        if few:
+        if rare:
             notes.append(
-                f"split {split}: {len(few)} classes have fewer than {selection.per_class} clips: "
-                f"{_few(few, ', ')}"
+                f"split {split}: {len(rare)} classes have fewer than {selection.per_class} clips: "
+                f"{few(rare)}"
             )
     if selection.count is not None and len(taken) < selection.count:
         notes.append(f"split {split} has only {len(taken)} clips to take {selection.count} from")
     return taken if selection.count is None else taken[: selection.count]
-
-
-def _few(texts: Sequence[str], between: str) -> str:
-    return between.join(texts[:_NAMED]) + (f"{between}…" if len(texts) > _NAMED else "")

@@ -120,7 +120,7 @@ def _clips_per_shard(sources: Sequence[Source]) -> int:
     common = found[0]
     if isinstance(common, int) and common > 0 and found.count(common) == len(found):
         return common
-    return 4000 if sources[0].manifest.profile.short_side_px <= 128 else 1000
+    return sources[0].manifest.profile.usual_clips_per_shard
 
 
 def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:

@@ -62,6 +62,11 @@ class EncodingProfile:
         if not re.fullmatch(r"[a-z0-9_+]+", self.scaler_flags):
             raise UsageError(f"scaler_flags ({self.scaler_flags!r}) must be names joined by '+'")
 
+    @property
+    def usual_clips_per_shard(self) -> int:
+        """How many clips a shard has unless told otherwise: more where they are small."""
+        return 4000 if self.short_side_px <= 128 else 1000
+
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON values; fps becomes "num/den"."""
         return {**asdict(self), "fps": f"{self.fps.numerator}/{self.fps.denominator}"}

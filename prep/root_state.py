@@ -17,16 +17,16 @@ from prep.format.layout import (
     WORK_NAME,
     is_reserved,
 )
-from prep.journal_reader import read_setting, read_sums
+from prep.journal_reader import JOURNAL_NAME, read_setting, read_sums
 from prep.local_files import refuse_links_in
 from prep.storage import Storage
+from prep.text.plain import few
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from prep.options import ShardOptions
 
-_JOURNAL = "journal.sqlite"
 # What publishing writes before the manifest, so that a run killed there finds its own files
 _PUBLISHED = ("index", "ledger", CARD_PATH, CLASSES_PATH, ENERGON_FOLDER)
 _WIDS = re.compile(r"wids-[a-z0-9_]+\.json")
@@ -56,9 +56,8 @@ def existing_manifest(options: ShardOptions) -> Manifest | None:
         return manifest
     strange = _strange(options)
     if strange:
-        named = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         raise UsageError(
-            f"root {options.root} is not empty and no kprep dataset (it holds {named}); "
+            f"root {options.root} is not empty and no kprep dataset (it holds {few(strange)}); "
             "give a new folder"
         )
     return None
@@ -103,19 +102,19 @@ def unfinished(root: Path) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
     found = {}
     for work in sorted((root / WORK_NAME).glob("*/")):
         if is_planned(work):
-            found[work.name] = read_sums(work / _JOURNAL)
+            found[work.name] = read_sums(work / JOURNAL_NAME)
     return found
 
 
 def root_of(work: Path) -> str | None:
     """Return the root that a split's unfinished work belongs to; None where there is none."""
-    root = read_setting(work / _JOURNAL, "root")
+    root = read_setting(work / JOURNAL_NAME, "root")
     return str(root) if root else None
 
 
 def is_planned(work: Path) -> bool:
     """Whether a split's work has come as far as a complete plan."""
-    return read_setting(work / _JOURNAL, "identity") is not None
+    return read_setting(work / JOURNAL_NAME, "identity") is not None
 
 
 def forget(options: ShardOptions, work: Path) -> None:

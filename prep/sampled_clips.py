@@ -6,7 +6,6 @@ A decoder can die, or never end, over a hostile video: that costs the one clip i
 from __future__ import annotations
 
 import base64
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from prep.clip_sprite import Sprite
 from prep.errors import StorageError
 from prep.shard_worker import how_it_ended
 from prep.temporary import temporary_folder
-from prep.worker_pool import Job, WorkerPool
+from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +50,7 @@ def look_at_clips(
 
     Raises StorageError where a store cannot be reached, or the temporary directory is full.
     """
-    count = len(os.sched_getaffinity(0))
+    count = usable_cores()
     with (
         temporary_folder("kprep-report-") as folder,
         ThreadPoolExecutor(_THREADS) as threads,

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Segment:
         if (
             self.path is None
             and self.end_seconds is not None
-            and _YOUTUBE_ID.fullmatch(self.video_id)
+            and YOUTUBE_ID.fullmatch(self.video_id)
         ):
             prefix = "v" if self.video_id.startswith("__") else ""
             stem = f"{prefix}{self.cut_name}"

@@ -22,6 +22,7 @@ from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
 from prep.format import Manifest, check_new_split_name
 from prep.format.layout import WORK_NAME
 from prep.journal import Journal
+from prep.journal_reader import JOURNAL_NAME
 from prep.local_encoders import local_encoders
 from prep.local_files import refuse_links_in
 from prep.outcome import Reason, Status
@@ -231,11 +232,10 @@ def _publish(
 
 def _settings(options: ShardOptions, annotations_sha256: str) -> dict[str, Any]:
     """Return what decides the bytes of a split; a run with other settings is another conversion."""
-    small = options.profile.short_side_px <= 128
     return {
         "annotations_sha256": annotations_sha256,
         "seed": options.seed,
-        "clips_per_shard": options.clips_per_shard or (4000 if small else 1000),
+        "clips_per_shard": options.clips_per_shard or options.profile.usual_clips_per_shard,
         "limit": options.limit,
         "classes": sorted(options.classes),
         "min_seconds": options.min_seconds,
@@ -268,7 +268,7 @@ def journal_of(work: Path, split: str) -> Iterator[Journal]:
 
     Raises KprepError where it is not what was written to it, or cannot be written now.
     """
-    path = work / "journal.sqlite"
+    path = work / JOURNAL_NAME
     try:
         with contextlib.closing(Journal(path, split)) as journal:
             if damage := journal.damage():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prep.errors import KprepError
 from prep.job_bytes import ByteCount, JobBytes
 from prep.shard_worker import CPU_SECONDS, how_it_ended, new_mark, read_mark
-from prep.worker_pool import Job, WorkerPool
+from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +62,7 @@ def run_shard_jobs(
     )
     running: dict[str, _Running] = {}
     job_bytes = JobBytes(progress)
-    with WorkerPool(task, workers or len(os.sched_getaffinity(0)), _NEVER, ahead=1) as pool:
+    with WorkerPool(task, workers or usable_cores(), _NEVER, ahead=1) as pool:
         while waiting or pool.unfinished:
             while waiting and len(running) < pool.count:
                 state = waiting.popleft()

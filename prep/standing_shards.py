@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prep.byte_progress import ByteProgress
 from prep.errors import StorageError
 from prep.format import shard_path
+from prep.text.plain import few
+from prep.worker_pool import usable_cores
 
 if TYPE_CHECKING:
     from prep.storage import ObjectInfo, Storage
@@ -31,7 +32,7 @@ def altered_shards(
     """
     if not shards:
         return {}
-    count = min(workers or len(os.sched_getaffinity(0)), len(shards))
+    count = min(workers or usable_cores(), len(shards))
     progress = ByteProgress("checked", sum(map(_bytes, shards.values())))
     check = _Check(storage, progress, threading.Event())
     try:
@@ -51,7 +52,7 @@ def note_on(faults: dict[tuple[str, int], str]) -> list[str]:
     if not faults:
         return []
     what = "1 shard" if len(faults) == 1 else f"{len(faults)} shards"
-    named = ", ".join(list(faults.values())[:3]) + (", …" if len(faults) > 3 else "")
+    named = few(list(faults.values()))
     return [f"{what} that an earlier run had finished had to be made again: {named}"]
 
 

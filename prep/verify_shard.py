@@ -22,6 +22,7 @@ from prep.shard_worker import Mark
 from prep.storage import Storage
 from prep.tar_samples import Grouping, Sample
 from prep.tar_stream import ArchiveError
+from prep.text.plain import few
 from prep.verify_files import ALTERED, size_fault, storage_fault
 
 if TYPE_CHECKING:
@@ -237,15 +238,10 @@ def _other_samples(found: list[str], wanted: list[str]) -> str:
     text = "its samples are not those of the index, in that order"
     only_tar, only_index = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
     if only_tar:
-        text += f"; not in the index: {_few(only_tar)}"
+        text += f"; not in the index: {few([shown(key) for key in only_tar])}"
     if only_index:
-        text += f"; not in the tar: {_few(only_index)}"
+        text += f"; not in the tar: {few([shown(key) for key in only_index])}"
     return text
-
-
-def _few(keys: list[str]) -> str:
-    shortened = ", ".join(shown(key) for key in keys[:3])
-    return shortened if len(keys) <= 3 else f"{shortened} and {len(keys) - 3} more"
 
 
 def gops_agree(payload: bytes, row: ClipRecord) -> bool:

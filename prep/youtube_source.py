@@ -28,6 +28,7 @@ from prep.ffmpeg_binary import find_ffmpeg
 from prep.outcome import Reason
 from prep.politeness import CircuitBreaker, Timing, Turns
 from prep.probe import FORMAT_WHITELIST
+from prep.segment import YOUTUBE_ID
 from prep.source import Candidate
 from prep.youtube_reasons import BLOCKS_ALL, brief, reason_of, without_servers
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from prep.segment import Segment
 
-_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _UNFINISHED = (".part", ".ytdl", ".temp")
 _FULL_DISK = re.compile(r"\[Errno (28|122|30)\]")  # ENOSPC, EDQUOT, EROFS
 _FOLDER_PREFIX = "youtube-"
@@ -125,7 +125,7 @@ class YoutubeSource:
         reason that yt-dlp's words stand for, CircuitOpenError when YouTube is to be left alone,
         StoppedError after `stop`, KprepError when the disk is full.
         """
-        if segment.path is not None or not _YOUTUBE_ID.fullmatch(segment.video_id):
+        if segment.path is not None or not YOUTUBE_ID.fullmatch(segment.video_id):
             raise FetchError(Reason.MISSING_UPSTREAM, f"{segment.video_id!a} is no YouTube id")
         with self._lock:
             downloader = self._open()

@@ -22,7 +22,7 @@ from prep.info_command import info_command, info_lines
 from prep.journal import Journal
 from prep.root_state import unfinished
 from prep.storage import Storage
-from prep.text.plain import setting_text
+from prep.text.plain import few, setting_text
 
 SPLIT_FIELDS = {"clips", "rows", "hours", "bytes", "shards", "short_clips", "outcomes", "failures",
                 "sources", "clips_by_class", "clips_without_class", "settings", "tools",
@@ -261,11 +261,18 @@ def test_an_earlier_csv_stays_until_the_new_one_is_whole(motion_dataset, tmp_pat
     assert "split,row,key" in piped
 
 
+@pytest.mark.parametrize(
+    ("texts", "shown"), [([], ""), (["a"], "a"), (list("abc"), "a; b; c"), (list("abcde"), "a; b; c and 2 more")]
+)  # fmt: skip
+def test_the_first_few_of_many(texts, shown):
+    assert few(texts, between="; ") == shown
+
+
 def test_many_classes_show_their_ends(tmp_path):
     root = large_dataset(tmp_path / "root", num_clips=2000, num_classes=700)
     text = run_kprep("info", root).stdout
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert "classes   700: class 0, class 1, class 2, class 3, …" in text
+    assert "classes   700: class 0, class 1, class 2, class 3 and 696 more" in text
     assert "most: class" in text
     assert "CC BY 4.0" in text
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from prep.journal import Journal
 from prep.options import ShardOptions
 from prep.profile import PROFILES
 from prep.shard import journal_of
+from prep.signals import handling
 from prep.storage import Storage
 from prep.verify import verify
 from prep.worker_pool import Job, WorkerPool
@@ -337,6 +339,17 @@ def test_workers_that_are_always_killed_as_they_start_end_the_run():
         with pytest.raises(KprepError, match=r"killed as they start, by signal 9 \(9 is often"):
             while True:
                 list(pool.results(0.1))
+
+
+def test_signals_are_handled_in_the_block_and_in_the_main_thread_only():
+    before, told = signal.getsignal(signal.SIGTERM), []
+    with handling(told.append):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: handling(print).__enter__()).result()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert told == [signal.SIGTERM, signal.SIGINT]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_large_jobs_and_results_do_not_block_each_other(tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def plain(text: str) -> str:
@@ -18,6 +21,12 @@ def plain(text: str) -> str:
 def storable(text: str) -> str:
     """Return a stranger's text so that UTF-8 can hold it: bad bytes become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def few(texts: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """Return the first few of many texts and how many more there are: `a, b, c and 7 more`."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{between.join(texts[:most])}{more}"
 
 
 def setting_text(value: Any) -> str:
