@@ -12,9 +12,10 @@ import tarfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from prep.atomic_files import temporary_name
 from prep.checksums import content_hash
 from prep.errors import StorageError
-from prep.storage import Storage, temporary_name
+from prep.storage import Storage
 from prep.tar_samples import VIDEO_EXTENSIONS
 
 if TYPE_CHECKING:

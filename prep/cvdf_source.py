@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prep.atomic_files import write_atomic
 from prep.cvdf_layout import (
     DEFAULT_BASE,
     ArchiveList,
@@ -29,7 +30,6 @@ from prep.fetch_errors import (
 )
 from prep.outcome import Reason
 from prep.source import Candidate, Offer
-from prep.storage import write_atomic
 from prep.tar_stream import (
     BROKEN,
     EMPTY,

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.conversion import encode_job
+from prep.conversion_plan import plan
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.folder_source import FolderSource
+from prep.open_journal import first_details, journal_of
 from prep.pending_rows import JournalRows
 from prep.remote_sources import MirrorSource
 from prep.root_state import check_places, existing_manifest
-from prep.shard import first_details, journal_of, plan
 from prep.sources import open_listing, open_sources
 from prep.temporary import temporary_folder
 from prep.worker_pool import Job, WorkerPool, usable_cores

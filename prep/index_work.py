@@ -16,8 +16,8 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from prep import __version__
+from prep.atomic_files import write_atomic
 from prep.outcome import Reason
-from prep.storage import write_atomic
 from prep.user_cache import cache_folder
 
 if TYPE_CHECKING:

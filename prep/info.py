@@ -11,10 +11,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
+from prep.atomic_files import text_output
 from prep.clip_statistics import class_counts, clip_seconds
 from prep.dataset_card import tally_rows
 from prep.format import read_manifest
-from prep.local_files import text_output
 from prep.open_index import open_index, open_ledger
 from prep.source_terms import term_lines
 

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prep.atomic_files import remove_leftovers
 from prep.byte_progress import ByteProgress
 from prep.conversion import check_fatal
 from prep.copy_roots import check_roots, destination_lock, patient, remove_lock
@@ -22,7 +23,6 @@ from prep.merge_publish import publish_merged
 from prep.merge_work import MergeWork
 from prep.new_root import Plan, plan_root
 from prep.standing_shards import altered_shards, note_on
-from prep.storage import remove_leftovers
 from prep.text.plain import few
 from prep.worker_pool import Job, WorkerPool, usable_cores
 

@@ -6,8 +6,8 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from prep.atomic_files import write_atomic
 from prep.errors import KprepError, UsageError
-from prep.storage import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ import click
 
 from prep.annotation_overlap import ListCounts, SharedVideo, overlap
 from prep.annotations import ANY_SPLIT, open_annotations
+from prep.atomic_files import text_output
 from prep.errors import UsageError
-from prep.local_files import text_output
 
 
 @click.command("overlap")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from prep.atomic_files import write_atomic
 from prep.errors import UsageError
 from prep.outside import check_outside
-from prep.storage import Storage, write_atomic
+from prep.storage import Storage
 from prep.text.plain import plain
 from prep.text.quantities import size_text
 

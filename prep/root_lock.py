@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, StorageError, UsageError
 from prep.format.layout import LOCK_NAME, WORK_NAME
-from prep.local_files import refuse_links_in
+from prep.links import refuse_links_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from prep.format.layout import (
     is_reserved,
 )
 from prep.journal_reader import JOURNAL_NAME, read_setting, read_sums
-from prep.local_files import refuse_links_in
+from prep.links import refuse_links_in
 from prep.storage import Storage
 from prep.text.plain import few
 

@@ -20,6 +20,7 @@ from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prep.atomic_files import sync_path, write_atomic
 from prep.downloads import (
     Download,
     RetryPolicy,
@@ -30,19 +31,14 @@ from prep.downloads import (
 )
 from prep.errors import StorageError
 from prep.forks import note_client, refuse_fork
+from prep.links import refuse_endless_links, refuse_links_to
 from prep.local_files import (
     MOST_BYTES,
     OpenFiles,
     ends_early,
     local_info,
     read_whole,
-    refuse_endless_links,
     refuse_larger,
-    refuse_links_to,
-    remove_leftovers,
-    sync_path,
-    temporary_name,
-    write_atomic,
 )
 from prep.root_address import is_url, root_address
 from prep.s3_environment import with_s3_environment, without_other_token
@@ -62,10 +58,8 @@ __all__ = [
     "RetryPolicy",
     "Storage",
     "check_relative_path",
-    "remove_leftovers",
     "stop_waiting",
     "sync_path",
-    "temporary_name",
     "write_atomic",
 ]
 

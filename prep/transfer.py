@@ -8,9 +8,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prep.atomic_files import sync_path
 from prep.downloads import Tries
 from prep.errors import DatasetError, KprepError, StorageError
-from prep.storage import PART_BYTES, sync_path
+from prep.storage import PART_BYTES
 from prep.store_errors import store_errors
 
 if TYPE_CHECKING:

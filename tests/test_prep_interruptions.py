@@ -25,9 +25,9 @@ from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.journal import Journal
+from prep.open_journal import journal_of
 from prep.options import ShardOptions
 from prep.profile import PROFILES
-from prep.shard import journal_of
 from prep.signals import handling
 from prep.storage import Storage
 from prep.verify import verify

@@ -7,10 +7,11 @@ import pytest
 from conftest import run_kprep
 from copy_datasets import convert, draw, files_of, plain
 
+from prep.atomic_files import write_atomic
 from prep.errors import StorageError
 from prep.format import read_manifest
 from prep.open_index import open_index
-from prep.storage import Storage, write_atomic
+from prep.storage import Storage
 from prep.verify import verify
 
 AS_TRAIN = ("--profile", "small", "--short-side", "32", "--clips-per-shard", "5", "--workers", "1")
