@@ -21,14 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.atomic_files import sync_path, write_atomic
-from prep.downloads import (
-    Download,
-    RetryPolicy,
-    ShortAnswerError,
-    Tries,
-    seconds_of,
-    stop_waiting,
-)
+from prep.downloads import Download, RetryPolicy, Tries, stop_waiting
 from prep.errors import StorageError
 from prep.forks import note_client, refuse_fork
 from prep.links import refuse_endless_links, refuse_links_to
@@ -38,8 +31,8 @@ from prep.local_files import (
     ends_early,
     local_info,
     read_whole,
-    refuse_larger,
 )
+from prep.object_reads import TIMEOUTS, range_requests, receive
 from prep.root_address import is_url, root_address
 from prep.s3_environment import with_s3_environment, without_other_token
 from prep.store_errors import replaced, store_errors
@@ -66,7 +59,6 @@ __all__ = [
 PART_BYTES = 8 << 20
 _MOST_PARTS = 9_000  # of one upload; S3 allows 10,000
 _SHA256_ATTRIBUTE = "kprep-sha256"
-_TIMEOUTS = {"timeout": "20s", "read_timeout": "10s", "connect_timeout": "3s"}
 
 
 @lru_cache(1024)  # a loader asks for a range of one of a few shards a thousand times a second
@@ -170,7 +162,7 @@ class Storage:
             return LocalStore(self.local_root)
         plain = str(self.options.get("endpoint", self.root)).startswith("http://")
         options = {**without_other_token(self.options), **self.options}
-        client: Any = {**_TIMEOUTS, "allow_http": plain, **options.pop("client_options", {})}
+        client: Any = {**TIMEOUTS, "allow_http": plain, **options.pop("client_options", {})}
         retry: Any = {"max_retries": max_retries, "retry_timeout": timedelta(seconds=60)}
         opened: ObjectStore = from_url(
             self.root, client_options=client, retry_config=retry, **options
@@ -246,26 +238,14 @@ class Storage:
         if self._requests is None:
             self._opened_in = os.getpid()
             with self._errors(path):  # as where no file can be opened any more
-                self._requests = self._begin_requests()
+                self._requests = self._range_requests()
         return self._requests.begin(path, start, end, etag)
 
-    def _begin_requests(self) -> RangeRequests:
-        # here, as they import ssl and http: a third of this module's own import, for nothing
-        # where a root is local
-        from prep.object_urls import ObjectUrls
-        from prep.range_requests import RangeRequests
-
-        given = {**_TIMEOUTS, **self.options.get("client_options", {})}
-        stall, connect = (
-            seconds_of(given[name]) or seconds_of(_TIMEOUTS[name])
-            for name in ("read_timeout", "connect_timeout")
-        )
-
+    def _range_requests(self) -> RangeRequests:
         def read(path: str, start: int, end: int, etag: str | None) -> memoryview:
             return self.read_range(path, start, end, etag=etag)
 
-        urls = ObjectUrls(self.root, self.options, self.reading_store)
-        return RangeRequests(urls, read, stall_seconds=stall, connect_seconds=connect)
+        return range_requests(self.root, self.options, self.reading_store, read)
 
     def _read_local(self, path: str, start: int, end: int, etag: str | None) -> memoryview:
         # a script whose forked workers would hang on a bucket is told so on a local directory too
@@ -280,44 +260,7 @@ class Storage:
         return memoryview(data)
 
     def _receive(self, download: Download) -> memoryview:
-        """Fill a download, over as many requests as it takes."""
-        tries = Tries(self.retry, self.where(download.path))
-        problem: StorageError | None = None
-        while not download.complete:
-            if problem is not None:
-                tries.after(problem)
-            before = download.received
-            try:
-                with self._errors(download.path):
-                    self._request(download)
-                problem = ShortAnswerError(
-                    f"{self.where(download.path)} cannot be read: the answer held only "
-                    f"{download.received - before} bytes of those that were asked for"
-                )
-            except StorageError as error:
-                problem = error
-            if download.received > before:
-                tries.progress()
-        return memoryview(download.body)
-
-    def _request(self, download: Download) -> None:
-        """Send one request for what is missing; what arrived before an error is kept."""
-        import obstore
-
-        options = download.options()
-        result = obstore.get(self.reading_store(), download.path, options=options or None)  # type: ignore[arg-type]
-        size, etag = int(result.meta["size"]), result.meta["e_tag"]
-        if download.etag is not None and etag is not None and etag != download.etag:
-            raise replaced(self.where(download.path))
-        if download.end is not None and size < download.end:
-            raise ends_early(self.where(download.path), size, download.start, download.end)
-        if download.end is None:
-            refuse_larger(self.where(download.path), size, download.most)
-        download.begin(size, etag)
-        if result.range[0] != download.start + download.received:
-            raise OSError(f"the answer begins at byte {result.range[0]}, another was asked for")
-        for chunk in result.stream(min_chunk_size=1):
-            download.add(memoryview(chunk))
+        return receive(download, self.reading_store, self.where(download.path), self.retry)
 
     def _errors(self, path: str) -> AbstractContextManager[None]:
         return store_errors(self.where(path))
