@@ -120,7 +120,7 @@ def tar_in_the_making(storage: Storage, work: Path, path: str) -> Path:
 def finish_tar(temporary: Path, hashed: HashingFile, storage: Storage, path: str) -> dict[str, Any]:
     """Put a written tar and its `.tar.idx` in their places; return sizes, hashes and places."""
     places, end = scan(temporary)
-    index = energon_index(places, end)
+    index = energon_offsets([*(place[1] for place in places), end])
     storage.write(f"{path}.idx", index)
     etag = storage.move_in(temporary, path)
     return {
@@ -179,11 +179,6 @@ def scan(path: Path) -> tuple[list[tuple[str, int, int, int]], int]:
     return [(key, *place) for key, place in samples.items()], end  # type: ignore[misc]
 
 
-def energon_index(places: list[tuple[str, int, int, int]], end: int) -> bytes:
-    """Return Megatron-Energon's `.tar.idx`: little-endian offsets of the samples, then the end."""
-    return energon_offsets([*(place[1] for place in places), end])
-
-
 def energon_offsets(offsets: list[int]) -> bytes:
-    """Return `.tar.idx` for the offsets of the samples and of the end of the data."""
+    """Return Megatron-Energon's `.tar.idx`: little-endian offsets of the samples, then the end."""
     return struct.pack(f"<{len(offsets)}Q", *offsets)

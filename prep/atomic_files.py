@@ -54,10 +54,15 @@ def temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file name can be one of `temporary_name`."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", name) is not None
+
+
 def remove_leftovers(root: Path) -> None:
     """Remove what killed writers left below a root that nobody else writes to."""
     for path in root.rglob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+        if is_temporary(path.name):
             path.unlink(missing_ok=True)
 
 

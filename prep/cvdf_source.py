@@ -42,11 +42,12 @@ from prep.tar_stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from prep.http_client import HttpClient, ResumableBody
     from prep.journal import Row
+    from prep.source import PendingRows
 
 SOURCE_NAME = "cvdf"
 EMPTY_FILE = "empty file"
@@ -64,7 +65,7 @@ _TRIES = 2
 
 
 @dataclass(frozen=True)
-class Finding:
+class ArchiveFault:
     """An archive that could not be read, or not to its end, or held nothing.
 
     `archive` is its path on the mirror; empty for what concerns all that come after. `retryable`:
@@ -100,29 +101,11 @@ class FetchedList:
     sha256: str
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What the consumer says of rows and archives; see `CvdfSource.offers`."""
-
-    pending: Callable[[str], Row | None]
-    known: Callable[[str], bool] | None
-    settle: Callable[[], None] | None
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """Who is told of the end of an archive; see `CvdfSource.offers`."""
-
-    mark_done: Callable[[str], None]
-    judge: Callable[[str, str], None] | None
-
-
 @dataclass
 class _Archive:
     """An archive in work, over all tries, until its last clip is released."""
 
     path: str
-    ends: _Ends
     tries: int = 0
     held: int = 0
     read: bool = False
@@ -130,20 +113,12 @@ class _Archive:
     fault: str = ""
     finished: bool = False
 
-    def settle(self) -> None:
-        """Have it judged when nothing of it is left to do, and mark it done if it was whole."""
-        if self.held or not self.read:
-            return
-        if self.ends.judge is not None:
-            self.ends.judge(self.path, self.fault)
-        if self.finished:
-            self.ends.mark_done(self.path)
-
 
 class CvdfSource:
     """One split of one version of Kinetics on the CVDF mirror, or on a mirror with its layout.
 
-    `findings` and `tallies` say after a pass what was wrong and what was left out. A failed archive
+    `findings` and `tallies` say after a pass what was wrong and what was left out,
+    `clips_of_broken` how many clips come from each archive that was not whole. A failed archive
     is tried once more behind all others. `patience` failures in a row end the pass, since then it
     is the network and not the archives; so does an archive of repairs that cannot be read for now,
     because which of two files becomes a row's clip must not depend on the weather.
@@ -165,8 +140,9 @@ class CvdfSource:
         self.layout = split_layout(version, split)
         self.base = check_base(base)
         self.client = client
-        self.findings: list[Finding] = []
+        self.findings: list[ArchiveFault] = []
         self.tallies: dict[str, Tally] = {}
+        self.clips_of_broken: dict[str, int] = {}
         self._folder = work / f"cvdf-{version}-{split}"
         self._max_member_bytes = max_member_bytes
         self._patience = patience
@@ -236,37 +212,25 @@ class CvdfSource:
 
     # -- clips --------------------------------------------------------------------------------
 
-    def offers(
-        self,
-        pending: Callable[[str], Row | None],
-        archive_done: Callable[[str], bool],
-        mark_done: Callable[[str], None],
-        *,
-        known: Callable[[str], bool] | None = None,
-        settle: Callable[[], None] | None = None,
-        wanted: Callable[[str], bool] | None = None,
-        judge: Callable[[str, str], None] | None = None,
-    ) -> Iterator[Offer]:
+    def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Yield an offer for every pending row that an archive has a file for.
 
-        See `prep.source.Source`. `known` says whether a segment stands in a list at all, to tell
-        strangers from finished rows in the counts. `settle` returns when all offers made so far are
-        released; it is called when a segment comes again while its first file is in work (the
-        repairs of Kinetics-400, say). Without it the second file is left out and counted, and its
-        archive is read again in the next run. Only archives that are `wanted` are opened; one that
-        is open is read to its end, where its checksum is. `judge` is told of each that nothing is
-        left to do of, and what is wrong with it ("a damaged archive"), or "".
+        An archive is opened while rows wait, and where clips were taken from it in an earlier run
+        that did not come to its end; one that is open is read to its end, where its checksum is.
+        Each is judged when nothing of it is left to do. Where a segment comes again while its first
+        file is in work (the repairs of Kinetics-400, say), `pending.settle` is called; if the first
+        file is still held then, the second is left out and counted, and its archive is read again
+        in the next run.
         """
-        self.findings, self.tallies = [], {}
+        self.findings, self.tallies, self.clips_of_broken = [], {}, {}
         self._clear_folder()
-        todo = self._unread(archive_done, _Ends(mark_done, judge))
-        rows = _Rows(pending, known, settle)
+        todo = self._unread(pending)
         failures = 0
         while todo:
             archive = todo.popleft()
-            if wanted is not None and not wanted(archive.path):
+            if not pending.waiting() and archive.path not in pending.unread():
                 continue
-            error = yield from self._read(archive, rows)
+            error = yield from self._read(archive, pending)
             failures = failures + 1 if error else 0
             if error is not None:
                 if not self._goes_on(archive, error, failures, todo):
@@ -274,7 +238,7 @@ class CvdfSource:
                 if isinstance(error, CircuitOpenError) and todo:
                     self.client.wait_for_circuit()
 
-    def _unread(self, archive_done: Callable[[str], bool], ends: _Ends) -> deque[_Archive]:
+    def _unread(self, pending: PendingRows) -> deque[_Archive]:
         """Return the archives that are not done, in the order of reading."""
         try:
             found = self._parsed_list()
@@ -284,7 +248,7 @@ class CvdfSource:
         for line in found.refused:
             self._find(printable(line), "not of the known layout", self.layout.archive_list)
         paths = (*self.layout.read_first, *found.archives)
-        return deque(_Archive(path, ends) for path in paths if not archive_done(path))
+        return deque(_Archive(path) for path in paths if not pending.archive_done(path))
 
     def _goes_on(
         self,
@@ -309,13 +273,13 @@ class CvdfSource:
         return not ends
 
     def _read(
-        self, archive: _Archive, rows: _Rows
+        self, archive: _Archive, pending: PendingRows
     ) -> Generator[Offer, None, FetchError | ArchiveError | None]:
         """Offer the wanted members of one archive; return an error that may pass with time."""
         archive.tries += 1
         try:
             with self.client.open_stream(address(self.base, archive.path)) as body:
-                yield from self._members(archive, body, rows)
+                yield from self._members(archive, body, pending)
         except ArchiveError as error:
             return error
         except FetchError as error:
@@ -324,19 +288,19 @@ class CvdfSource:
             if error.retryable:
                 return error
             self._find(archive.path, error.reason, error.detail)
-        archive.settle()
+        self._settle(archive, pending)
         return None
 
     def _members(
-        self, archive: _Archive, body: ResumableBody, rows: _Rows
+        self, archive: _Archive, body: ResumableBody, pending: PendingRows
     ) -> Generator[Offer, None, None]:
         stream = TarStream(body, max_member_bytes=self._max_member_bytes)
         finished = True
         try:
             for member in stream:
-                row, kind = _wanted(member, rows, self._held)
+                row, kind = _wanted(member, pending, self._held)
                 if row is not None:
-                    yield self._offer(archive, member, row)
+                    yield self._offer(archive, member, row, pending)
                 else:
                     self._leave(kind, f"{archive.path}: {member.name}")
                     finished = finished and kind != REPEATED
@@ -352,7 +316,7 @@ class CvdfSource:
             self._count_skipped(archive, stream)
         archive.read, archive.finished = True, finished
 
-    def _offer(self, archive: _Archive, member: Member, row: Row) -> Offer:
+    def _offer(self, archive: _Archive, member: Member, row: Row, pending: PendingRows) -> Offer:
         segment = row.segment
         if segment is None or segment.end_seconds is None:
             raise ValueError(f"row {row.row} is pending without a segment that ends")
@@ -370,11 +334,22 @@ class CvdfSource:
             path.unlink(missing_ok=True)
             self._held.discard(stem)
             archive.held -= 1
-            archive.settle()
+            self._settle(archive, pending)
 
         seconds = segment.end_seconds - segment.start_seconds
         found = [Candidate(path, SOURCE_NAME, 0.0, seconds)]
         return Offer(row, found, release, archive=archive.path)
+
+    def _settle(self, archive: _Archive, pending: PendingRows) -> None:
+        """Have an archive judged when nothing of it is left to do, and booked if it was whole."""
+        if archive.held or not archive.read:
+            return
+        count = pending.judge(archive.path, archive.fault)
+        if archive.fault and count:
+            known = self.clips_of_broken.get(archive.path, 0)
+            self.clips_of_broken[archive.path] = known + count
+        if archive.finished:
+            pending.mark_done(archive.path)
 
     def _store(self, member: Member) -> Path:
         """Write a member to a file with a name of our own; nothing stays of one that is cut off."""
@@ -400,7 +375,7 @@ class CvdfSource:
     # -- what is reported ---------------------------------------------------------------------
 
     def _find(self, archive: str, reason: str, detail: str, *, retryable: bool = False) -> None:
-        self.findings.append(Finding(archive, reason, detail, retryable))
+        self.findings.append(ArchiveFault(archive, reason, detail, retryable))
 
     def _leave(self, kind: str, name: str) -> None:
         self.tallies.setdefault(kind, Tally()).add(name)
@@ -412,19 +387,19 @@ class CvdfSource:
             tally.count += count - 1
 
 
-def _wanted(member: Member, rows: _Rows, held: set[str]) -> tuple[Row | None, str]:
+def _wanted(member: Member, pending: PendingRows, held: set[str]) -> tuple[Row | None, str]:
     """Return the row that waits for a member, or None and why there is none."""
     named = _CLIP_NAME.fullmatch(member.name)
     if named is None:
         return None, NO_CLIP_NAME
     stem = named[1]
-    if stem in held and rows.settle is not None:
-        rows.settle()
+    if stem in held:
+        pending.settle()
     if stem in held:
         return None, REPEATED
-    row = rows.pending(stem)
+    row = pending.by_cut_name(stem)
     if row is None:
-        return None, UNKNOWN if rows.known and not rows.known(stem) else NOT_WANTED
+        return None, NOT_WANTED if pending.known(stem) else UNKNOWN
     return (row, "") if member.size_bytes else (None, EMPTY_FILE)
 
 

@@ -20,10 +20,10 @@ from prep.format import Sidecar
 from prep.mp4 import FormError, check_form
 from prep.outcome import Reason, RowFailure
 from prep.shard_bytes import ShardBytes, TarEntry, walk
-from prep.shard_worker import Mark
 from prep.storage import Storage
 from prep.tar_samples import LABEL_EXTENSIONS, VIDEO_EXTENSIONS, Grouping, Sample
 from prep.tar_stream import ArchiveError
+from prep.worker_marks import Mark
 
 if TYPE_CHECKING:
     from prep.mp4 import GopIndex

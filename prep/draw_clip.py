@@ -8,7 +8,7 @@ from typing import Any
 
 from prep.clip_sprite import draw_sprite
 from prep.errors import BadClipError
-from prep.shard_worker import cpu_limit
+from prep.worker_marks import cpu_limit
 
 
 def draw_clip(job: dict[str, Any]) -> dict[str, Any]:

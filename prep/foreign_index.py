@@ -67,7 +67,6 @@ _AUTO_RULES = ("cls", "json", "txt")
 class IndexOptions:
     """What a user asks of `kprep index`; see its `--help`."""
 
-    root: str
     splits: tuple[str, ...] = ()
     labels: str = "auto"
     class_names: tuple[str, ...] | None = None

@@ -68,9 +68,7 @@ def index_command(
 
     storage = Storage(root)
     names = None if classes is None else tuple(read_class_list(classes, numbered=True))
-    options = IndexOptions(
-        root, splits, labels, names, keys, as_stored, strict, force, workers or 0
-    )
+    options = IndexOptions(splits, labels, names, keys, as_stored, strict, force, workers or 0)
     found, files = find_shards(storage, options)
     total = sum(files[path].size_bytes for tars in found.values() for path in tars)
     with closing(ByteProgress("indexing", total)) as progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from prep.shard_worker import new_mark, read_mark
+from prep.worker_marks import new_mark, read_mark
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -134,14 +134,14 @@ class Journal:
         the seed. Exact repeats become duplicates; one segment with two labels, or one that another
         split of the dataset holds already, is a conflict.
         """
-        self._labels: set[str] = set()
+        labels: set[str] = set()
         self._db.execute("BEGIN")
         self._db.executemany(
             "INSERT INTO rows (video_id, start, end, label, extra, path, key, cut, place, status, "
             "reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 _planned(item, seed, taken_keys)
-                for item in self._with_labels(items)
+                for item in _noting_labels(items, labels)
                 if not classes or (isinstance(item, Segment) and item.label in classes)
             ),
         )
@@ -161,14 +161,7 @@ class Journal:
         seal(self._db, "rows")
         self._db.execute("COMMIT")
         self._db.executescript(_INDICES)
-        self.set("labels", sorted(self._labels))
-
-    def _with_labels(self, items: Iterable[Segment | BadRow]) -> Iterator[Segment | BadRow]:
-        """Note the labels of the whole list: classes do not depend on the rows at hand."""
-        for item in items:
-            if isinstance(item, Segment) and item.label is not None:
-                self._labels.add(item.label)
-            yield item
+        self.set("labels", sorted(labels))
 
     def _settle_repeats(self) -> None:
         self._db.execute("CREATE TEMP TABLE repeats AS SELECT key, MIN(row) AS first, "
@@ -423,6 +416,16 @@ class Journal:
         )
         known = json.loads(facts) if facts else {}
         return Row(row, segment, key, shard, slot, outcome, known, answered)
+
+
+def _noting_labels(
+    items: Iterable[Segment | BadRow], labels: set[str]
+) -> Iterator[Segment | BadRow]:
+    """Add the labels of the whole list to a set: classes do not depend on the rows at hand."""
+    for item in items:
+        if isinstance(item, Segment) and item.label is not None:
+            labels.add(item.label)
+        yield item
 
 
 def _planned(item: Segment | BadRow, seed: int, taken_keys: frozenset[str]) -> tuple[Any, ...]:

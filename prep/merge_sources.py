@@ -27,7 +27,7 @@ _LONGEST_KEY = 90  # names in a tar have at most 100 bytes, extension included
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRoot:
     """One root; `digest` is the sha256 of its manifest, which speaks of every byte in it."""
 
     storage: Storage
@@ -37,7 +37,7 @@ class Source:
     ledgers: dict[str, pa.Table]
 
 
-def open_sources(roots: Sequence[Storage], splits: frozenset[str] | None) -> list[Source]:
+def open_sources(roots: Sequence[Storage], splits: frozenset[str] | None) -> list[SourceRoot]:
     """Read what the roots hold of some splits (None: all); refuse roots that do not fit together.
 
     Raises UsageError when profiles differ or a split is nowhere, DatasetError for damage.
@@ -59,7 +59,7 @@ def open_sources(roots: Sequence[Storage], splits: frozenset[str] | None) -> lis
     return sources
 
 
-def clips_of(number: int, source: Source) -> Iterator[Clip]:
+def clips_of(number: int, source: SourceRoot) -> Iterator[Clip]:
     """Yield the clips of a root as the plan knows them."""
     names = source.manifest.class_names
     for split in sorted(source.indices):
@@ -76,7 +76,7 @@ def _rate(num: int, den: int) -> Fraction:
     return Fraction(num, den)
 
 
-def _open(storage: Storage, splits: frozenset[str] | None) -> Source:
+def _open(storage: Storage, splits: frozenset[str] | None) -> SourceRoot:
     manifest, data = read_manifest_bytes(storage)
     names = [name for name in sorted(manifest.splits) if splits is None or name in splits]
     indices, ledgers = {}, {}
@@ -87,7 +87,7 @@ def _open(storage: Storage, splits: frozenset[str] | None) -> Source:
         if manifest.is_foreign and foreign_rules(name, manifest.splits[name])["keys"] == "shard":
             for tables in (indices, ledgers):
                 tables[name] = _with_flat_keys(tables[name], storage.root)
-    return Source(storage, manifest, hashlib.sha256(data).hexdigest(), indices, ledgers)
+    return SourceRoot(storage, manifest, hashlib.sha256(data).hexdigest(), indices, ledgers)
 
 
 def foreign_rules(name: str, split: Split) -> dict[str, Any]:

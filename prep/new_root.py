@@ -22,7 +22,7 @@ from prep.merge_plan import (
     kept_classes,
     merge_classes,
 )
-from prep.merge_sources import Source, clips_of, foreign_rules, open_sources
+from prep.merge_sources import SourceRoot, clips_of, foreign_rules, open_sources
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Plan:
     """Everything that decides the bytes of a new root."""
 
-    sources: list[Source]
+    sources: list[SourceRoot]
     profile: EncodingProfile
     class_names: tuple[str, ...]
     shards: dict[str, list[list[Clip]]]
@@ -111,7 +111,7 @@ def plan_root(options: MergeOptions) -> Plan:
     )
 
 
-def _clips_per_shard(sources: Sequence[Source]) -> int:
+def _clips_per_shard(sources: Sequence[SourceRoot]) -> int:
     found = [
         split.settings.get("clips_per_shard")
         for source in sources
@@ -123,7 +123,7 @@ def _clips_per_shard(sources: Sequence[Source]) -> int:
     return sources[0].manifest.profile.usual_clips_per_shard
 
 
-def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:
+def _check_foreign(sources: Sequence[SourceRoot], names: tuple[str, ...]) -> None:
     """Raise UsageError where samples that are copied as they are would not say their labels."""
     if not sources[0].manifest.is_foreign:
         return
@@ -149,7 +149,7 @@ def _check_foreign(sources: Sequence[Source], names: tuple[str, ...]) -> None:
 
 
 def _note_empty(
-    sources: Sequence[Source], shards: dict[str, list[list[Clip]]], chosen: Chosen
+    sources: Sequence[SourceRoot], shards: dict[str, list[list[Clip]]], chosen: Chosen
 ) -> None:
     empty = sorted({name for source in sources for name in source.indices} - set(shards))
     if not shards:
@@ -158,7 +158,7 @@ def _note_empty(
 
 
 def _ledger(
-    options: MergeOptions, sources: Sequence[Source], chosen: Chosen, name: str
+    options: MergeOptions, sources: Sequence[SourceRoot], chosen: Chosen, name: str
 ) -> pa.Table:
     ledgers = {
         number: source.ledgers[name]
@@ -170,7 +170,7 @@ def _ledger(
 
 
 def _settings(
-    options: MergeOptions, sources: Sequence[Source], name: str, per_shard: int
+    options: MergeOptions, sources: Sequence[SourceRoot], name: str, per_shard: int
 ) -> dict[str, Any]:
     """Return what decided the contents: which splits were put together, and the options."""
     selection = options.selection
@@ -215,7 +215,7 @@ def _annotation_lists(settings: dict[str, Any]) -> list[str]:
     return [digest for digest in found if isinstance(digest, str)]
 
 
-def _tools(sources: Sequence[Source], name: str) -> dict[str, str]:
+def _tools(sources: Sequence[SourceRoot], name: str) -> dict[str, str]:
     """Return the tools that made the clips; several versions side by side."""
     found: dict[str, set[str]] = {}
     for source in sources:
@@ -225,7 +225,7 @@ def _tools(sources: Sequence[Source], name: str) -> dict[str, str]:
     return {tool: "; ".join(sorted(versions)) for tool, versions in sorted(found.items())}
 
 
-def _fingerprint(sources: Sequence[Source], names: Sequence[str], clips: Sequence[Clip]) -> str:
+def _fingerprint(sources: Sequence[SourceRoot], names: Sequence[str], clips: Sequence[Clip]) -> str:
     """Return the fingerprint that the split will have; known before a byte is copied."""
     frames: dict[tuple[int, str], list[int]] = {}
     labels = {name: index for index, name in enumerate(names)}

@@ -20,8 +20,8 @@ from prep.checksums import content_hash
 from prep.errors import DatasetError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
-from prep.shard_worker import Mark
 from prep.storage import Storage
+from prep.worker_marks import Mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

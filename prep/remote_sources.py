@@ -29,7 +29,6 @@ class MirrorSource:
 
     def __init__(self, mirror: CvdfSource) -> None:
         self.mirror = mirror
-        self._of_broken: dict[str, int] = {}  # clips by archive
 
     def offers(self, pending: PendingRows) -> Iterator[Offer]:
         """Yield what the archives hold for pending rows, in the order of the archives.
@@ -37,26 +36,8 @@ class MirrorSource:
         No archive is opened when no row waits, but one that has clips here and was not read to its
         end, as its checksum is there.
         """
-
-        def wanted(archive: str) -> bool:
-            return pending.waiting() or archive in pending.unread()
-
-        def judge(archive: str, fault: str) -> None:
-            count = pending.judge(archive, fault)
-            if fault and count:
-                self._of_broken[archive] = self._of_broken.get(archive, 0) + count
-
-        if not pending.waiting() and not pending.unread():
-            return
-        yield from self.mirror.offers(
-            pending.by_cut_name,
-            pending.archive_done,
-            pending.mark_done,
-            known=pending.known,
-            settle=pending.settle,
-            wanted=wanted,
-            judge=judge,
-        )
+        if pending.waiting() or pending.unread():
+            yield from self.mirror.offers(pending)
 
     def absence(self) -> tuple[Reason, str]:
         """Say "missing upstream" only when no archive is left that another run might read.
@@ -92,7 +73,7 @@ class MirrorSource:
         ]
         found += [
             f"mirror: {archive}: {count} clips taken from it; their details in the ledger say so"
-            for archive, count in self._of_broken.items()
+            for archive, count in self.mirror.clips_of_broken.items()
         ]
         for kind, tally in self.mirror.tallies.items():
             if tally.count:

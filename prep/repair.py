@@ -31,7 +31,7 @@ from prep.ledger import read_ledger
 from prep.publish import file_entry
 from prep.temporary import temporary_folder
 from prep.verify import Findings, examine, wids_of
-from prep.verify_files import ledger_sums
+from prep.verify_files import ledger_faults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,7 +156,7 @@ class _Rebuilding:
             data = energon_offsets(self.findings.shards[path]["offsets"])
             if f"{path}.idx" in faulty:
                 self._write(f"{path}.idx", data)
-        wids = wids_of(replace_manifest(self.findings, self.manifest), name)
+        wids = wids_of(replace(self.findings, manifest=self.manifest), name)
         if wids is not None and self.findings.contents.get(wids_path(name)) != wids:
             self._write(wids_path(name), wids)
         self._ledger(name)
@@ -218,7 +218,7 @@ class _Rebuilding:
         if path in self.manifest.files or not self.storage.exists(path):
             return
         data = self.storage.read(path)
-        if not list(ledger_sums(self.manifest, name, data)):
+        if not ledger_faults(self.manifest, name, data):
             self._list(path, file_entry(data))
 
     def _write(self, path: str, data: bytes) -> None:
@@ -249,11 +249,6 @@ class _Rebuilding:
             why = "it is not the dataset's; remove it yourself if nobody needs it"
         if not any(line.startswith(f"{path}:") for line in self.refused):
             self.refused.append(f"{path}: {why}")
-
-
-def replace_manifest(findings: Findings, manifest: Manifest) -> Findings:
-    """Return the same findings, to be read with another manifest."""
-    return replace(findings, manifest=manifest)
 
 
 def _records(path: str, report: dict[str, Any], ledger: pa.Table | None) -> list[ClipRecord]:

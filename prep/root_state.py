@@ -7,6 +7,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from prep.atomic_files import is_temporary
 from prep.errors import KprepError, UsageError
 from prep.format import Manifest, read_manifest
 from prep.format.layout import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # What publishing writes before the manifest, so that a run killed there finds its own files
 _PUBLISHED = ("index", "ledger", CARD_PATH, CLASSES_PATH, ENERGON_FOLDER)
 _WIDS = re.compile(r"wids-[a-z0-9_]+\.json")
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def existing_manifest(options: ShardOptions) -> Manifest | None:
@@ -80,8 +80,7 @@ def _strange(options: ShardOptions) -> list[str]:
 
 def _is_published(name: str) -> bool:
     """Whether publishing writes something of this name before the manifest."""
-    written = _WIDS.fullmatch(name) or _TEMPORARY.fullmatch(name)
-    return name in _PUBLISHED or written is not None
+    return name in _PUBLISHED or _WIDS.fullmatch(name) is not None or is_temporary(name)
 
 
 def begun_splits(options: ShardOptions) -> set[str]:
@@ -188,7 +187,7 @@ def check_places(options: ShardOptions) -> None:
                 raise UsageError(f"{what} {place} lies inside the source {text}; choose another")
 
 
-def remove_leftovers(options: ShardOptions) -> None:
+def remove_own_leftovers(options: ShardOptions) -> None:
     """Remove what killed writers left under temporary names, where this dataset's files stand."""
     root = options.storage.local_root
     if root is None:
@@ -199,7 +198,7 @@ def remove_leftovers(options: ShardOptions) -> None:
     ):
         ours = folder.is_dir() and (folder == root or not folder.is_symlink())
         for path in folder.glob(".*.tmp") if ours else ():
-            if _TEMPORARY.fullmatch(path.name):
+            if is_temporary(path.name):
                 path.unlink(missing_ok=True)
 
 

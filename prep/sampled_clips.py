@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from prep.clip_sprite import Sprite
 from prep.errors import StorageError
-from prep.shard_worker import how_it_ended
 from prep.temporary import temporary_folder
+from prep.worker_marks import how_it_ended
 from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:

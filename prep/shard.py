@@ -31,7 +31,7 @@ from prep.root_state import (
     existing_manifest,
     forget,
     is_planned,
-    remove_leftovers,
+    remove_own_leftovers,
 )
 from prep.shard_builder import ShardBuilder
 from prep.sources import open_listing, open_sources, source_folders
@@ -206,7 +206,7 @@ def _publish(
     tools = {"kprep": __version__, "ffmpeg": ffmpeg.version, "ffmpeg_sha256": ffmpeg.sha256}
     names = tuple(journal.setting("class_names"))
     check_lock()
-    remove_leftovers(options)
+    remove_own_leftovers(options)
     existing = existing_manifest(options)
     current = existing or Manifest(options.profile, names, {}, {})
     check_still_new(options, current)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import KprepError
 from prep.job_bytes import ByteCount, JobBytes
-from prep.shard_worker import CPU_SECONDS, how_it_ended, new_mark, read_mark
+from prep.worker_marks import CPU_SECONDS, how_it_ended, new_mark, read_mark
 from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from prep.temporary import temporary_folder
 from prep.verify_files import (
     check_other,
     extra_files,
-    ledger_keys,
-    ledger_sums,
+    ledger_faults,
     parse_index,
     read_listed,
     shard_paths,
@@ -166,13 +165,11 @@ def _examine_split_files(findings: Findings, name: str) -> None:
         if table is not None:
             findings.tables[name] = table
     if ledger_path(name) in contents:
-        data = contents[ledger_path(name)]
-        faults = list(ledger_sums(manifest, name, data))
-        if not faults and name in findings.tables:
-            keys = set(findings.tables[name]["key"].to_pylist())
-            if len(keys) == manifest.splits[name].num_clips:
-                faults += ledger_keys(name, data, keys)
-        findings.faults += faults
+        keys = None
+        if name in findings.tables:
+            found = set(findings.tables[name]["key"].to_pylist())
+            keys = found if len(found) == manifest.splits[name].num_clips else None
+        findings.faults += ledger_faults(manifest, name, contents[ledger_path(name)], keys)
 
 
 def _shared_keys(findings: Findings) -> list[Fault]:

@@ -188,14 +188,23 @@ def _index_sums(manifest: Manifest, name: str, table: pa.Table) -> Iterator[Faul
             yield fault(f"{key} has label {label}, the manifest {highest} classes")
 
 
-def ledger_sums(manifest: Manifest, name: str, data: bytes) -> Iterator[Fault]:
-    """Compare a split's ledger with the counts in the manifest."""
-    path, split = ledger_path(name), manifest.splits[name]
+def ledger_faults(
+    manifest: Manifest, name: str, data: bytes, keys: set[str] | None = None
+) -> list[Fault]:
+    """Compare a split's ledger with the counts in the manifest.
+
+    Where they agree, its clips are compared with the `keys` of the index, if they are known.
+    """
+    path = ledger_path(name)
     try:
         ledger = read_ledger(data, path)
     except DatasetError as error:
-        yield Fault(Kind.LEDGER, path, str(error).removeprefix(f"{path} "))
-        return
+        return [Fault(Kind.LEDGER, path, str(error).removeprefix(f"{path} "))]
+    return list(_ledger_sums(manifest, name, ledger)) or list(_ledger_keys(path, ledger, keys))
+
+
+def _ledger_sums(manifest: Manifest, name: str, ledger: pa.Table) -> Iterator[Fault]:
+    path, split = ledger_path(name), manifest.splits[name]
     counted = Counter(ledger["status"].to_pylist())
     recorded = {status: count for status, count in split.outcomes.items() if count}
     if dict(counted) != recorded or ledger.num_rows != split.num_rows:
@@ -209,10 +218,9 @@ def ledger_sums(manifest: Manifest, name: str, data: bytes) -> Iterator[Fault]:
         yield Fault(Kind.LEDGER, path, text)
 
 
-def ledger_keys(name: str, data: bytes, keys: set[str]) -> Iterator[Fault]:
-    """Compare the clips of a ledger with the keys of the index, where their counts agree."""
-    path = ledger_path(name)
-    ledger = read_ledger(data, path)
+def _ledger_keys(path: str, ledger: pa.Table, keys: set[str] | None) -> Iterator[Fault]:
+    if keys is None:
+        return
     ok: set[Any] = {
         key
         for key, status in zip(ledger["key"].to_pylist(), ledger["status"].to_pylist(), strict=True)

@@ -18,12 +18,12 @@ from prep.foreign_labels import label_index, stated_label
 from prep.format import Sidecar, iter_records
 from prep.outcome import RowFailure
 from prep.shard_bytes import ShardBytes, TarEntry, shown, walk
-from prep.shard_worker import Mark
 from prep.storage import Storage
 from prep.tar_samples import Grouping, Sample
 from prep.tar_stream import ArchiveError
 from prep.text.plain import few
 from prep.verify_files import ALTERED, size_fault, storage_fault
+from prep.worker_marks import Mark
 
 if TYPE_CHECKING:
     from prep.format import ClipRecord

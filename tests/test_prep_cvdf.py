@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import io
 import tarfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from prep.cvdf_layout import (
     parse_archive_list,
     split_layout,
 )
-from prep.cvdf_source import CvdfSource, Finding, printable
+from prep.cvdf_source import ArchiveFault, CvdfSource, printable
 from prep.demo_videos import random_motion, write_video
 from prep.errors import StorageError, UsageError
 from prep.fetch_errors import FetchError, StoppedError
@@ -78,12 +78,30 @@ class Rows:
         self.done: list[str] = []
         self.asked: list[str] = []
 
-    def pending(self, stem: str) -> Row | None:
+    def by_cut_name(self, stem: str) -> Row | None:
         self.asked.append(stem)
         return None if stem in self.clips else self.rows.get(stem)
 
-    def callables(self) -> tuple[Any, Any, Any]:
-        return self.pending, self.done.__contains__, self.done.append
+    def known(self, stem: str) -> bool:
+        return stem in self.rows
+
+    def archive_done(self, path: str) -> bool:
+        return path in self.done
+
+    def mark_done(self, path: str) -> None:
+        self.done.append(path)
+
+    def settle(self) -> None:
+        """Release nothing: no consumer is there that could."""
+
+    def unread(self) -> set[str]:
+        return set()
+
+    def judge(self, *_: str) -> int:
+        return 0
+
+    def waiting(self) -> bool:
+        return True
 
     def take(self, offer: Offer) -> None:
         """Book an offer as a success and let go of it."""
@@ -94,8 +112,8 @@ class Rows:
         offer.release()
         assert not candidate.path.exists()
 
-    def take_all(self, source: CvdfSource, **options: Any) -> None:
-        for offer in source.offers(*self.callables(), known=self.rows.__contains__, **options):
+    def take_all(self, source: CvdfSource) -> None:
+        for offer in source.offers(self):
             self.take(offer)
 
 
@@ -285,7 +303,7 @@ def test_without_its_list_a_pass_ends_and_no_row_is_missing(
     if data is not None:
         server.put("400/val/k400_val_path.txt", data)
     with pytest.raises(FetchError):
-        next(source.offers(*Rows(A).callables()))
+        next(source.offers(Rows(A)))
     assert [finding.retryable for finding in source.findings] == [True]
 
 
@@ -320,7 +338,7 @@ def test_pending_clips_are_offered_and_nothing_stays(
 def test_a_candidate_is_the_whole_file(server: Mirror, source: CvdfSource) -> None:
     publish(server, "val", tgz(flat(C)))
     rows = Rows(C)
-    for offer in source.offers(*rows.callables()):
+    for offer in source.offers(rows):
         [candidate] = offer.candidates
         assert (candidate.source, candidate.start_seconds, candidate.end_seconds) == (
             "cvdf",
@@ -338,7 +356,7 @@ def test_finished_and_unknown_members_are_not_stored(
     publish(server, "val", tgz(names))
     rows = Rows(A, B)
     rows.clips[A] = b"finished before"
-    offers = source.offers(*rows.callables(), known=rows.rows.__contains__)
+    offers = source.offers(rows)
     offer = next(offers)
     assert offer.row.row == rows.rows[B].row
     assert len(stored(tmp_path)) == 1
@@ -423,7 +441,7 @@ def test_a_real_clip_passes_and_a_truncated_one_is_refused(
     data = video.read_bytes()
     publish(server, "val", tgz({f"{A}.mp4": data, f"{B}.mp4": data[: len(data) * 6 // 10]}))
     rows = Rows(A, B)
-    offers = source.offers(*rows.callables())
+    offers = source.offers(rows)
     whole = next(offers).candidates[0]
     assert probe(whole.path, whole.start_seconds, whole.end_seconds).width > 0
     cut = next(offers).candidates[0]
@@ -437,7 +455,7 @@ def test_an_archive_is_done_when_its_last_clip_is_released(
 ) -> None:
     name, other = publish(server, "val", tgz(flat(A, B)), tgz(flat(C)))
     rows = Rows(A, B, C)
-    offers = source.offers(*rows.callables())
+    offers = source.offers(rows)
     first, second, third = next(offers), next(offers), next(offers)
     assert rows.done == []  # part_0 was read to its end, but its clips are in work
     first.release()
@@ -456,7 +474,7 @@ def test_a_consumer_that_breaks_off_leaves_the_archive_undone(
 ) -> None:
     publish(server, "val", tgz(flat(A, B)))
     rows = Rows(A, B)
-    offers = source.offers(*rows.callables())
+    offers = source.offers(rows)
     offer = next(offers)
     offers.close()  # type: ignore[attr-defined]
     offer.release()
@@ -517,7 +535,8 @@ def test_a_repeat_waits_until_the_first_file_is_judged(
             else:
                 offer.release()
 
-    offers = source.offers(*rows.callables(), settle=settle)
+    offers = source.offers(rows)
+    rows.settle = settle  # type: ignore[method-assign]
     held.append(next(offers))  # the repair, still being encoded when the original comes
     for offer in offers:
         rows.take(offer)
@@ -525,11 +544,11 @@ def test_a_repeat_waits_until_the_first_file_is_judged(
     assert len(rows.done) == 2
 
 
-def test_without_settle_a_repeat_leaves_its_archive_undone(
+def test_a_repeat_of_a_file_that_stays_in_work_leaves_its_archive_undone(
     server: Mirror, client: HttpClient, tmp_path: Path
 ) -> None:
     source, rows = repaired(server, client, tmp_path), Rows(A, B)
-    offers = list(source.offers(*rows.callables()))
+    offers = list(source.offers(rows))
     assert [offer.row.row for offer in offers] == [1, 2]
     for offer in offers:
         offer.release()
@@ -567,7 +586,7 @@ def test_an_absent_archive_is_found_and_the_next_goes_on(
     rows.take_all(source)
     assert rows.clips.keys() == {A}
     assert source.findings == [
-        Finding(name, "missing upstream", f"{server.base}/{name}: HTTP 404", retryable=False)
+        ArchiveFault(name, "missing upstream", f"{server.base}/{name}: HTTP 404", retryable=False)
     ]
     assert rows.done == [other]
     assert len(server.asked(name)) == 1
@@ -674,7 +693,7 @@ def test_stop_ends_the_pass_and_leaves_the_archive_undone(
     )
     rows = Rows(A)
     with pytest.raises(StoppedError):
-        for offer in source.offers(*rows.callables()):
+        for offer in source.offers(rows):
             rows.take(offer)
             client.stop()
     assert rows.done == []
@@ -696,7 +715,7 @@ def test_a_disk_that_cannot_be_written_ends_the_pass(
 ) -> None:
     publish(server, "val", tgz(flat(A, B)))
     rows = Rows(A, B)
-    offers = source.offers(*rows.callables())
+    offers = source.offers(rows)
     rows.take(next(offers))
     (tmp_path / "cvdf-k400-val").rmdir()
     with pytest.raises(StorageError, match="cannot be written"):

@@ -334,7 +334,7 @@ def test_hostile_tars_are_refused_with_nothing_written(tmp_path, s3, where):
         from prep.foreign_index import IndexOptions, find_shards, index_tars
         from prep.verify import _Silent
 
-        options = IndexOptions(storage.root, workers=1)
+        options = IndexOptions(workers=1)
         splits, files = find_shards(storage, options)
         with pytest.raises(KprepError) as error:
             index_tars(storage, options, splits, files, _Silent())
@@ -621,7 +621,7 @@ def indexed(root: Path, *, until: int | None = None, **options) -> list[str]:
             looked_at.append(path)
             yield path, report
 
-    storage, asked = Storage(str(root)), IndexOptions(str(root), workers=1, **options)
+    storage, asked = Storage(str(root)), IndexOptions(workers=1, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prep.foreign_index.describe_shards", describe)
         with contextlib.suppress(KeyboardInterrupt):
@@ -792,7 +792,7 @@ def test_what_came_before_the_lock_is_not_overlooked(tmp_path):
 
     storage = Storage(str(tmp_path))
     write_tar(tmp_path / "train-0.tar", {"a": {"mp4": clip(), "cls": b"0"}})
-    options = IndexOptions(storage.root, workers=1)
+    options = IndexOptions(workers=1)
     splits, files = find_shards(storage, options)
     write_tar(tmp_path / "train-1.tar", {"b": {"mp4": clip(), "cls": b"0"}})
     with pytest.raises(KprepError, match="run the same command again"):

@@ -47,10 +47,10 @@ from prep.merge_plan import (
 )
 from prep.merge_sources import foreign_rules
 from prep.remix import _check_places
-from prep.shard_worker import Mark, read_mark
 from prep.shuffle import place
 from prep.storage import RetryPolicy, Storage
 from prep.verify import verify
+from prep.worker_marks import Mark, read_mark
 from stream import clip_loader
 
 

@@ -468,7 +468,7 @@ def crashing(folder: Path, body: str) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "if 'prep.worker' in ' '.join(sys.orig_argv):\n"
-        "    import prep.clip_check as check, prep.shard_worker as worker\n"
+        "    import prep.clip_check as check, prep.worker_marks as worker\n"
         "    decode = check.decode_clip\n"
         "    def odd(data, *rest):\n"
         f"        {body}\n"
