@@ -235,6 +235,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         ({"step": True}, "step is of type bool"),
         ({"model": "x"}, "model is of type str"),
         ({"class_names": [1]}, "class_names holds no"),
+        ({"left_out": [True]}, "left_out holds no"),
         ({"rng": {"cpu": torch.zeros(3)}}, "rng holds no"),
     ],
 )
@@ -247,6 +248,16 @@ def test_a_checkpoint_of_another_version_is_one_sentence(
     torch.save({**values, **change}, path)
     with pytest.raises(KprepError, match=f"epoch-0003.pt is of another version of kprep.*{cause}"):
         load_checkpoint(path)
+
+
+def test_an_older_checkpoint_leaves_out_nothing(tmp_path: Path) -> None:
+    path = checkpoint_path(tmp_path, 3)
+    save_checkpoint(path, replace(SAVED, left_out=[13, 14], rollbacks=1))
+    values = torch.load(path, weights_only=True)
+    assert (load_checkpoint(path).left_out, load_checkpoint(path).rollbacks) == ([13, 14], 1)
+    del values["left_out"], values["rollbacks"]
+    torch.save(values, path)
+    assert (load_checkpoint(path).left_out, load_checkpoint(path).rollbacks) == ([], 0)
 
 
 @pytest.mark.parametrize("name", ["loader", "rng"])

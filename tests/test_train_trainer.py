@@ -509,12 +509,42 @@ def test_a_lost_loss_is_rolled_back_and_its_step_left_out(tmp_path: Path) -> Non
     _poison(trainer, step=5)
     assert trainer.fit()["steps"] == 12
     assert trainer._train_loader.loaded == [{"epoch": 0, "step": 2}]
-    assert trainer._skipped == {4, 5}
+    assert trainer._state.left_out == {4, 5}
     hopeless = _trainer(tmp_path / "b", recipe)
     for step in (3, 5, 7):
         _poison(hopeless, step)
     with pytest.raises(KprepError, match="not finite on rank 0, at step 7"):
         hopeless.fit()
+
+
+def test_a_killed_run_leaves_out_what_it_would_have_left_out(tmp_path: Path) -> None:
+    """Killed between two rollbacks; the second goes back to before steps that the first leaves out."""
+    recipe = _recipe("run.checkpoint_steps=2", "run.on_nan=rollback", "run.max_rollbacks=2")
+    whole, killed = (_trainer(tmp_path / name, recipe) for name in ("whole", "killed"))
+    for trainer in (whole, killed):
+        _poison(trainer, step=5)
+    _poison(whole, step=7)
+    whole.fit()
+    run = killed._step.run
+
+    def die(*arguments: Any) -> torch.Tensor:
+        if killed.step == 7:
+            raise MemoryError
+        return run(*arguments)
+
+    killed._step.run = die  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        killed.fit()
+    resumed = _trainer(tmp_path / "killed", recipe)
+    resumed.restore(checkpoints_in(tmp_path / "killed" / "checkpoints")[-1])
+    assert resumed.step == 6
+    _poison(resumed, step=7)
+    resumed.fit()
+    assert resumed._train_loader.loaded == [{"epoch": 1, "step": 0}, {"epoch": 0, "step": 4}]
+    _assert_same(_weights(resumed), _weights(whole))
+    for trainer in (whole, resumed):
+        assert trainer._state.left_out == {4, 5, 6, 7}
+        assert trainer._state.rollbacks == 2
 
 
 def _spoil_weights(trainer: Trainer, step: int) -> None:
@@ -572,7 +602,7 @@ def test_a_loss_above_the_limit_is_lost_too(tmp_path: Path) -> None:
     again = _trainer(tmp_path / "rollback", _recipe(*settings, "run.on_nan=rollback"))
     _poison(again, step=5, factor=1000)
     assert again.fit()["steps"] == 12
-    assert again._skipped == {4, 5}
+    assert again._state.left_out == {4, 5}
     unlimited = _trainer(tmp_path / "unlimited", _recipe(settings[0]))
     _poison(unlimited, step=5, factor=1000)
     assert unlimited.fit()["steps"] == 12

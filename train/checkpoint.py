@@ -30,7 +30,7 @@ _RNG_DIMENSIONS = 2  # of a tensor of random states: a row of bytes for each ran
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "epoch": int, "step": int, "model": dict, "optimizer": (dict, NoneType), "recipe": str,
     "class_names": list, "loader": dict, "rng": dict, "ema": (dict, NoneType), "scaler": dict,
-    "given": list,
+    "given": list, "left_out": list, "rollbacks": int,
 }  # fmt: skip
 
 
@@ -50,6 +50,8 @@ class Checkpoint:
     scaler       state of fp16's gradient scaler; {} for other precisions
     given        `data.batch_size` and `data.accumulate` that the run was given, before they were
                  changed for its number of ranks; [] where nobody wrote them down
+    left_out     optimiser steps that are not made when they come (again), see `run.on_nan`
+    rollbacks    how often the run went back to a checkpoint
     """
 
     epoch: int
@@ -63,6 +65,8 @@ class Checkpoint:
     ema: dict[str, Any] | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
     given: list[int] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    rollbacks: int = 0
 
 
 def checkpoint_path(directory: Path, epoch: int, step: int | None = None) -> Path:
@@ -218,6 +222,8 @@ def _check_kinds(checkpoint: Checkpoint) -> None:
         raise TypeError("rng holds no states by rank")
     if not all(isinstance(name, str) for name in checkpoint.class_names):
         raise TypeError("class_names holds no names")
+    if not all(type(step) is int for step in checkpoint.left_out):
+        raise TypeError("left_out holds no steps")
 
 
 def find_checkpoint(resume: str, directory: Path) -> Path | None:

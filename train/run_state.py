@@ -69,6 +69,10 @@ class RunState:
         self.average = WeightAverage(model, decay) if decay else None
         self.is_averaged = False
         """Whether what is evaluated is more than the last weights."""
+        self.left_out: set[int] = set()
+        """Optimiser steps that are not made when they come (again)."""
+        self.rollbacks = 0
+        """How often the run went back to a checkpoint."""
         self.optimizer = optimizer
         self._recipe, self._given, self._world = recipe, given, world
         self._class_names = class_names
@@ -148,6 +152,9 @@ class RunState:
             if saved.scaler and self._recipe.run.precision == "fp16":
                 self._scaler.load_state_dict(saved.scaler)
             restore_random_states(saved.rng, self._world)
+        # a checkpoint that is gone back to does not know of it
+        self.left_out |= set(saved.left_out)
+        self.rollbacks = max(self.rollbacks, saved.rollbacks)
         self._say("resumed from %s: %d epochs, %d steps", path, self.epoch, self.step)
         for change in recipe_differences(old, self._recipe):
             self._say("changed since that checkpoint: %s", change)
@@ -217,4 +224,6 @@ class RunState:
             ema=self.average.model.state_dict() if self.average else None,
             scaler=self._scaler.state_dict() if optimizer is not None else {},
             given=[self._given.batch_size, self._given.accumulate],
+            left_out=sorted(self.left_out),
+            rollbacks=self.rollbacks,
         )

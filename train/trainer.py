@@ -105,8 +105,6 @@ class Trainer:
             files=self._files,
             say=self._log,
         )
-        self._rollbacks = 0
-        self._skipped: set[int] = set()
 
     @property
     def model(self) -> torch.nn.Module:
@@ -217,7 +215,7 @@ class Trainer:
             fetched = self._agreed_batches(batches)
             rate = schedule.learning_rate(self.step)
             self._state.step += 1
-            if self.step in self._skipped:
+            if self.step in self._state.left_out:
                 continue
             self._exchange.add_loss(self.step, self._step.run(fetched, rate, self.epoch))
             self._state.note_step()
@@ -295,14 +293,14 @@ class Trainer:
         The step that was lost and the one before it, which may have spoilt the weights, are left
         out when they come again: repeated exactly, they would be lost again.
         """
-        run = self.recipe.run
-        place = self._state.place_before(error.step, self._training_loader())
-        if run.on_nan == "stop" or not place or self._rollbacks >= run.max_rollbacks:
+        run, state = self.recipe.run, self._state
+        place = state.place_before(error.step, self._training_loader())
+        if run.on_nan == "stop" or not place or state.rollbacks >= run.max_rollbacks:
             raise error
-        self._rollbacks += 1
-        self._skipped |= {error.step - 1, error.step}
+        state.rollbacks += 1
+        state.left_out |= {error.step - 1, error.step}
         self._exchange.forget()
-        self._log("rolled back (%d of %d): %s", self._rollbacks, run.max_rollbacks, error)
+        self._log("rolled back (%d of %d): %s", state.rollbacks, run.max_rollbacks, error)
         self.restore(Path(place))
         self._open_files()
 
