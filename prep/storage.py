@@ -377,12 +377,13 @@ class Storage:
         """
         import obstore
 
-        if self.local_root is not None:
-            refuse_endless_links(self.local_root)
         with self._errors(prefix or "."):
+            store = self.store()  # says where there is no such directory
+            if self.local_root is not None:
+                refuse_endless_links(self.local_root)
             found = [
                 ObjectInfo(str(meta["path"]), int(meta["size"]), meta["e_tag"])
-                for page in obstore.list(self.store(), prefix or None)
+                for page in obstore.list(store, prefix or None)
                 for meta in page
             ]
         yield from sorted(found, key=lambda info: info.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +37,7 @@ from stream.order import BatchPlan, Int64, check_positions
 from stream.placed_clips import PlacedClips
 from stream.ranges import ClipRequest, joined_views
 from stream.reads import PendingClip
+from stream.topology import rank_and_size
 from stream.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class ClipStream(Dataset[ClipBatch]):
 
     def __init__(
         self,
-        storage: Storage | Sequence[WeightedStorage],
+        storage: Storage | Sequence[Storage | WeightedStorage],
         options: StreamOptions,
         *,
         batch_size: int,
@@ -84,7 +86,9 @@ class ClipStream(Dataset[ClipBatch]):
         cache_limit: int | str | None = None,
     ) -> None:
         self.options = options
-        self.rank = rank
+        self.rank, world_size = rank_and_size(rank, world_size)
+        batch_size = whole_number("batch_size", batch_size, least=1)
+        accumulate = whole_number("accumulate", accumulate, least=1)
         self.roots: list[OpenedRoot] = open_roots(
             storage, options.split, evaluation=options.mode == "eval"
         )
@@ -119,7 +123,7 @@ class ClipStream(Dataset[ClipBatch]):
             self.roots,
             self.index,
             self._cache(cache_dir, cache_limit),
-            rank=rank,
+            rank=self.rank,
             world_size=world_size,
         )
         self._decoder: ClipDecoder | None = None
@@ -150,6 +154,8 @@ class ClipStream(Dataset[ClipBatch]):
             raise UsageError("cache_dir and cache_limit must be given together, or neither")
         if directory is None or limit is None:
             return None
+        if not isinstance(directory, str | os.PathLike):
+            raise UsageError(f"cache_dir ({directory!r}) must be a directory's path")
         needed = disk_space(self.index.video_bytes[self.rows])
         return ClipCache(Path(directory), parse_bytes(limit), needed)
 
@@ -183,15 +189,15 @@ class ClipStream(Dataset[ClipBatch]):
     def __getitem__(self, address: BatchAddress) -> ClipBatch:
         """Read and decode one batch.
 
-        Raises BadClipError when a clip is damaged and the policy is "raise", or too many of its
-        substitutes are damaged too; StorageError when bytes cannot be had.
+        Raises UsageError for an address that the epoch does not have; BadClipError when a clip is
+        damaged and the policy is "raise", or too many of its substitutes are damaged too;
+        StorageError when bytes cannot be had.
         """
         return self.batch(address, fresh_room)
 
     def batch(self, address: BatchAddress, room: Room) -> ClipBatch:
         """Read and decode one batch into memory that `room` gives; see `__getitem__`."""
-        places = zip(BatchAddress._fields, address, strict=True)
-        address = BatchAddress(*(whole_number(name, place, least=0) for name, place in places))
+        address = self._checked(address)
         try:
             planar, kept, bad = self._decode(address.epoch, self._reads(address), room)
         except BaseException:  # the reads that are still under way must not wait for the storage
@@ -209,6 +215,19 @@ class ClipStream(Dataset[ClipBatch]):
             view=torch.tensor([item.view for item in kept], dtype=torch.int64),
             layout=self.options.layout,
             bad_clips=tuple(bad),
+        )
+
+    def _checked(self, address: Any) -> BatchAddress:
+        if not isinstance(address, tuple) or len(address) != len(BatchAddress._fields):
+            raise UsageError(
+                f"{address!r} must be a BatchAddress(epoch, step, micro), as a sampler hands them "
+                "out; iterate over a `clip_loader` instead"
+            )
+        epoch, step, micro = address
+        return BatchAddress(
+            whole_number("epoch", epoch, least=0),
+            whole_number("step", step, least=0, most=self.plan.num_steps - 1),
+            whole_number("micro", micro, least=0, most=self.plan.accumulate - 1),
         )
 
     def _reads(self, address: BatchAddress) -> _Begun:

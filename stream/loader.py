@@ -20,7 +20,7 @@ from stream.iteration import Addresses, Iteration
 from stream.opened_roots import RootSummary, WeightedStorage, summarise
 from stream.options import BatchAddress, Mode, Short, StreamOptions
 from stream.rates import parse_rate
-from stream.roots import RootLike, WeightedRootLike, data_roots
+from stream.roots import RootLike, WeightedRootLike, check_patience, data_roots
 from stream.state import StreamState, state_of
 from stream.topology import rank_and_size
 from stream.whole_numbers import whole_number
@@ -87,14 +87,14 @@ class ClipLoader:
         bad_clip_limit: int = 100,
     ) -> None:
         self.stream = stream
-        self.num_workers = num_workers
+        self.num_workers = whole_number("num_workers", num_workers, least=0)
         self.next_step = 0
         """The step at which the next iteration begins: 0, or where a loaded state continues."""
         self._epoch = 0
         self._iteration: Iteration | None = None
         self._addresses = Addresses(stream)
-        self._bad_clips = BadClipSummary(bad_clip_limit)
-        self._prefetch_batches = prefetch_batches
+        self._bad_clips = BadClipSummary(whole_number("bad_clip_limit", bad_clip_limit, least=0))
+        self._prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=1)
         self._pin_memory = pin_memory
         self._torch_loader: DataLoader[Any] | None = None
         self._slots: BatchSlots | None = None
@@ -366,18 +366,14 @@ def clip_loader(
         StorageError: the root cannot be read.
     """
     rank, world_size = rank_and_size(rank, world_size)
-    batch_size = whole_number("batch_size", batch_size, least=1)
-    accumulate = whole_number("accumulate", accumulate, least=1)
-    num_workers = whole_number("num_workers", num_workers, least=0)
-    prefetch_batches = whole_number("prefetch_batches", prefetch_batches, least=1)
-    bad_clip_limit = whole_number("bad_clip_limit", bad_clip_limit, least=0)
-    if num_workers:
+    if whole_number("num_workers", num_workers, least=0):
         fork_server_context()
     options = StreamOptions(
         split=split, mode=mode, frames=frames, fps=parse_rate(fps), seed=seed, short=short,
         clips_per_video=clips_per_video, grouping=grouping, shuffle_block=shuffle_block,
         placement=placement, layout=layout, bad_clips=bad_clips,
     )  # fmt: skip
+    check_patience(storage_patience_seconds)
     roots = _storages(root, storage_options or {}, storage_patience_seconds)
     stream = ClipStream(
         roots, options, batch_size=batch_size, rank=rank, world_size=world_size,
@@ -397,8 +393,6 @@ def clip_loader(
 def _storages(
     root: RootLike | Sequence[WeightedRootLike], options: dict[str, Any], patience_seconds: float
 ) -> list[WeightedStorage]:
-    if not patience_seconds >= 0:
-        raise UsageError(f"storage_patience_seconds ({patience_seconds}) must be at least 0")
     # an endpoint that is mistyped should not take ten minutes to be found
     opening = RetryPolicy(min(_OPENING_PATIENCE_SECONDS, patience_seconds))
     return [

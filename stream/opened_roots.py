@@ -11,6 +11,7 @@ import numpy as np
 from prep.errors import UsageError
 from prep.format import read_manifest
 from prep.format.manifest import no_split_error
+from prep.storage import Storage
 from stream.index import load_index
 from stream.joined import IndexPart, JoinedIndex, JoinedReader, ShardsByFullName
 from stream.mixture import Share
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from prep.format import Manifest
     from prep.format.manifest import Split
-    from prep.storage import Storage
     from stream.cache import ClipCache
     from stream.index import ClipIndex
     from stream.order import Int64
@@ -62,25 +62,29 @@ class OpenedRoot:
 
 
 def open_roots(
-    given: Storage | Sequence[WeightedStorage], split: str, *, evaluation: bool
+    given: Storage | Sequence[Storage | WeightedStorage], split: str, *, evaluation: bool
 ) -> list[OpenedRoot]:
     """Read the manifest and the index of each root.
 
     A training needs the split in every root; an evaluation in one of them at least: where it draws
     no clip by weight, a root without it is only left out.
     """
-    roots = list(given) if isinstance(given, (list, tuple)) else [WeightedStorage(given)]  # type: ignore[arg-type]
+    if not isinstance(split, str):
+        raise UsageError(f"split ({split!r}) must be the name of one split")
     opened = []
-    for root in roots:
+    for one in given if isinstance(given, list | tuple) else [given]:
+        if not isinstance(one, Storage | WeightedStorage):
+            raise UsageError(f"{one!r} must be a prep.storage.Storage; `clip_loader` takes paths")
+        root = one if isinstance(one, WeightedStorage) else WeightedStorage(one)
         manifest = read_manifest(root.storage)
         found = manifest.splits.get(split)
         index = load_index(root.storage, manifest, split) if found is not None else None
         weight = Fraction(1) if evaluation else root.weight
         opened.append(OpenedRoot(root.storage, weight, manifest, found, index))
-    lacking = [root for root in opened if root.split is None]
+    lacking = [one for one in opened if one.split is None]
     if lacking and (not evaluation or len(lacking) == len(opened)):
-        root = lacking[0]
-        raise no_split_error(root.storage.root, split, root.manifest.splits)
+        first = lacking[0]
+        raise no_split_error(first.storage.root, split, first.manifest.splits)
     return opened
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prep.errors import UsageError
+from stream.rates import parse_rate
 from stream.sampling import MOST_FRAMES
 from stream.whole_numbers import whole_number
 
@@ -36,6 +37,7 @@ class StreamOptions:
     mode: Mode = "train"
     frames: int = 16
     fps: Fraction = Fraction(15)
+    """Or what `clip_loader` takes, 7.5 and "30000/1001", which becomes the exact fraction."""
     clips_per_video: int = 1
     grouping: Grouping = "spread"
     shuffle_block: int = 1
@@ -46,14 +48,13 @@ class StreamOptions:
     bad_clips: Policy = "raise"
 
     def __post_init__(self) -> None:
-        """Refuse values that have no meaning."""
+        """Take numbers exactly as they are written, and refuse values that have no meaning."""
         limits = {"frames": (1, MOST_FRAMES), "clips_per_video": (1, None),
                   "shuffle_block": (1, None), "seed": (None, None)}  # fmt: skip
         for name, (least, most) in limits.items():
             value = whole_number(name, getattr(self, name), least=least, most=most)
             object.__setattr__(self, name, value)
-        if self.fps <= 0:
-            raise UsageError(f"fps ({self.fps}) must be above 0")
+        object.__setattr__(self, "fps", parse_rate(self.fps))
         choices = {
             "mode": ("train", "eval"),
             "grouping": ("spread", "together"),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class DataRoot:
 
     def __post_init__(self) -> None:
         """Take the weight exactly as it is written: 0.1 is one tenth."""
+        if not isinstance(self.root, str | Path):
+            raise UsageError(f"root ({self.root!r}) must be a directory's path or an address")
         object.__setattr__(self, "root", str(self.root))
         object.__setattr__(self, "weight", _weight(self.weight, self.root))
 
@@ -75,6 +78,12 @@ def data_roots(given: RootLike | Sequence[WeightedRootLike]) -> list[DataRoot]:
         if places.count(place) > 1:
             raise UsageError(f"root {one.root} is named twice; name it once, with a weight")
     return roots
+
+
+def check_patience(seconds: Any) -> None:
+    """Raise UsageError for what is no time to wait for a store."""
+    if not isinstance(seconds, Real) or not seconds >= 0:  # type: ignore[operator]
+        raise UsageError(f"storage_patience_seconds ({seconds!r}) must be a number of at least 0")
 
 
 def _place(root: str) -> str:

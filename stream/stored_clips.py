@@ -15,7 +15,7 @@ from stream.color import frame_bytes
 from stream.decode import ClipDecoder, check_even
 from stream.opened_roots import open_roots, reader_of
 from stream.ranges import ClipRequest
-from stream.roots import DataRoot, data_roots
+from stream.roots import DataRoot, check_patience, data_roots
 from stream.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ class StoredClips:
             DatasetError: the root is no dataset, or its index is damaged.
             StorageError: the root cannot be read.
         """
-        if not storage_patience_seconds >= 0:
-            raise UsageError(
-                f"storage_patience_seconds ({storage_patience_seconds}) must be at least 0"
-            )
+        check_patience(storage_patience_seconds)
         one = _one_root(root)
         options = one.storage_options or storage_options or {}
         storage = Storage(one.root, options, RetryPolicy(storage_patience_seconds))

@@ -182,3 +182,10 @@ def test_links_that_end_somewhere_are_followed_and_those_to_nothing_are_none(tmp
     (tmp_path / "root/nothing").symlink_to(tmp_path / "nowhere")
     found = [info.path for info in Storage(str(tmp_path / "root")).list()]
     assert found == ["one/a.tar", "train/two/a.tar"]
+
+
+@pytest.mark.parametrize("root", ["none", "file"])
+def test_what_is_no_directory_cannot_be_listed(tmp_path, root):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"{root} is not a directory"):
+        list(Storage(str(tmp_path / root)).list())

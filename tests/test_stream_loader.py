@@ -11,6 +11,7 @@ import sys
 import tempfile
 import weakref
 from copy import deepcopy as copy_of
+from fractions import Fraction
 from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -34,7 +35,7 @@ from prep.errors import (
 from prep.format import iter_records, read_index
 from prep.range_requests import MOST_CONNECTIONS
 from prep.storage import Storage
-from stream import BatchAddress, ClipBatch, ClipLoader, clip_loader
+from stream import BatchAddress, ClipBatch, ClipLoader, ClipStream, StreamOptions, clip_loader
 from stream.clip_stream import _CLIPS_AHEAD
 from stream.decode import ClipDecoder
 from stream.ranges import ClipRequest, runs
@@ -714,11 +715,59 @@ def test_a_hostile_index_is_refused(copy, column, change, words):
         ({"num_workers": -1}, "num_workers"),
         ({"prefetch_batches": 0}, "prefetch_batches"),
         ({"frames": 10**9}, "frames .* must be at most 100000"),
+        ({"bad_clip_limit": None}, "bad_clip_limit"),
+        ({"split": ["train"]}, "split .* must be the name of one split"),
+        ({"storage_patience_seconds": "600"}, "storage_patience_seconds"),
+        ({"storage_patience_seconds": None}, "storage_patience_seconds"),
+        ({"storage_patience_seconds": float("nan")}, "storage_patience_seconds"),
+        ({"cache_dir": 3, "cache_limit": "1GB"}, "cache_dir"),
     ],
 )
 def test_mistakes_get_one_sentence(root, change, words):
     with pytest.raises(UsageError, match=words):
         loader(root, **change)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"rank": 5, "world_size": 2}, "rank"), ({"rank": -1, "world_size": 2}, "rank"),
+    ({"world_size": 0}, "rank"), ({"batch_size": -1}, "batch_size"), ({"batch_size": 2.0}, "batch_size"),
+    ({"accumulate": 0}, "accumulate"),
+])  # fmt: skip
+def test_a_stream_refuses_what_the_loader_does(root, change, words):
+    """A rank that does not exist got other ranks' clips, and counted from the end below 0."""
+    with pytest.raises(UsageError, match=words):
+        ClipStream(Storage(root), StreamOptions("train"), **{"batch_size": 2, **change})
+
+
+def test_a_stream_has_no_batches_but_those_of_its_epoch(root):
+    stream = loader(root, batch_size=2).stream
+    for address in (
+        BatchAddress(0, 11, 0),
+        BatchAddress(0, 0, 1),
+        BatchAddress(0, -1, 0),
+        0,
+        (0, 0),
+    ):
+        with pytest.raises(UsageError, match=r"step|micro|BatchAddress"):
+            stream[address]
+    with pytest.raises(UsageError, match="BatchAddress"):
+        list(stream)
+    for change in ({"num_workers": 1.5}, {"prefetch_batches": 0}, {"bad_clip_limit": None}):
+        with pytest.raises(UsageError, match=next(iter(change))):
+            ClipLoader(stream, **change)
+
+
+@pytest.mark.parametrize("fps", [7.5, "7.5", "15/2", np.float64(7.5)])
+def test_a_rate_of_options_is_exact_however_it_is_written(root, fps):
+    """As a float it chose other frames than documented, and states did not continue."""
+    options = StreamOptions("train", fps=fps)
+    assert (type(options.fps), options.fps) == (Fraction, Fraction(15, 2))
+    whole = loader(root, fps=7.5, batch_size=2, seed=0)
+    state = ClipLoader(ClipStream(Storage(root), options, batch_size=2)).state_dict()
+    assert {**state, "bad_clips": ""} == {**whole.state_dict(), "bad_clips": ""}
+    for wrong in (0, -1, None, float("nan")):
+        with pytest.raises(UsageError, match="fps"):
+            StreamOptions("train", fps=wrong)
 
 
 @pytest.mark.parametrize(("rank", "size"), [("abc", "2"), ("", "2"), ("0", "two")])

@@ -22,7 +22,7 @@ from prep.errors import (
     error_to_text,
 )
 from prep.storage import Storage
-from stream import DataRoot, clip_loader, pins
+from stream import ClipStream, DataRoot, StreamOptions, clip_loader, pins
 from stream.class_lists import join_class_lists
 from stream.roots import data_roots
 
@@ -113,11 +113,27 @@ def test_weights_are_taken_as_they_are_written():
         (["s3://b/a", "s3://b/a/"], "s3://b/a is named twice"),
         (["a", 3], "3 must be a root or a pair"),
         (3, "must be one root or a list"),
+        ([b"a"], "b'a' must be a root or a pair"),
     ],
 )
 def test_lists_of_no_use_are_refused(given_, message):
     with pytest.raises(UsageError, match=message):
         data_roots(given_)
+
+
+@pytest.mark.parametrize("root", [None, b"ds", 3])
+def test_a_root_that_is_no_path_is_refused(root):
+    """It was taken for the folder of that name, `None` and the like."""
+    with pytest.raises(UsageError, match="root .* must be a directory's path or an address"):
+        DataRoot(root)
+
+
+def test_a_stream_takes_storages(first, second):
+    options = StreamOptions("train", frames=8)
+    joined = ClipStream([Storage(first), Storage(second)], options, batch_size=2)
+    assert [one.weight for one in joined.roots] == [1, 1]
+    with pytest.raises(UsageError, match=r"'dataset' must be a prep\.storage\.Storage"):
+        ClipStream("dataset", options, batch_size=2)
 
 
 def test_a_root_is_noticed_by_any_name(tmp_path, monkeypatch):
