@@ -43,6 +43,7 @@ class World:
 
     `videos`       class folders below train/ and val/
     `dataset`      both splits of them, converted
+    `k700`         train/ and val/ in class folders, with train.csv and validate.csv
     `k400`         clips named as Kinetics' are, `val.csv` their list
     `kinetics`     the dataset of half of them; `late-videos` is the other half
     `tars`         as video2dataset writes them
@@ -59,6 +60,7 @@ class World:
                       "--profile", "small", "--clips-per-shard", 10)  # fmt: skip
         (folder / "classes.txt").write_text("left\nright\n")
         self._draw_kinetics()
+        self._draw_k700()
         self._convert_half()
         self._mirror_kinetics()
         self._write_tars()
@@ -74,6 +76,22 @@ class World:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
         (self.folder / "val.csv").write_text("\n".join(rows) + "\n")
+
+    def _draw_k700(self) -> None:
+        """The same clips under other names, one of each class in each split."""
+        rows = {"train": [], "validate": []}
+        for line, path in zip((self.folder / "val.csv").read_text().splitlines()[1:],
+                              sorted((self.folder / "k400" / "val").iterdir()), strict=True):  # fmt: skip
+            label, name, start, end = line.split(",")[:4]
+            split, listed = (("train", "train"), ("val", "validate"))[int(start) % 2]
+            name = name.replace("clip", "k700")
+            rows[listed].append(f"{label},{name},{start},{end},{listed}")
+            target = self.folder / "k700" / split / label / path.name.replace("clip", "k700")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+        for listed, lines in rows.items():
+            text = "\n".join(["label,youtube_id,time_start,time_end,split", *lines, ""])
+            (self.folder / "k700" / f"{listed}.csv").write_text(text)
 
     def _convert_half(self) -> None:
         """A dataset in which half the rows are missing, and the clips of these rows."""

@@ -271,6 +271,36 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_ours():
         assert any(pattern.search(text) for text in ours), f"no code says: {message}"
 
 
+# -- numbers -------------------------------------------------------------------------------------
+
+
+def test_what_a_kinetics_takes_follows_from_what_was_measured():
+    """The table of docs/before.md is computed from that page's clips and docs/performance.md."""
+    measured = (DOCS / "performance.md").read_text()
+    kilobytes = [
+        float(
+            re.search(
+                rf"\| \*\*{name}, veryfast\*\* \| \*\*16\*\* \| \*\*fastdecode\*\* \| \*\*23\*\* \| \*\*([\d.]+)",
+                measured,
+            )[1]
+        )
+        for name in ("small", "general")
+    ]
+    seconds = float(re.search(r"\| kprep shard \| [^|]+ \| ([\d.]+) ", measured)[1])
+    rows = re.findall(r"^\| (Kinetics-.*) \|$", (DOCS / "before.md").read_text(), re.MULTILINE)
+    training = (240_258, 427_549, 534_073)
+    for row, videos in zip(rows, training, strict=True):
+        _, _, clips, *found = row.split(" | ")
+        number = int(clips.replace(",", ""))
+        hours = [round(videos * 5 * 45 / rate / 3600) for rate in (1_340, 872)]
+        assert found == [
+            *(f"{number * size / 1e6:.0f} GB" for size in kilobytes),
+            f"{number * seconds / 3600:.0f}", f"{hours[0]} ({hours[1]})",
+        ], row  # fmt: skip
+    assert "1,340" in measured
+    assert "**872**" in measured
+
+
 # -- the site ------------------------------------------------------------------------------------
 
 
@@ -312,6 +342,15 @@ def test_the_site_builds_and_asks_nobody_else(site):
         assert not parser.found, f"{page.name} loads {parser.found}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", sheet.read_text()), sheet.name
+
+
+@pytest.mark.slow
+def test_options_in_tables_can_be_copied(site):
+    """`a\\|b` in a table's code is what GitHub needs; the site shows `a|b`."""
+    for page in site.rglob("*.html"):
+        codes = re.findall(r"<code>[^<]*</code>", page.read_text())
+        assert not [code for code in codes if "\\|" in code], page.name
+    assert "<code>--resume auto|PATH</code>" in (site / "training.html").read_text()
 
 
 @pytest.mark.slow

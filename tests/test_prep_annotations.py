@@ -67,7 +67,7 @@ def one(path: Path, split: str = "train") -> Segment:
 @pytest.mark.parametrize(
     ("name", "split", "classes"),
     [
-        # Row counts of the mirror's own files: FACTS section 1 (19,906 and 38,685 there too)
+        # the mirror's val and test lists have as many rows, 19,906 and 38,685
         ("activitynet/kinetics-400_val.csv", "val", 400),
         ("activitynet/kinetics-400_test.csv", "test", 0),
         ("activitynet/kinetics-600_val.csv", "val", 600),
@@ -98,11 +98,13 @@ def test_real_tables_parse_in_full(corpus: Path, name: str, split: str, classes:
 def test_official_counts(corpus: Path) -> None:
     lists = corpus / "annotations" / "activitynet"
     val, test = read(lists / "kinetics-400_val.csv", "val"), lists / "kinetics-400_test.csv"
-    assert len(val) == 19_906  # FACTS section 1
+    assert len(val) == 19_906  # rows of the mirror's list, too
     assert len(read(test, "test")) == 38_685
     keys = {item.key for item in val if isinstance(item, Segment)}
     assert len(keys) == 19_906
-    assert sum(key.startswith("v__") for key in keys) == 8  # DESIGN section 4
+    assert (
+        sum(key.startswith("v__") for key in keys) == 8
+    )  # ids that begin with __, see `Segment.key`
     six = open_annotations(lists / "kinetics-600_val.csv", "val")
     ids = [item.video_id for item in six if isinstance(item, Segment)]
     assert len(ids) == 30_000

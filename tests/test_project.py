@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -172,6 +174,29 @@ def test_every_command_has_help_and_stands_in_the_guide():
         assert max(map(len, text.splitlines())) <= 80
         assert "\\b" not in text  # a raw docstring would show click's mark
         assert f"kprep {name}" in guide
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    cited = dict(
+        re.findall(
+            r"^(title|version|license): (.*)$",
+            (REPOSITORY / "CITATION.cff").read_text(),
+            re.MULTILINE,
+        )
+    )
+    assert cited == {
+        "title": project["name"],
+        "version": project["version"],
+        "license": project["license"],
+    }
+
+
+def test_no_document_is_cited_that_the_repository_does_not_have():
+    for folder in (*PACKAGES, "tests", "benchmarks", "docs"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".toml") and path != Path(__file__):
+                assert not re.search(r"shared/[A-Z]|\b(FACTS|DESIGN)\b", path.read_text()), path
 
 
 def test_no_machine_and_no_registry_in_the_project():

@@ -9,6 +9,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DECISIONS = REPOSITORY / "docs" / "decisions"
+_CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
+_CODE = re.compile(r"<code>.*?</code>", re.DOTALL)
 
 
 def decisions() -> list[tuple[str, str]]:
@@ -24,6 +26,15 @@ def public_names(package: str) -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     raise ValueError(f"{package} has no __all__")
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    r"""Write `a|b` in tables' code: GitHub needs `a\|b` there, and Python-Markdown leaves it so."""
+    return _CELL.sub(lambda cell: _CODE.sub(_without_backslashes, cell[0]), html)
+
+
+def _without_backslashes(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
