@@ -45,7 +45,7 @@ class World:
     `dataset`      both splits of them, converted
     `k700`         train/ and val/ in class folders, with train.csv and validate.csv
     `k400`         clips named as Kinetics' are, `val.csv` their list
-    `kinetics`     the dataset of half of them; `late-videos` is the other half
+    `kinetics`     the dataset of half of them, `early-videos`; `late-videos` is the other half
     `tars`         as video2dataset writes them
     `classes.txt`  two of the classes
     """
@@ -174,7 +174,8 @@ class Typist:
         self.page, self.folder = page, folder
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
-            self.addresses = {**world.addresses, "port": str(sock.getsockname()[1])}
+            port = str(sock.getsockname()[1])
+        self.addresses = {**world.addresses, "port": port, "repository": str(REPOSITORY)}
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         self.environment = {**os.environ, **world.s3.environment, "PYTHONPATH": path}
         self.servers: list[subprocess.Popen[bytes]] = []
@@ -186,7 +187,8 @@ class Typist:
             self._type(shlex.split(text), example.where)
             return
         suffix = "py" if example.language == "python" else example.language
-        file = self.folder / f"example_{example.line}.{suffix}"
+        named = re.match(r"# (\w+\.py)\n", text)  # a file that a later example imports
+        file = self.folder / (named[1] if named else f"example_{example.line}.{suffix}")
         file.write_text(text)
         if example.language == "python":
             self._type(["python", file.name], example.where)

@@ -126,7 +126,6 @@ ONLY_PARSED = {
     ("docs/howto/slurm.md", "from dask_jobqueue import SLURMCluster"): SLURM,
     ("docs/howto/slurm.md", SLURM_SHARD): f"{SLURM}; the same is run on a cluster on one machine",
     ("docs/howto/slurm.md", "#SBATCH --signal=USR1@120 --requeue --open-mode=append"): SLURM,
-    ("docs/training.md", "#SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --requeue"): SLURM,
     ("docs/training.md", CHECK_WEIGHTS): WEIGHTS,
     ("docs/training.md", f"{CHECK_WEIGHTS} --nproc 8"): WEIGHTS,
     ("docs/commands.md", CHECK_WEIGHTS): WEIGHTS,
