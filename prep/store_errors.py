@@ -38,17 +38,17 @@ def store_errors(where: str) -> Iterator[None]:
     except Exception as error:  # obstore's errors have no common base of their own
         if type(error).__name__ == "PreconditionError" or "recondition" in str(error):
             raise replaced(where) from error
-        raise StorageError(f"{where} cannot be reached: {_reason(error)}") from error
+        raise StorageError(f"{where} cannot be reached: {_reason(error, where)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, where: str) -> str:
     """Return obstore's sentence, the cause that stands in its debug text only, and what to do."""
     text = " ".join(str(error).split())
     if "169.254.169.254" in text:  # where a cloud machine asks for its role
-        return (
-            "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_SKIP_SIGNATURE=true for a public bucket"
-        )
+        needed, cloud = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "AWS"
+        if where.startswith("gs://"):
+            needed, cloud = "GOOGLE_APPLICATION_CREDENTIALS to the service account's file", "GOOGLE"
+        return f"no credentials; set {needed}, or {cloud}_SKIP_SIGNATURE=true for a public bucket"
     if "RangeNotSupported" in text or "non-partial" in text:
         return "its server does not answer Range requests; serve the folder with one that does"
     if found := _LOCAL.search(text):

@@ -125,6 +125,11 @@ class ClipLoader:
         return len(self.stream.rows)
 
     @property
+    def num_videos(self) -> int:
+        """Clips of the split, also those that are too short to be in the order; on any rank."""
+        return self.num_clips + len(self.stream.unscored)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps an epoch, the same on every rank."""
         return self.stream.plan.num_steps

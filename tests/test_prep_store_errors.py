@@ -121,6 +121,14 @@ def test_a_server_that_hangs_up():
             _s3(f"http://127.0.0.1:{server.getsockname()[1]}").read("x")
 
 
+@pytest.mark.parametrize(("root", "variable"), [
+    ("s3://b", "AWS_ACCESS_KEY_ID"), ("gs://b", "GOOGLE_APPLICATION_CREDENTIALS"),
+])  # fmt: skip
+def test_credentials_are_asked_for_that_the_store_knows(root, variable):
+    with _says(f"no credentials; set {variable}"), store_errors(f"{root}/x"):
+        raise RuntimeError("error sending request for url (http://169.254.169.254/latest)")
+
+
 def test_a_refusal_is_quoted_with_what_to_do(port):
     store = _s3(f"http://127.0.0.1:{port}")
     with _says("403 Forbidden: <Error><Code>SignatureDoesNotMatch", "credentials are right"):

@@ -159,6 +159,8 @@ def test_repeats_and_missing_labels_are_not_counted_silently() -> None:
     result, videos = _count([row, unlabeled])
     assert (result.videos, result.unlabeled, result.video_top1) == (1, 1, 1)
     assert videos.key == ["a", "b"]
+    with pytest.raises(UsageError, match="2 were not scored, 1 of them for want of all 2 clips"):
+        _count([row], 2, ("short",))
     with pytest.raises(UsageError, match="1 have none, 2 were not scored"):
         _count([unlabeled], 1, ("y", "z"))
 

@@ -21,7 +21,7 @@ import train.run
 from prep.errors import DatasetError, KprepError, UsageError
 from stream import clip_loader
 from stream.bad_clips import BadClip, BadClipSummary
-from train import load_recipe
+from train import build_model, evaluate, load_recipe
 from train.bad_clips import SharedBadClips
 from train.checkpoint import load_checkpoint
 from train.distributed import World, all_texts, joined_world
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from s3_server import S3Server
 
-    from stream import ClipBatch
+    from stream import ClipBatch, ClipLoader
 
 SMALL = ("data.frames=8", "data.clips_per_video=1", "data.workers=0", "data.batch_size=4", "schedule.epochs=2",
          "run.deterministic=true", "eval.batch_size=4")  # fmt: skip
@@ -162,6 +162,46 @@ def test_clips_without_a_label_are_refused_before_the_first_step(
     assert run_training(recipe, root, tmp_path / "run", **labelled)["steps"] == 3
 
 
+_EVALUATED = [
+    "data.frames=16", "data.fps=15", "data.short=skip", "eval.clips_per_video=1",
+    "augment.resize=[16, 16]", "augment.crop=[16, 16]",
+]  # fmt: skip
+_CPU = World(0, 1, torch.device("cpu"), None)
+
+
+def _eval_loader(root: Path, **change: Any) -> ClipLoader:
+    options = {"split": "train", "mode": "eval", "batch_size": 6, "frames": 16, "fps": 15}
+    return clip_loader(root, **{**options, **change})
+
+
+def test_an_evaluation_asks_the_loader_what_it_is_not_told(first: Path) -> None:
+    recipe = load_recipe("tiny", _EVALUATED)
+    model, loader = build_model(recipe, 2), _eval_loader(first)
+    accuracy, _ = evaluate(model, loader, recipe, _CPU, num_classes=2)
+    assert (accuracy.videos, accuracy.unscored) == (11, loader.unscored)
+    assert loader.num_videos == 12
+    half = _eval_loader(first, rank=0, world_size=2)
+    with pytest.raises(KprepError, match="5 of the split's 12 videos were neither scored nor"):
+        evaluate(model, half, recipe, _CPU, num_classes=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": "train"}, {"frames": 8}, {"fps": 7.5}, {"clips_per_video": 2},
+     {"placement": "middle"}, {"short": "pad"}],
+)  # fmt: skip
+def test_an_evaluation_refuses_clips_of_another_protocol(
+    first: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Its words, which stand beside the accuracy, would be of other clips."""
+    recipe = load_recipe("tiny", _EVALUATED)
+    loader = _eval_loader(first, **change)
+    with pytest.raises(UsageError, match=f"the loader's {next(iter(change))} .* must be"):
+        evaluate(torch.nn.Identity(), loader, recipe, _CPU, num_classes=2)
+    with pytest.raises(UsageError, match=f"the loader's {next(iter(change))} .* must be"):
+        Trainer(recipe, _CPU, None, loader, tmp_path).evaluate()
+
+
 def test_a_video_that_a_rank_loses_is_missed_beside_those_too_short(
     first: Path, tmp_path: Path
 ) -> None:
@@ -179,18 +219,10 @@ def test_a_video_that_a_rank_loses_is_missed_beside_those_too_short(
         def __iter__(self) -> Iterator[ClipBatch]:
             yield from islice(self._loader, self.num_clips - 1)
 
-    recipe = load_recipe(
-        "tiny",
-        [
-            "data.frames=16",
-            "eval.clips_per_video=1",
-            "augment.resize=[16, 16]",
-            "augment.crop=[16, 16]",
-        ],
-    )
+    recipe = load_recipe("tiny", _EVALUATED)
     loader = Losing()
     assert len(loader.unscored) == 1
-    trainer = Trainer(recipe, World(0, 1, torch.device("cpu"), None), None, loader, tmp_path)
+    trainer = Trainer(recipe, _CPU, None, loader, tmp_path)
     with pytest.raises(KprepError, match="1 of the split's 12 videos were neither scored nor"):
         trainer.evaluate()
 

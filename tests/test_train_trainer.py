@@ -96,7 +96,7 @@ class _Loader:
 
     def __init__(self, world: World, batch_size: int, accumulate: int = 1) -> None:
         self.class_names = ["a", "b", "c"]
-        self.num_clips = 24
+        self.num_clips = self.num_videos = 24
         self.unscored: list[str] = []
         self.global_batch = world.size * batch_size * accumulate
         self.steps_per_epoch = self.num_clips // self.global_batch

@@ -80,10 +80,12 @@ def count_hits(
     # a loader may still name what was damaged in an earlier epoch and is whole again
     missing = sorted({*unscored, *partial} - set(videos.key))
     if not has_label.any():
+        reasons = f"{len(videos.key)} have none, {len(missing)} were not scored"
+        if partial:
+            reasons += f", {len(partial)} of them for want of all {expected} clips"
         raise UsageError(
-            f"no video of the evaluation split could be scored against a label "
-            f"({len(videos.key)} have none, {len(missing)} were not scored); evaluate a split that "
-            "has labels, or train with --val-split none"
+            f"no video of the evaluation split could be scored against a label ({reasons}); "
+            "evaluate a split that has labels, or train with --val-split none"
         )
     clip_ranks = label_ranks(clips.score, clips.label)[clips.label >= 0]
     video_ranks = label_ranks(videos.probability, videos.label)[has_label]

@@ -20,7 +20,6 @@ import torch
 from prep.errors import UsageError
 from train.agreement import rank_0_first
 from train.evaluation import evaluate
-from train.loader import num_videos
 from train.models import draw_model
 from train.output import RunOutput
 from train.progress import log
@@ -107,7 +106,7 @@ def check_weights(
         num_classes=len(published.class_names),
         unscored=lambda: loader.unscored,
         damaged=loader.bad_clip_summary().clips.values,
-        num_videos=num_videos(loader),
+        num_videos=loader.num_videos,
         transform_batch=lambda batch: frames.note(with_labels(batch, labels)),
     )
     result = _compare(accuracy, published, len(loader.class_names))

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prep.errors import KprepError
+from stream.loader import ClipLoader
 from train.accuracy import Accuracy, count_hits
 from train.agreement import raising_together
 from train.bad_clips import check_damage
 from train.distributed import World, broadcast_buffers, broadcast_text
 from train.eval_transforms import eval_clips
 from train.models import run_model
-from train.protocol import protocol
+from train.protocol import check_clips, protocol
 from train.scores import Scores, VideoScores, gather_keys, gather_scores
 from train.transforms import video_on
 
@@ -39,9 +40,9 @@ def evaluate(
     world: World,
     *,
     num_classes: int,
-    unscored: Callable[[], Sequence[str]] = tuple,
-    damaged: Callable[[], Iterable[BadClip]] = tuple,
-    num_videos: int = 0,
+    unscored: Callable[[], Sequence[str]] | None = None,
+    damaged: Callable[[], Iterable[BadClip]] | None = None,
+    num_videos: int | None = None,
     is_averaged: bool = False,
     transform_batch: Callable[[ClipBatch], ClipBatch] | None = None,
 ) -> tuple[Accuracy, VideoScores | None]:
@@ -49,38 +50,50 @@ def evaluate(
 
     Args:
         model: the network itself, not wrapped in DDP; its mode is restored afterwards.
-        batches: this rank's slice of the split, possibly empty.
+        batches: this rank's slice of the split, possibly empty: a `stream.ClipLoader`, which must
+            give the clips of the recipe's protocol, or any batches.
         recipe: of the run.
         world: who takes part.
         num_classes: C, the classes of the manifest.
         unscored: returns the keys of the split's clips that this rank knows it cannot score; it is
-            asked after the last batch, since damage is found only by reading.
+            asked after the last batch, since damage is found only by reading. None: what a
+            ClipLoader says, else nothing; so for the next two.
         damaged: returns those among them that are damaged, likewise.
-        num_videos: of the whole split, which must all be scored or unscored: `loader.num_videos`.
+        num_videos: of the whole split, which must all be scored or unscored.
         is_averaged: whether the network's weights are a moving average.
         transform_batch: changes a decoded batch before it is prepared.
 
     Returns:
         The accuracy, the same on every rank; the scores of all videos on rank 0, None elsewhere.
 
-    Raises, on all ranks, what `batches` raises on any of them; UsageError when no video of the
-    split has a label, DatasetError when more than `eval.bad_clip_limit` videos are damaged, and
-    KprepError when a clip arrives twice or a video not at all.
+    Raises, on all ranks, what `batches` raises on any of them; UsageError for a ClipLoader of other
+    clips and when no video of the split has a label, DatasetError when more than
+    `eval.bad_clip_limit` videos are damaged, and KprepError when a clip arrives twice or a video
+    not at all.
     """
+    loader = batches if isinstance(batches, ClipLoader) else None
     broadcast_buffers(world, model.buffers())
     with raising_together(world, Exception):
+        if loader is not None:
+            options = loader.stream.options
+            check_clips(options, recipe, is_transformed=transform_batch is not None)
         scores = score_clips(
             model, batches, recipe, world.device, num_classes=num_classes, transform=transform_batch
         )
-    check_damage(world, damaged(), recipe.eval.bad_clip_limit)
+    if loader is not None:
+        damaged = damaged or loader.bad_clip_summary().clips.values
+        unscored = unscored or (lambda: loader.unscored)
+        num_videos = loader.num_videos if num_videos is None else num_videos
+    check_damage(world, damaged() if damaged else (), recipe.eval.bad_clip_limit)
     parts = gather_scores(world, scores)
-    missing = {key for keys in gather_keys(world, list(unscored())) for key in keys}
+    unfit = list(unscored()) if unscored else []
+    missing = {key for keys in gather_keys(world, unfit) for key in keys}
     text, videos = "", None
     with raising_together(world, Exception):
         if world.is_first:
             how = protocol(recipe, is_averaged=is_averaged)
             accuracy, videos = count_hits(parts, recipe, how, sorted(missing))
-            _check_complete(accuracy, num_videos)
+            _check_complete(accuracy, num_videos or 0)
             text = json.dumps(asdict(accuracy))
     values: dict[str, Any] = json.loads(broadcast_text(world, text))
     return Accuracy(**values), videos

@@ -29,6 +29,8 @@ class Loader(Protocol):
     @property
     def num_clips(self) -> int: ...
     @property
+    def num_videos(self) -> int: ...
+    @property
     def num_left_out(self) -> int: ...
     @property
     def unscored(self) -> list[str]: ...
@@ -51,9 +53,3 @@ def common_class_names(train_loader: Loader | None, val_loader: Loader | None) -
     if not names:
         raise DatasetError("the dataset's manifest lists no classes; convert it with labels")
     return names
-
-
-def num_videos(loader: Loader) -> int:
-    """Return the videos of a split, also those too short to be in the order, on any rank."""
-    damaged = loader.bad_clip_summary().clips  # of an evaluation before; they are in the order
-    return loader.num_clips + len(set(loader.unscored) - damaged.keys())

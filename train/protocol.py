@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
+from stream.rates import parse_rate
 
 if TYPE_CHECKING:
+    from stream.options import StreamOptions
     from train.recipe import Recipe
 
 
@@ -32,6 +34,28 @@ def protocol(recipe: Recipe, *, is_averaged: bool = False) -> str:
     if recipe.run.precision != "float32":
         text += f", {recipe.run.precision}"
     return text
+
+
+def check_clips(options: StreamOptions, recipe: Recipe, *, is_transformed: bool) -> None:
+    """Raise UsageError where a loader gives other clips than the protocol says.
+
+    `is_transformed` says that batches are changed behind the loader, maybe to other frames.
+    """
+    wanted = {
+        "mode": "eval",
+        "frames": recipe.eval_frames,
+        "fps": parse_rate(recipe.data.fps),
+        "clips_per_video": recipe.eval.clips_per_video,
+        "placement": recipe.eval.placement,
+        "short": recipe.data.short,
+    }
+    for name, value in wanted.items():
+        given = getattr(options, name)
+        if given != value and not (is_transformed and name in ("frames", "fps")):
+            raise UsageError(
+                f"the loader's {name} ({given}) must be {value}, as the recipe's protocol says, "
+                "which stands beside the accuracy; change the one or the other"
+            )
 
 
 def check_crops(recipe: Recipe) -> None:

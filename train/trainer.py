@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prep.errors import DatasetError, UsageError
+from stream.loader import ClipLoader
 from train.agreement import (
     Agreed,
     LossNotFiniteError,
@@ -19,10 +20,11 @@ from train.agreement import (
 )
 from train.bad_clips import SharedBadClips
 from train.evaluation import evaluate
-from train.loader import Loader, common_class_names, num_videos
+from train.loader import Loader, common_class_names
 from train.models import distribute, draw_model, set_training
 from train.optim import build_optimizer, describe_groups
 from train.output import RunOutput
+from train.protocol import check_clips
 from train.random_state import kept_random_state
 from train.reporting import Reporter
 from train.run_state import RunState
@@ -156,6 +158,8 @@ class Trainer:
         loader = self._val_loader
         if loader is None:
             raise UsageError("there is no evaluation split; name one with --val-split")
+        if isinstance(loader, ClipLoader):
+            check_clips(loader.stream.options, self.recipe, is_transformed=bool(self._transform))
         with kept_random_state():
             accuracy, videos = evaluate(
                 self._state.evaluated,
@@ -165,7 +169,7 @@ class Trainer:
                 num_classes=len(self.class_names),
                 unscored=lambda: loader.unscored,
                 damaged=loader.bad_clip_summary().clips.values,
-                num_videos=num_videos(loader),
+                num_videos=loader.num_videos,
                 is_averaged=self._state.is_averaged,
                 transform_batch=self._transform,
             )
