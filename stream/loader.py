@@ -155,7 +155,10 @@ class ClipLoader:
         return self._bad_clips
 
     def __len__(self) -> int:
-        """Return the number of batches that this rank gets from here to the end of the epoch."""
+        """Return the number of batches that this rank gets from the next iteration.
+
+        That is an epoch's, or its rest where a state was loaded; also while one is under way.
+        """
         return self._addresses.count(self.next_step)
 
     def set_epoch(self, epoch: int) -> None:
@@ -347,7 +350,7 @@ def clip_loader(
         world_size: number of ranks; by default likewise.
         accumulate: micro-batches an optimiser step.
         layout: "rgb" or "yuv420", see ClipBatch.
-        placement: of evaluation clips: "even", "middle" or "torchvision", see `evaluation_starts`.
+        placement: of evaluation clips: "even", "middle" or "torchvision", see `evaluation_start`.
         short: clips with fewer frames are left out ("skip") or their last frame repeats ("pad").
         grouping: views of a video are "spread" over the epoch or stay "together".
         shuffle_block: neighbours of the index that stay together; 1 shuffles perfectly.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from prep.errors import UsageError
 from stream.rates import parse_rate
 from stream.sampling import MOST_FRAMES
-from stream.whole_numbers import whole_number
+from stream.whole_numbers import LEAST, MOST, whole_number
 
 if TYPE_CHECKING:
     from stream.bad_clips import Policy
@@ -49,8 +49,8 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         """Take numbers exactly as they are written, and refuse values that have no meaning."""
-        limits = {"frames": (1, MOST_FRAMES), "clips_per_video": (1, None),
-                  "shuffle_block": (1, None), "seed": (None, None)}  # fmt: skip
+        limits = {"frames": (1, MOST_FRAMES), "clips_per_video": (1, MOST),
+                  "shuffle_block": (1, MOST), "seed": (LEAST, MOST)}  # fmt: skip
         for name, (least, most) in limits.items():
             value = whole_number(name, getattr(self, name), least=least, most=most)
             object.__setattr__(self, name, value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stream.sampling import evaluation_starts, frame_offsets, num_starts, training_starts
+from stream.sampling import evaluation_start, frame_offsets, num_starts, training_starts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,10 +51,10 @@ class PlacedClips:
         options, starts = self._options, self.starts[[clip.row for clip in clips]].tolist()
         if options.mode == "train":
             return training_starts(options.seed, epoch, [one.key for one in clips], views, starts)
-        placed = (
-            evaluation_starts(options.clips_per_video, count, options.placement) for count in starts
-        )
-        return [int(found[view]) for found, view in zip(placed, views, strict=True)]
+        return [
+            evaluation_start(view, options.clips_per_video, count, options.placement)
+            for view, count in zip(views, starts, strict=True)
+        ]
 
     def frames(self, clip: IndexedClip, start: int) -> Int64:
         """Return the frame indices of a clip; past the end the last frame repeats (short="pad")."""

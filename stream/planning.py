@@ -80,6 +80,7 @@ class PlanOptions:
             whole_number(name, getattr(self, name), least=1, most=_MOST)
         step = self.world_size * self.batch * self.accumulate
         whole_number("nodes x gpus x batch x accumulate", step, most=_MOST_GLOBAL_BATCH)
+        whole_number("seed", self.seed)
         whole_number("workers", self.workers, least=0, most=_MOST)
         whole_number("cache_limit_bytes", self.cache_limit_bytes or 0, least=0, most=_MOST**2)
         for name in ("price_per_1000_requests", "price_per_gb"):

@@ -69,15 +69,14 @@ def training_starts(
     return permuted(domains, places)
 
 
-def evaluation_starts(clips: int, starts: int, placement: Placement = "even") -> Int64:
-    """Return the start frames of `clips` evenly spaced evaluation clips.
+def evaluation_start(view: int, clips: int, starts: int, placement: Placement = "even") -> int:
+    """Return the start frame of one of `clips` evenly spaced evaluation clips.
 
     "even": the first and last clip touch the video's ends; a single clip stands in the middle.
     "middle": the valid starts are cut into `clips` equal parts, and each clip stands in the middle
     of one. "torchvision" is its UniformClipSampler: the floor of linspace, a single clip at the
     beginning.
     """
-    steps = np.arange(clips, dtype=np.int64)
     if placement == "middle" or (placement == "even" and clips == 1):
-        return (2 * steps + 1) * (starts - 1) // (2 * clips)
-    return steps * (starts - 1) // max(clips - 1, 1)
+        return (2 * view + 1) * (starts - 1) // (2 * clips)
+    return view * (starts - 1) // max(clips - 1, 1)

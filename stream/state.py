@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.errors import UsageError
 from stream.order import ORDER_VERSION
+from stream.whole_numbers import LEAST, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,10 +57,12 @@ class StreamState:
     @classmethod
     def from_json(cls, values: Any) -> StreamState:
         """Read what `to_json` (or its JSON text) gave; UsageError when it is something else."""
+        if isinstance(values, cls):
+            values = values.to_json()
         if isinstance(values, str):
             try:
                 values = json.loads(values)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"the loader's state is not JSON: {error}") from error
         if isinstance(values, dict):  # what older states do not say: they have one root, and train
             values = {"roots": "", "weights": "1", "mode": "train", "placement": "", **values}
@@ -72,8 +75,9 @@ class StreamState:
         for name, kind in kinds.items():
             if type(values.get(name)) is not kind:  # True is an int by isinstance
                 raise UsageError(f"the loader's state has no {name} of type {kind.__name__}")
-        if values["epoch"] < 0 or values["step"] < 0:
-            raise UsageError("the loader's state has a negative epoch or step")
+            if kind is int:
+                least = 0 if name in ("epoch", "step") else LEAST
+                whole_number(f"{name} of the loader's state", values[name], least=least)
         return cls(**{name: values[name] for name in kinds})
 
     def check_continues(self, current: StreamState) -> None:

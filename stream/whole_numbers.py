@@ -7,10 +7,10 @@ from typing import Any
 
 from prep.errors import UsageError
 
+LEAST, MOST = -(2**63), 2**64 - 1  # of 64 bits, signed or not
 
-def whole_number(
-    name: str, value: Any, *, least: int | None = None, most: int | None = None
-) -> int:
+
+def whole_number(name: str, value: Any, *, least: int = LEAST, most: int = MOST) -> int:
     """Return an integer of any kind, such as NumPy's or a tensor of one, as a plain int.
 
     Raises UsageError for what is none, as 1.0 and True, and for one out of its limits.
@@ -21,8 +21,10 @@ def whole_number(
         found = None
     if found is None or isinstance(value, bool):
         raise UsageError(f"{name} ({value!r}) must be a whole number")
-    if least is not None and found < least:
-        raise UsageError(f"{name} ({found}) must be at least {least}")
-    if most is not None and found > most:
-        raise UsageError(f"{name} ({found}) must be at most {most}")
+    # Python refuses to write out thousands of digits
+    shown = found if found.bit_length() < 1024 else f"a number of {found.bit_length()} bits"
+    if found < least:
+        raise UsageError(f"{name} ({shown}) must be at least {least}")
+    if found > most:
+        raise UsageError(f"{name} ({shown}) must be at most {most}")
     return found

@@ -35,7 +35,15 @@ from prep.errors import (
 from prep.format import iter_records, read_index
 from prep.range_requests import MOST_CONNECTIONS
 from prep.storage import Storage
-from stream import BatchAddress, ClipBatch, ClipLoader, ClipStream, StreamOptions, clip_loader
+from stream import (
+    BatchAddress,
+    ClipBatch,
+    ClipLoader,
+    ClipStream,
+    StreamOptions,
+    StreamState,
+    clip_loader,
+)
 from stream.clip_stream import _CLIPS_AHEAD
 from stream.decode import ClipDecoder
 from stream.ranges import ClipRequest, runs
@@ -374,6 +382,23 @@ def test_nobody_but_the_caller_keeps_the_first_batch(root):
     assert first() is None
 
 
+def test_a_state_stays_small_and_is_taken_as_it_is(root):
+    largest = 2**64 - 1
+    one = loader(root, seed=largest, shuffle_block=largest, fps="14.99997", bad_clips="substitute")
+    one.set_epoch(largest)
+    assert len(json.dumps(one.state_dict())) < 1024
+    one.load_state_dict(StreamState.from_json(one.state_dict()))
+    assert (one.epoch, len(next(iter(one)))) == (largest, 6)
+
+
+@pytest.mark.parametrize("value", [-(2**63) - 1, 2**64, 1 << 20_000], ids=["-", "+", "very long"])
+def test_numbers_of_more_than_64_bits_are_refused(root, value):
+    with pytest.raises(UsageError, match=r"seed \(.*\) must be at (least|most)"):
+        loader(root, seed=value)
+    with pytest.raises(UsageError, match=r"epoch \(.*\) must be at (least|most)"):
+        loader(root).set_epoch(value)
+
+
 def test_an_evaluations_state_has_its_mode_and_placement(root):
     options = {"mode": "eval", "clips_per_video": 2, "batch_size": 4}
     state = loader(root, **options).state_dict()
@@ -419,6 +444,9 @@ def test_a_state_of_another_sequence_is_refused_by_name(root, change, field):
         {"version": 1, "step": "x"},
         {"version": 1, "step": True},
         {"version": 1, "epoch": True},
+        {"version": 1, "epoch": -1},
+        {"version": 1, "step": 1 << 20_000},
+        "[" * 100_000,
     ],
 )
 def test_a_state_that_is_none_is_refused(root, state):
