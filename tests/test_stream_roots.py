@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from stream_datasets import make_dataset, make_other_dataset, sequence
+from test_stream_order_page import page
 
 from prep.errors import (
     BadClipError,
@@ -22,7 +25,7 @@ from prep.errors import (
     error_to_text,
 )
 from prep.storage import Storage
-from stream import ClipStream, DataRoot, StreamOptions, clip_loader, pins
+from stream import BatchAddress, ClipStream, DataRoot, StreamOptions, clip_loader, pins
 from stream.class_lists import join_class_lists
 from stream.roots import data_roots
 
@@ -192,13 +195,29 @@ def test_pixels_are_those_of_the_root_alone(first, second):
             if int(part) == number:
                 stream.placed.start_frames = lambda *_, start=start: [start]
                 stream.items = lambda _, row=rows[own]: (np.array([row]), np.array([0]))
-                assert [clip[3] for clip in sequence_of(stream)] == [pixels]
+                assert [clip[3] for clip in sequence([stream[BatchAddress(0, 0, 0)]])] == [pixels]
 
 
-def sequence_of(stream):
-    from stream import BatchAddress
-
-    return sequence([stream[BatchAddress(0, 0, 0)]])
+def test_turns_are_those_of_the_page_about_order(first, second):
+    """docs/order.md over the files, beside what a loader gives: names, views and start frames."""
+    clips, roots = ([], []), []
+    for number, (root, weight) in enumerate(((first, Fraction(3, 2)), (second, Fraction(7, 10)))):
+        split = json.loads((root / "manifest.json").read_text())["splits"]["train"]
+        for row in parquet.read_table(root / "index" / "train.parquet").to_pylist():
+            offsets = page.frame_offsets(8, 6, Fraction(row["fps_num"], row["fps_den"]))
+            if starts := page.num_starts(row["num_frames"], offsets):
+                clips[number].append((f"{number}/{row['key']}", starts))
+        roots.append((split["fingerprint"], len(clips[number]), weight))
+    turns, wanted = list(page.training_epoch(roots, -5, 6, views=2, block=4)), []
+    for step, micro in product(range(len(turns) // 12), range(2)):
+        for position in page.positions(len(turns), 2, 3, 2, step, micro, rank=1):
+            root, clip, view = turns[position]
+            name, starts = clips[root][clip]
+            wanted.append((name, view, page.training_start(starts, -5, 6, name, view)))
+    one = loader((first, 1.5), (second, 0.7), seed=-5, frames=8, fps=6, clips_per_video=2,
+                 shuffle_block=4, batch_size=3, world_size=2, rank=1, accumulate=2)  # fmt: skip
+    one.set_epoch(6)
+    assert [turn[:3] for turn in sequence(one)] == wanted
 
 
 def test_equal_keys_are_different_clips(first, second):
