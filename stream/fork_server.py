@@ -26,9 +26,6 @@ _PRELOAD = [
     "prep.range_requests", "stream.clip_stream", "stream.preloaded",
 ]  # fmt: skip
 
-# Both come to all processes of a terminal, and are for the one that stops the others
-_FOR_THE_TRAINER = (signal.SIGINT, signal.SIGHUP)
-
 
 class _Server(forkserver.ForkServer):
     """What `multiprocessing.forkserver` keeps one of, with a start of its own."""
@@ -45,10 +42,11 @@ class _Server(forkserver.ForkServer):
         """Start the server where it does not run; any number of threads may call this at once."""
         with self._starts:
             if not self._is_running():
-                # first, since its own start lets signals through again
-                resource_tracker.ensure_running()
-                with _safe_path(), _blocked(_FOR_THE_TRAINER):
-                    super().ensure_running()
+                # both signals come to all processes of a terminal: they are for the trainer alone
+                with _safe_path(), _blocked(signal.SIGHUP):
+                    resource_tracker.ensure_running()  # whose start lets SIGINT through again
+                    with _blocked(signal.SIGINT):
+                        super().ensure_running()
 
     def forget(self) -> None:
         """Be without a server, in a process forked from the one that started it."""
@@ -125,13 +123,13 @@ def _safe_path() -> Iterator[None]:
 
 
 @contextmanager
-def _blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Start processes within the block that never get these; this one gets them behind it.
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """Start processes within the block that never get this signal; this one gets it behind it.
 
     The mask is the thread's, and is inherited: no handler is changed, and none needs the main
     thread.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
     try:
         yield
     finally:
