@@ -6,6 +6,7 @@ another one. This module never imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -17,9 +18,10 @@ from typing import Any
 
 from prep.checksums import content_hash
 from prep.ffmpeg_binary import ffmpeg_path
-from prep.mp4 import ClipForm, FormError, check_form
+from prep.mp4 import ClipForm, FormError, TimesError, check_form
 from prep.outcome import Reason, RowFailure
-from prep.probe import SourceFacts, plain_cut_seconds, probe
+from prep.packet_times import TICK_SECONDS
+from prep.probe import SourceFacts, is_turned, plain_cut_seconds, probe
 from prep.profile import EncodingProfile, profile_from_json
 from prep.source import Candidate
 from prep.transcode import Limits, OutputError, command, run
@@ -41,6 +43,10 @@ class Expectation:
     late_seconds: float = 0.0
     """Between the start that was asked for and the first picture."""
 
+    def lacks(self, profile: EncodingProfile) -> bool:
+        """Whether the source lacks some of the segment, at its end or its beginning."""
+        return self.short or self.late_seconds * float(profile.fps) > 1.5
+
     def fits(self, num_frames: int) -> bool:
         """Whether a clip has as many frames as it should."""
         return abs(num_frames - self.frames) <= self.tolerance_frames
@@ -49,22 +55,35 @@ class Expectation:
 def encode(job: dict[str, Any]) -> dict[str, Any]:
     """Try the candidates of a row in order; return the first clip that passes, or why none did.
 
+    One that does not have all of the segment is tried after one that has more of it.
+
     What may pass with time outweighs the rest. A disk that takes no more is nobody's row: it is
     reported as `fatal`, and the run stops.
     """
     profile = profile_from_json(job["profile"])
     limits = Limits(job["cpu_seconds"], job["wall_seconds"])
     failures: list[RowFailure] = []
-    for values in job["candidates"]:
-        candidate = Candidate(
+    candidates = [
+        Candidate(
             Path(values["path"]),
             values["source"],
             values["start"],
             values["end"],
             values["was_there"],
         )
+        for values in job["candidates"]
+    ]
+    while candidates:
+        candidate = candidates.pop(0)
         try:
-            return _encode_one(candidate, profile, limits, job)
+            facts = probe(candidate.path, candidate.start_seconds, candidate.end_seconds)
+            wanted = expectation(facts, candidate, profile)
+            better = _with_more(candidates, wanted, profile) if wanted.lacks(profile) else None
+            if better is not None:
+                candidates.remove(better)
+                candidates[:0] = better, candidate
+                continue
+            return _encode_one(candidate, facts, wanted, profile, limits, job)
         except RowFailure as failure:
             failures.append(_fair(failure, candidate))
         except MemoryError:
@@ -107,11 +126,28 @@ def _read_through(path: Path) -> None:
             pass
 
 
+def _with_more(
+    candidates: list[Candidate], wanted: Expectation, profile: EncodingProfile
+) -> Candidate | None:
+    """Return the candidate that has the most of the segment, if that is more than `wanted`."""
+    most, found = wanted.seconds + 1.5 / float(profile.fps), None
+    for candidate in candidates:
+        with contextlib.suppress(RowFailure):
+            facts = probe(candidate.path, candidate.start_seconds, candidate.end_seconds)
+            seconds = expectation(facts, candidate, profile).seconds
+            if seconds > most:
+                most, found = seconds, candidate
+    return found
+
+
 def _encode_one(
-    candidate: Candidate, profile: EncodingProfile, limits: Limits, job: dict[str, Any]
+    candidate: Candidate,
+    facts: SourceFacts,
+    wanted: Expectation,
+    profile: EncodingProfile,
+    limits: Limits,
+    job: dict[str, Any],
 ) -> dict[str, Any]:
-    facts = probe(candidate.path, candidate.start_seconds, candidate.end_seconds)
-    wanted = expectation(facts, candidate, profile)
     if wanted.seconds < job["min_seconds"]:
         raise RowFailure(Reason.TOO_SHORT, f"{wanted.seconds:.2f} s")
     if wanted.short:
@@ -119,14 +155,16 @@ def _encode_one(
     work, worker = Path(job["work"]), _worker_name()
     target = work / "temporary" / f"{worker}.mp4"
     try:
-        data, form, wanted = _cut_segment(candidate, target, profile, facts, limits, wanted)
+        cut, wanted = _cut_segment(candidate, target, profile, facts, limits, wanted)
     finally:
         target.unlink(missing_ok=True)
     pack = work / "staged" / f"{job['shard']:06d}-{worker}.pack"
+    data, form = cut.data, cut.form
     offset = append(pack, data)
+    changes = "its size or colours change within it" if cut.changing else ""
     return {
         "status": "ok",
-        "detail": wanted.detail,
+        "detail": "; ".join(part for part in (wanted.detail, changes) if part),
         "short": wanted.short,
         "seconds": round(form.num_frames / float(profile.fps), 6),
         "source": candidate.source,
@@ -148,8 +186,8 @@ def _encode_one(
 def expectation(facts: SourceFacts, candidate: Candidate, profile: EncodingProfile) -> Expectation:
     """Return what `[start, end)` of the source must give: (end there is - start) x fps, within 1.
 
-    The last frame of a slow source stands for a while that not every container states, so the
-    tolerance grows with the source's frame length where that is longer than ours.
+    The last frame of a slow source stands for a while that not every container states, so where
+    the clip ends with the source, the tolerance is the source's frame if that is longer than ours.
     """
     rate = float(profile.fps)
     start = max(candidate.start_seconds, facts.first_seconds)
@@ -162,9 +200,24 @@ def expectation(facts: SourceFacts, candidate: Candidate, profile: EncodingProfi
     seconds = max(0.0, end - start)
     short = asked is not None and (asked - end) * rate > 1.5
     detail = f"ends {asked - end:.2f} s early" if short and asked is not None else ""
-    tolerance = max(1.0, facts.frame_seconds * rate) + 0.5
+    goes_on = facts.end_seconds - facts.frame_seconds >= end
+    tolerance = 1.5 if goes_on else _source_tolerance(facts, profile)
     late = start - candidate.start_seconds
     return Expectation(seconds, seconds * rate, tolerance, short, detail, late)
+
+
+def _source_tolerance(facts: SourceFacts, profile: EncodingProfile) -> float:
+    """Return how many frames the length of a plain cut may be off: one, the source's or ours."""
+    return max(1.0, facts.frame_seconds * float(profile.fps)) + 0.5
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A clip that came out, whatever its length; `changing` as in `transcode.command`."""
+
+    data: bytes
+    form: ClipForm
+    changing: bool = False
 
 
 def _cut_segment(
@@ -174,8 +227,8 @@ def _cut_segment(
     facts: SourceFacts,
     limits: Limits,
     wanted: Expectation,
-) -> tuple[bytes, ClipForm, Expectation]:
-    """Return the clip of the segment, its form and what to say of it; RowFailure for another one.
+) -> tuple[_Cut, Expectation]:
+    """Return the clip of the segment and what to say of it; RowFailure for another one.
 
     A picture that stands over an edge of the segment, or a first one that comes late, gives the
     plain cut another length, or the same of what comes later. Where the times of the packets
@@ -184,33 +237,36 @@ def _cut_segment(
     is_late = _begins_late(candidate, profile, facts)
     came_out = 0
     try:
-        data, form = _cut(candidate, target, profile, facts, limits)
-        fits = wanted.fits(came_out := form.num_frames)
-        if fits and not is_late:
-            return data, form, wanted
-        failure = _other_length(form, wanted)
+        cut = _cut(candidate, target, profile, facts, limits)
+        if wanted.fits(came_out := cut.form.num_frames):
+            if not is_late:
+                return cut, wanted
+            failure = RowFailure(Reason.DAMAGED, "its pictures do not come when its packets say")
+        else:
+            failure = _other_length(cut, wanted)
+        changing = cut.changing
     except RowFailure as refused:
         if refused.reason != Reason.ENCODE_FAILED:  # as a cut without a picture is
             raise
-        failure, fits = refused, False
-    if not _moved(candidate, profile, wanted, came_out):
-        if fits:
-            return data, form, wanted
+        failure, changing = refused, False
+    if not _moved(candidate, profile, facts, came_out):
         raise failure
-    data, form = _cut(candidate, target, profile, facts, limits, standing=True)
-    if not wanted.fits(form.num_frames):
-        raise _other_length(form, wanted)
-    return data, form, _late(wanted, profile)
+    cut = _cut(candidate, target, profile, facts, limits, standing=True, changing=changing)
+    if not wanted.fits(cut.form.num_frames):
+        raise _other_length(cut, wanted)
+    return cut, _late(wanted, profile)
 
 
 def _begins_late(candidate: Candidate, profile: EncodingProfile, facts: SourceFacts) -> bool:
-    """Whether a plain cut begins later than a frame behind the segment's start."""
-    longest = max(1 / float(profile.fps), facts.frame_seconds)
-    return facts.next_seconds - candidate.start_seconds > 1.5 * longest
+    """Whether a plain cut begins more than a frame of the clip behind the segment's start."""
+    if candidate.end_seconds is None:  # all of a file
+        return False
+    late = facts.next_seconds - candidate.start_seconds
+    return late > 1 / float(profile.fps) + TICK_SECONDS
 
 
-def _other_length(form: ClipForm, wanted: Expectation) -> RowFailure:
-    text = f"{form.num_frames} frames came out where {wanted.frames:.1f} were due"
+def _other_length(cut: _Cut, wanted: Expectation) -> RowFailure:
+    text = f"{cut.form.num_frames} frames came out where {wanted.frames:.1f} were due"
     return RowFailure(Reason.DAMAGED, text)
 
 
@@ -222,22 +278,27 @@ def _cut(
     limits: Limits,
     *,
     standing: bool = False,
-) -> tuple[bytes, ClipForm]:
-    """Cut and encode the segment; return the clip and its form, whatever its length."""
+    changing: bool = False,
+) -> _Cut:
+    """Cut and encode the segment; a second time where its pictures change within it."""
     arguments = command(
         ffmpeg_path(), candidate.path, target, profile, facts,
-        candidate.start_seconds, candidate.end_seconds, limits, standing=standing,
+        candidate.start_seconds, candidate.end_seconds, limits,
+        standing=standing, changing=changing,
     )  # fmt: skip
     run(arguments, candidate.path, limits)
     data = target.read_bytes()
     try:
-        return data, check_form(data, profile.keyframe_interval_frames)
+        return _Cut(data, check_form(data, profile.keyframe_interval_frames), changing)
     except FormError as error:
-        raise RowFailure(Reason.ENCODE_FAILED, f"the output check refused it: {error}") from error
+        if not isinstance(error, TimesError) or changing or is_turned(candidate.path):
+            text = f"the output check refused it: {error}"
+            raise RowFailure(Reason.ENCODE_FAILED, text) from error
+    return _cut(candidate, target, profile, facts, limits, standing=standing, changing=True)
 
 
 def _moved(
-    candidate: Candidate, profile: EncodingProfile, wanted: Expectation, came_out: int
+    candidate: Candidate, profile: EncodingProfile, facts: SourceFacts, came_out: int
 ) -> bool:
     """Whether the times of the source's packets explain the number of frames of a plain cut.
 
@@ -246,9 +307,11 @@ def _moved(
     """
     if candidate.end_seconds is None:
         return False
-    seconds = plain_cut_seconds(candidate.path, candidate.start_seconds, candidate.end_seconds)
-    rate = float(profile.fps)
-    return seconds is not None and (abs(seconds * rate - came_out) <= wanted.tolerance_frames)
+    start, end = candidate.start_seconds, candidate.end_seconds
+    seconds = plain_cut_seconds(candidate.path, facts, start, end)
+    if seconds is None:
+        return False
+    return abs(seconds * float(profile.fps) - came_out) <= _source_tolerance(facts, profile)
 
 
 def _late(wanted: Expectation, profile: EncodingProfile) -> Expectation:

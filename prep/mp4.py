@@ -34,6 +34,10 @@ class FormError(ValueError):
     """The bytes are not an mp4 of the promised form; the message says in what."""
 
 
+class TimesError(FormError):
+    """The frames do not come at a constant rate."""
+
+
 @dataclass(frozen=True)
 class GopIndex:
     """Where the groups of pictures of a clip are.
@@ -218,7 +222,7 @@ def _check_times(data: bytes, places: _Places, num_frames: int) -> None:
     rows = [row for row in _table(_payload(data, places, b"stts"), "II") if row[0]]
     lengths = {length for _, length in rows[:-1]} | {row[1] for row in rows[-1:] if row[0] > 1}
     if sum(count for count, _ in rows) != num_frames or len(lengths) > 1 or 0 in lengths:
-        raise FormError("a frame is late: its times are not those of a constant rate")
+        raise TimesError("a frame is late: its times are not those of a constant rate")
     if b"ctts" in places:
         for count, offset in _table(_payload(data, places, b"ctts"), "Ii"):
             if count and offset:

@@ -83,7 +83,7 @@ EXPLANATIONS = {
     Reason.BAD_ROW: "the row, or in a folder the file's name, cannot be read",
     Reason.CONFLICT: "the segment has two labels in the list, or stands in another split",
     Reason.EMPTY_FILE: "the file has no bytes",
-    Reason.NOT_A_VIDEO: "no allowed demuxer reads the file",
+    Reason.NOT_A_VIDEO: "no allowed demuxer reads the file, or it is a bare stream without times",
     Reason.UNSAFE_INPUT: "a playlist, a script or a web page, which could open other files",
     Reason.NO_VIDEO_STREAM: "audio, subtitles or cover art only",
     Reason.NO_FRAMES: "a video stream without a frame",

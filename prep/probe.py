@@ -8,13 +8,14 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import av
+from av.sidedata.sidedata import Type as SideDataType
 
 from prep.mp4 import is_encrypted
 from prep.outcome import Reason, RowFailure
+from prep.packet_times import TICK_SECONDS, begins_of, cover, seek, seek_early, usual_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,6 @@ MAX_PIXELS = 8192 * 4320
 _HDR_CURVES = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]", b"<html", b"<!doctype")
 _LONGEST_MARK = max(map(len, _PLAYLISTS))
-_TICK_SECONDS = 1e-3  # Matroska's; a time can be as much before the one that was meant
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class SourceFacts:
     Times are in seconds from the container's start; `first_seconds` to `end_seconds` is what the
     packets cover. `next_seconds` is when the first picture begins that does not begin before the
     segment. `declared_end_seconds` is what the container claims, where it claims anything.
+    `sought_seconds` is where the demuxer has to be sent for the picture at the segment's start,
+    where it would stop behind the keyframe that this picture needs; None where it does not.
     """
 
     stream_index: int
@@ -56,6 +58,7 @@ class SourceFacts:
     next_seconds: float
     frame_seconds: float
     declared_end_seconds: float | None
+    sought_seconds: float | None = None
 
 
 def probe(path: Path, start_seconds: float, end_seconds: float | None) -> SourceFacts:
@@ -67,16 +70,22 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
         raise _cannot_open(head, error) from error
     with file:
         stream = _video_stream(file)
+        _refuse_bare(file.format.name, start_seconds)
         if head[4:8] in (b"ftyp", b"moov", b"styp") and is_encrypted(_read_moov(path, head)):
             raise RowFailure(Reason.ENCRYPTED)
         origin = Fraction(file.start_time or 0, av.time_base)
-        if start_seconds > 0:
-            _seek(file, start_seconds, origin)
-        first, end, after, frame = _covered(file, stream, origin, start_seconds, end_seconds)
-        if end <= start_seconds:
-            raise RowFailure(Reason.OUTSIDE, f"the video ends at {end:.3f} s")
-        _seek(file, first, origin)
-        picture = _first_picture(file, stream, lambda: _seek(file, first, origin))
+        sought, covered = cover(file, stream, origin, start_seconds, end_seconds)
+        if covered.end <= start_seconds:
+            raise RowFailure(Reason.OUTSIDE, f"the video ends at {covered.end:.3f} s")
+
+        def go_back() -> None:
+            if sought is None:
+                seek(file, covered.first, origin)
+            else:
+                seek_early(file, sought, origin)
+
+        go_back()
+        picture = _first_picture(file, stream, go_back)
         declared = stream.duration and float(
             (stream.duration + (stream.start_time or 0)) * stream.time_base - origin
         )
@@ -88,11 +97,12 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
             rotation_degrees=int(picture.rotation) % 360,
             sample_aspect=Fraction(aspect) if aspect else Fraction(1),
             matrix=int(picture.colorspace),
-            first_seconds=first,
-            end_seconds=end,
-            next_seconds=after,
-            frame_seconds=frame,
+            first_seconds=covered.first,
+            end_seconds=covered.end,
+            next_seconds=covered.after,
+            frame_seconds=usual_seconds(stream),
             declared_end_seconds=declared or None,
+            sought_seconds=sought,
         )
 
 
@@ -106,6 +116,16 @@ def _options(head: bytes) -> dict[str, str]:
     options = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"}
     few = {"skip_frame": "all", "probesize": "32768"}
     return options | few if head[4:8] == b"ftyp" else options
+
+
+def _refuse_bare(demuxer: str, start_seconds: float) -> None:
+    """Raise RowFailure for a stream without a container: nothing says when its pictures are shown.
+
+    ffmpeg counts the pictures of MPEG-2 from the beginning, but not behind a seek.
+    """
+    if demuxer in ("h264", "hevc") or (demuxer == "mpegvideo" and start_seconds > 0):
+        text = f"a bare {demuxer} stream, without times; put it into an mp4 or mkv file"
+        raise RowFailure(Reason.NOT_A_VIDEO, text)
 
 
 def _read_head(path: Path) -> bytes:
@@ -188,63 +208,14 @@ def refuse_hdr(picture: Any) -> None:
         raise RowFailure(Reason.HDR, f"transfer characteristic {curve}")
 
 
-def _seek(file: Any, seconds: float, origin: Fraction) -> None:
-    """Go to the last keyframe at or before `seconds`; some demuxers can only go to the start."""
-    try:
-        file.seek(int((Fraction(seconds) + origin) * av.time_base), backward=True)
-    except (av.FFmpegError, OSError):
-        try:
-            file.seek(0)
-        except (av.FFmpegError, OSError) as error:
-            raise RowFailure(Reason.DAMAGED, "the file cannot be searched") from error
-
-
-def _covered(
-    file: Any, stream: Any, origin: Fraction, start_seconds: float, end_seconds: float | None
-) -> tuple[float, float, float, float]:
-    """Return times in seconds of the packets until the segment ends.
-
-    First and end of them all, first of those that do not begin before the segment (else the end),
-    and usual length.
-    """
-    rate = stream.average_rate or stream.guessed_rate
-    typical = float(1 / rate) if rate else 0.04
-    tick = stream.time_base
-    usual = Fraction(typical) / tick
-    # B-frames come later than they are shown, never by more than a second
-    last = None if end_seconds is None else floor((Fraction(end_seconds) + 1 + origin) / tick)
-    starts = ceil((Fraction(start_seconds - _TICK_SECONDS) + origin) / tick)
-    first: int | None = None
-    after: int | Fraction | None = None
-    end: int | Fraction = 0
-    try:
-        for packet in file.demux(stream):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is None or not packet.size or packet.is_corrupt:
-                continue
-            behind = stamp + (packet.duration or usual)
-            first, end = (stamp, behind) if first is None else (min(first, stamp), max(end, behind))
-            if stamp >= starts and (after is None or stamp < after):
-                after = stamp
-            if last is not None and stamp > last:
-                break
-    except (av.FFmpegError, OSError, ValueError):
-        pass  # the file ends or breaks here: what came before is what it holds
-    if first is None:
-        raise RowFailure(Reason.NO_FRAMES)
-    times = (
-        float(stamp * tick - origin) for stamp in (first, end, end if after is None else after)
-    )
-    begins, ends, next_one = times
-    return max(begins, 0.0), ends, next_one, typical
-
-
-def plain_cut_seconds(path: Path, start_seconds: float, end_seconds: float) -> float | None:
+def plain_cut_seconds(
+    path: Path, facts: SourceFacts, start_seconds: float, end_seconds: float
+) -> float | None:
     """Return how long ffmpeg's plain cut of a segment is, by the times of the packets.
 
     It drops the picture that stands when the segment begins, takes the segment's length from the
-    next one on, and has the last one stand until the one behind it begins. None where that cannot
-    be told, as where the demuxer finds only a later keyframe than the picture at the start.
+    next one on, and has the last one stand until the one behind it begins. None where the file
+    cannot be read.
     """
     length = end_seconds - start_seconds
     try:
@@ -253,40 +224,18 @@ def plain_cut_seconds(path: Path, start_seconds: float, end_seconds: float) -> f
             stream = _video_stream(file)
             origin = Fraction(file.start_time or 0, av.time_base)
             if start_seconds > 0:
-                _seek(file, start_seconds, origin)
-            begins, end = _begins(file, stream, origin, start_seconds, length)
-            if not begins or min(begins) > start_seconds:
-                _seek(file, 0.0, origin)
-                earliest, _ = _begins(file, stream, origin, 0.0, 0.0)
-                if not begins or min(earliest) <= start_seconds:
-                    return None
+                if facts.sought_seconds is None:
+                    seek(file, start_seconds, origin)
+                else:
+                    seek_early(file, facts.sought_seconds, origin)
+            begins, end = begins_of(file, stream, origin, start_seconds, length)
     except (av.FFmpegError, OSError, ValueError, RowFailure):
         return None
-    taken = sorted(begin for begin in begins if begin >= start_seconds - _TICK_SECONDS)
+    taken = sorted(begin for begin in begins if begin >= start_seconds - TICK_SECONDS)
     if not taken:
         return 0.0
     behind = next((begin for begin in taken if begin >= taken[0] + length), end)
     return behind - taken[0]
-
-
-def _begins(
-    file: Any, stream: Any, origin: Fraction, start_seconds: float, length: float
-) -> tuple[list[float], float]:
-    """Return when pictures begin until a second behind a cut, and when the last one ends."""
-    begins: list[float] = []
-    end, first = 0.0, None
-    for packet in file.demux(stream):
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is None or not packet.size or packet.is_corrupt:
-            continue
-        begin = float(stamp * stream.time_base - origin)
-        begins.append(begin)
-        end = max(end, begin + float((packet.duration or 0) * stream.time_base))
-        if begin >= start_seconds - _TICK_SECONDS:
-            first = begin if first is None else min(first, begin)
-        if first is not None and begin > first + length + 1:
-            break
-    return begins, end
 
 
 def _first_picture(file: Any, stream: Any, go_back: Callable[[], None]) -> Any:
@@ -305,6 +254,18 @@ def _first_picture(file: Any, stream: Any, go_back: Callable[[], None]) -> Any:
     if min(picture.width, picture.height) < 2:
         raise RowFailure(Reason.PICTURE_SIZE, f"{picture.width}x{picture.height}")
     return picture
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the pictures of a file are to be shown turned or mirrored, or that cannot be told."""
+    try:
+        with av.open(
+            str(path), options=_options(_read_head(path)), metadata_errors="ignore"
+        ) as file:
+            picture = next(file.decode(_video_stream(file)))
+            return SideDataType.DISPLAYMATRIX in picture.side_data
+    except (av.FFmpegError, OSError, ValueError, StopIteration, RowFailure):
+        return True  # PyAV raises ValueError for kinds of side data that it does not know
 
 
 def _key_picture(file: Any, stream: Any) -> Any:

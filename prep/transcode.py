@@ -77,13 +77,28 @@ def input_matrix(facts: SourceFacts) -> str:
     return _MATRICES.get(facts.matrix, untagged)
 
 
+def _changing_matrix(facts: SourceFacts) -> str:
+    """Return how to read pictures that change: each by its own tag, and untagged ones as BT.601.
+
+    As ffmpeg knows no rule by size, all are BT.709 where the first is untagged and that large.
+    """
+    matrix = input_matrix(facts)
+    return matrix if facts.matrix not in _MATRICES and matrix == "bt709" else "auto"
+
+
 def filters(
-    profile: EncodingProfile, facts: SourceFacts, window: tuple[float, float] | None = None
+    profile: EncodingProfile,
+    facts: SourceFacts,
+    window: tuple[float, float] | None = None,
+    *,
+    changing: bool = False,
 ) -> str:
     """Return the filter chain: rate, timestamps from zero, size, square pixels, BT.601 limited.
 
-    `window` is what to keep, in seconds from the point that was sought; see `command`.
+    `window` is what to keep, in seconds from the segment's start; see `command`, also for
+    `changing`.
     """
+    matrix = _changing_matrix(facts) if changing else input_matrix(facts)
     width, height = picture_size(facts, profile.short_side_px)
     rate = f"fps={profile.fps.numerator}/{profile.fps.denominator}"
     if window is not None:
@@ -94,7 +109,7 @@ def filters(
             "setpts=PTS-STARTPTS",
             (
                 f"scale={width}:{height}:flags={profile.scaler_flags}"
-                f":in_color_matrix={input_matrix(facts)}:out_color_matrix=smpte170m"
+                f":in_color_matrix={matrix}:out_color_matrix=smpte170m"
                 ":out_range=limited"
             ),
             "setsar=1",
@@ -115,6 +130,7 @@ def command(
     limits: Limits,
     *,
     standing: bool = False,
+    changing: bool = False,
 ) -> list[str]:
     """Return the arguments of the one process that cuts, resamples, scales and encodes a clip.
 
@@ -125,18 +141,30 @@ def command(
     The plain cut lets a picture that begins before the segment, or behind its end, move its edges.
     `standing` cuts at the segment's times instead: a picture that stands when the segment begins is
     in the clip from there on, and nothing is longer than the segment (which must have an end).
+
+    `changing` is for pictures whose size or format changes within the segment. ffmpeg would make
+    the filters anew there, which begin at time 0 again; instead the scaler takes every picture as
+    it is, to the size of the first. Other filters could not, so nothing may be turned.
     """
     window = None
     cut: dict[str, str | None] = {}
     if start_seconds > 0:
         # before the input: seek, then drop up to the exact frame
         cut["ss"] = f"{start_seconds:.6f}"
+        if facts.sought_seconds is not None:  # from an earlier point; the times stay as they were
+            earlier = start_seconds - facts.sought_seconds
+            cut["ss"] = f"{facts.sought_seconds:.6f}"
+            cut["itsoffset"] = f"{-earlier:.6f}"
+            # ffmpeg takes a first time that is 10 s off, as this one can be, for a mistake
+            cut["dts_delta_threshold"] = f"{earlier + 10:.0f}"
     if standing and end_seconds is not None:
         cut["noaccurate_seek"] = None
         late = max(0.0, facts.first_seconds - start_seconds)
         window = late, end_seconds - start_seconds
     elif end_seconds is not None:
         cut["t"] = f"{end_seconds - start_seconds:.6f}"
+    if changing:
+        cut |= {"reinit_filter": "0", "noautorotate": None}
     opened = ffmpeg.input(
         _SOURCE,
         nostdin=None, hide_banner=None, loglevel="error", filter_threads=1,
@@ -148,7 +176,7 @@ def command(
         opened[str(facts.stream_index)],
         _TARGET,
         an=None, sn=None, dn=None, map_metadata=-1, map_chapters=-1,
-        vf=filters(profile, facts, window), fps_mode="passthrough",
+        vf=filters(profile, facts, window, changing=changing), fps_mode="passthrough",
         vcodec=profile.codec, preset=profile.preset, crf=profile.crf, **tune,
         g=profile.keyframe_interval_frames, keyint_min=profile.keyframe_interval_frames,
         sc_threshold=0, bf=0, threads=1,

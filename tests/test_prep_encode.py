@@ -106,11 +106,12 @@ def fake_ffmpeg(folder, script):
     return path
 
 
-def standing(path, seconds=12):
+def standing(path, seconds=12, codec=None):
     """10 pictures a second, but none between 2 and 8 s; each second has its grey level."""
     grey = "geq=lum='min(235,18*floor(T)+20)':cb=128:cr=128"
     return make(path, "-vf", f"select='lt(t,2.05)+gt(t,7.95)',{grey}", "-fps_mode", "vfr",
-                *CODECS[path.suffix[1:]], source=f"testsrc2=size=160x120:rate=10:duration={seconds}")  # fmt: skip
+                *(codec or CODECS[path.suffix[1:]]),
+                source=f"testsrc2=size=160x120:rate=10:duration={seconds}")  # fmt: skip
 
 
 @pytest.mark.parametrize("extension", [*CODECS])
