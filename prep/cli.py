@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 import click
 
@@ -113,6 +114,14 @@ def _end_on_signals() -> None:
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def _explain(error: Exception) -> int:
     """Print one sentence; return the exit code."""
     code = 1
@@ -126,8 +135,10 @@ def _explain(error: Exception) -> int:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}"
+        if isinstance(error, FileNotFoundError) and not where and _is_nowhere():
+            text = "the current directory has been removed; change to another one"
     elif isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in NEEDS_TORCH:
-        text = torch_missing(sys.argv[1])
+        text, code = torch_missing(sys.argv[1]), 2
     else:
         raise error
     click.echo(f"Error: {text}", err=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import av
 
-from prep.format import CONTAINER_OPTIONS
+from prep.format import CONTAINER_OPTIONS, open_media
 from prep.mp4 import FormError, GopIndex, check_form
 from prep.outcome import Reason, RowFailure
 from prep.probe import refuse_hdr, refuse_large, usable_decoder
@@ -47,7 +47,7 @@ def decode_clip(data: bytes, promised: Fraction | None = None) -> StoredClip:
     The rate is `promised` where the time stamps are those of that rate, else one that they are of.
     """
     try:
-        opened: Any = av.open(io.BytesIO(data), options=CONTAINER_OPTIONS, metadata_errors="ignore")
+        opened = open_media(io.BytesIO(data), CONTAINER_OPTIONS)
     except _ERRORS as error:
         raise RowFailure(Reason.NOT_A_VIDEO, _text(error)) from error
     with opened as file:
@@ -142,7 +142,7 @@ def off_rate(stamps: list[int], tick: Fraction, rate: Fraction) -> int | None:
 def find_gops(data: bytes, clip: StoredClip) -> GopIndex | None:
     """Return the groups of pictures of a clip that happens to have the form of mp4 v1."""
     try:
-        opened: Any = av.open(io.BytesIO(data), options=CONTAINER_OPTIONS)
+        opened = open_media(io.BytesIO(data), CONTAINER_OPTIONS)
         with opened as file:
             packets = file.demux(file.streams.video[0])
             keys = [bool(packet.is_keyframe) for packet in packets if packet.size]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prep.errors import BadClipError
-from prep.format import CONTAINER_OPTIONS
+from prep.format import CONTAINER_OPTIONS, open_media
 from prep.probe import MAX_PIXELS
 
 _BOX_PX = (192, 144)  # width and height that a frame fits into
@@ -45,7 +45,7 @@ def draw_sprite(video: bytes, num_frames: int, most: int) -> Sprite:
     size: tuple[int, int] | None = None
     found = 0
     try:
-        opened: Any = av.open(io.BytesIO(video), options=CONTAINER_OPTIONS)
+        opened = open_media(io.BytesIO(video), CONTAINER_OPTIONS)
         with opened as container:
             stream = container.streams.video[0]
             context = stream.codec_context

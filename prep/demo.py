@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from prep.demo_videos import draw_class_folders, write_broken_files
 from prep.errors import KprepError, UsageError
+from prep.lazy_group import torch_missing
 
 _MARKER = "made-by-kprep-demo"
 
@@ -35,6 +37,10 @@ def demo_command(out: Path, count: int) -> None:
     Example:
       kprep demo demo/
     """
+    if (
+        find_spec("torch") is None or find_spec("torchvision") is None
+    ):  # before it draws and converts
+        raise UsageError(torch_missing("demo"))
     num_val = count // 5
     videos, dataset, run = out / "videos", out / "dataset", out / "run"
     if out.exists() and any(out.iterdir()) and not (out / _MARKER).exists():

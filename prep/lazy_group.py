@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prep.errors import KprepError
+from prep.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ class LazyGroup(click.Group):
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command; KprepError where it needs torch and there is none."""
+        """Import and return a command; UsageError where it needs torch and there is none."""
         if cmd_name not in self.table:
             return None
         module, attribute, _ = self.table[cmd_name]
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] in NEEDS_TORCH:
                 path = [ctx.info_name or "", cmd_name] if ctx.parent else [cmd_name]
-                raise KprepError(torch_missing(" ".join(path))) from error
+                raise UsageError(torch_missing(" ".join(path))) from error
             raise
         return loaded
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import av
 from av.sidedata.sidedata import Type as SideDataType
 
+from prep.format import open_media
 from prep.mp4 import is_encrypted
 from prep.outcome import Reason, RowFailure
 from prep.packet_times import TICK_SECONDS, begins_of, cover, seek, seek_early, usual_seconds
@@ -65,7 +66,7 @@ def probe(path: Path, start_seconds: float, end_seconds: float | None) -> Source
     """Look at a file around `[start_seconds, end_seconds)`; raise RowFailure where it has none."""
     head = _read_head(path)
     try:
-        file = av.open(str(path), options=_options(head), metadata_errors="ignore")
+        file = open_media(str(path), _options(head))
     except (av.FFmpegError, ValueError, OSError) as error:
         raise _cannot_open(head, error) from error
     with file:
@@ -220,7 +221,7 @@ def plain_cut_seconds(
     length = end_seconds - start_seconds
     try:
         options = _options(_read_head(path))
-        with av.open(str(path), options=options, metadata_errors="ignore") as file:
+        with open_media(str(path), options) as file:
             stream = _video_stream(file)
             origin = Fraction(file.start_time or 0, av.time_base)
             if start_seconds > 0:

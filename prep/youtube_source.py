@@ -17,6 +17,7 @@ import tempfile
 import threading
 import urllib.parse
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ import av
 from prep.errors import KprepError, UsageError
 from prep.fetch_errors import CircuitOpenError, FetchError
 from prep.ffmpeg_binary import find_ffmpeg
+from prep.format import open_media
 from prep.outcome import Reason
 from prep.politeness import CircuitBreaker, Timing, Turns
 from prep.probe import FORMAT_WHITELIST
@@ -340,8 +342,9 @@ def _yt_dlp() -> Any:
         import yt_dlp.postprocessor
         import yt_dlp.utils
     except ImportError as error:
+        found = "a newer yt-dlp" if find_spec("yt_dlp") is not None else "yt-dlp"
         raise UsageError(
-            "the source youtube: needs yt-dlp; pip install 'kprep[youtube]'"
+            f"the source youtube: needs {found}; pip install --upgrade 'kprep[youtube]'"
         ) from error
     return yt_dlp
 
@@ -367,10 +370,8 @@ def _start_seconds(path: Path) -> float:
     """Return the time of a file's first packet, 0 where it is no video: the encode will say so."""
     with (
         contextlib.suppress(av.FFmpegError, OSError, ValueError),
-        av.open(
-            str(path),
-            options={"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"},
-            metadata_errors="ignore",
+        open_media(
+            str(path), {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": "file"}
         ) as file,
     ):
         return float(file.start_time or 0) / av.time_base

@@ -50,4 +50,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name on its first use: planning needs the order and not torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        text = f"stream.{name} needs torch and torchvision; pip install 'kprep[train]'"
+        raise ModuleNotFoundError(text, name="torch") from error

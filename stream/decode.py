@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from prep.errors import BadClipError, DatasetError
-from prep.format import CONTAINER_OPTIONS
+from prep.format import CONTAINER_OPTIONS, open_media
 
 if TYPE_CHECKING:
     from stream.index import IndexedClip
@@ -106,10 +106,10 @@ class ClipDecoder:
         if data.whole is None:
             raise _bad(clip, "was not read whole")
         last, pictures = int(frames.max()), _Pictures(clip, out)
-        with av.open(io.BytesIO(data.whole), options=CONTAINER_OPTIONS) as container:
+        with open_media(io.BytesIO(data.whole), CONTAINER_OPTIONS) as container:
             stream: Any = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(stream)):  # type: ignore[union-attr]
+            for number, frame in enumerate(container.decode(stream)):
                 for place in np.flatnonzero(frames == number):
                     pictures.put(int(place), _planar(frame))
                 if number == last:

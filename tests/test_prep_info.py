@@ -300,3 +300,14 @@ def test_reading_indices_and_ledgers_starts_no_thread(motion_dataset):
 def test_settings_are_words():
     settings = {"classes": ["left", "up"], "foreign": {"keys": "member", "card": True}, "seed": 0}
     assert setting_text(settings) == "classes left, up, foreign keys member, card yes, seed 0"
+
+
+def test_a_current_directory_that_is_gone_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$1" -P -m prep info "$2"', gone, sys.executable, "../root"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("Error: the current directory has been removed; change to another one\n")

@@ -255,6 +255,14 @@ def test_the_wheel_works_away_from_the_repository_and_without_torch(
     assert "pip install 'kprep[train]'" in run(
         "train", "--data", "data", "--recipe", "tiny", code=2
     )
+    assert "needs torch" in run("demo", "demo", code=2)
+    assert not (tmp_path / "demo").exists()
+    assert "needs torch" in run("bench", "decode", "data", code=2)
+    for name in ("stream.clip_loader", "train.build_model"):
+        code = f"import {name.split('.')[0]}\ntry: {name}\nexcept ImportError as e: print(e)"
+        said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True,
+                              cwd=tmp_path, env=clean).stdout  # fmt: skip
+        assert said == f"{name} needs torch and torchvision; pip install 'kprep[train]'\n"
     code = (
         "import importlib.util, pathlib\n"
         "for name in ('prep', 'stream', 'train'):\n"

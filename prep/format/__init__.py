@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prep.exact_numbers import exact_number
 from prep.format.clip_record import ClipRecord
-from prep.format.containers import CONTAINER_OPTIONS
+from prep.format.containers import CONTAINER_OPTIONS, open_media
 from prep.format.foreign import foreign_settings
 from prep.format.layout import (
     FORMAT_VERSION,
@@ -57,6 +57,7 @@ __all__ = [
     "is_shard_path",
     "iter_records",
     "ledger_path",
+    "open_media",
     "read_index",
     "read_manifest",
     "shard_path",
