@@ -17,7 +17,6 @@ import tempfile
 import threading
 import urllib.parse
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -342,9 +341,10 @@ def _yt_dlp() -> Any:
         import yt_dlp.postprocessor
         import yt_dlp.utils
     except ImportError as error:
-        found = "a newer yt-dlp" if find_spec("yt_dlp") is not None else "yt-dlp"
+        # one of before 2025.3 lacks yt_dlp.globals
+        needed = "yt-dlp" if error.name == "yt_dlp" else "a newer yt-dlp"
         raise UsageError(
-            f"the source youtube: needs {found}; pip install --upgrade 'kprep[youtube]'"
+            f"the source youtube: needs {needed}; pip install --upgrade 'kprep[youtube]'"
         ) from error
     return yt_dlp
 

@@ -744,12 +744,18 @@ def test_a_missing_cookies_file_is_one_sentence(tmp_path: Path) -> None:
         YoutubeSource(tmp_path, YoutubeOptions(cookies=tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    ("lacking", "needed"), [("yt_dlp", "yt-dlp"), ("yt_dlp.globals", "a newer yt-dlp")]
+)
 def test_without_yt_dlp_there_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, needed: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "yt_dlp", None)
-    with pytest.raises(UsageError, match=r"pip install 'kprep\[youtube\]'"):
+    monkeypatch.setitem(sys.modules, lacking, None)
+    with pytest.raises(UsageError) as error:
         YoutubeSource(tmp_path).fetch(SEGMENT)
+    assert str(error.value) == (
+        f"the source youtube: needs {needed}; pip install --upgrade 'kprep[youtube]'"
+    )
     assert left_over(tmp_path) == []
 
 
