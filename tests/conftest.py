@@ -126,9 +126,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server with one bucket, for the whole test run."""
+    """A real S3 server with one bucket, for the tests of a file: idle it takes a seventh of a core."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
 

@@ -30,7 +30,8 @@ class _TwoClips(_Loader):
 
     def __init__(self, recipe: Recipe, class_names: list[str]) -> None:
         super().__init__(CPU, 2)
-        self.num_clips, self.steps_per_epoch, self.class_names = 2, 1, class_names
+        self.num_clips = self.num_videos = 2
+        self.steps_per_epoch, self.class_names = 1, class_names
         self._shape = (2, recipe.data.frames, 32, 40, 3)
 
     def __iter__(self) -> Iterator[ClipBatch]:

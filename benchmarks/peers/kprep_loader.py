@@ -9,6 +9,7 @@ from peers.task import FPS, SPLIT
 
 from stream import clip_loader
 from stream.bench import memory_baseline
+from stream.decode import ClipDecoder
 from stream.loader import ClipLoader
 from stream.workers import fork_server_context
 
@@ -25,7 +26,7 @@ def prepare(source: Path, folder: Path, copies: int) -> None:
     """Do nothing: the dataset is read as it is."""
 
 
-class _NoDecoder:
+class _NoDecoder(ClipDecoder):
     """Leaves the pixels as they are."""
 
     def decode(self, *_: Any) -> None:
@@ -36,7 +37,7 @@ def open_epochs(task: Task) -> Epochs:
     """Open the loader; the first batch starts its workers."""
     loader = _in_memory(task) if task.place == "memory" else _loader(task)
     if not task.decodes:
-        loader.stream._decoder = _NoDecoder()  # type: ignore[assignment] # noqa: SLF001
+        loader.stream._decoder = _NoDecoder()  # noqa: SLF001
 
     def epoch(number: int) -> Iterator[ClipBatch | list[str]]:
         loader.set_epoch(number)
