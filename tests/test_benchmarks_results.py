@@ -72,3 +72,12 @@ def test_mistakes_are_said_before_anything_is_measured(monkeypatch, capsys, argu
         results.parse(argparse.ArgumentParser())
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_orders_table_and_chart_are_of_one_run():
+    import order
+
+    measured = json.loads((REPOSITORY / "docs/images/order.json").read_text())
+    page = (REPOSITORY / "docs/performance.md").read_text()
+    assert "\n".join(order.table(measured["rounds"]).lines()) in page
+    assert measured["machine"] in page
