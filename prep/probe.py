@@ -260,9 +260,7 @@ def _first_picture(file: Any, stream: Any, go_back: Callable[[], None]) -> Any:
 def is_turned(path: Path) -> bool:
     """Whether the pictures of a file are to be shown turned or mirrored, or that cannot be told."""
     try:
-        with av.open(
-            str(path), options=_options(_read_head(path)), metadata_errors="ignore"
-        ) as file:
+        with open_media(str(path), _options(_read_head(path))) as file:
             picture = next(file.decode(_video_stream(file)))
             return SideDataType.DISPLAYMATRIX in picture.side_data
     except (av.FFmpegError, OSError, ValueError, StopIteration, RowFailure):
