@@ -286,20 +286,25 @@ def test_sigterm_drains_and_exits_143(videos, reference, tmp_path, number):
     assert files_of(root) == files_of(reference)
 
 
-def test_workers_started_ahead_serve_and_are_gone_afterwards(tmp_path):
+def shard_of_a_lost_clip(folder: Path) -> Job:
+    """Return a job that is answered at once: its row 7 is lost."""
     clip = {
         "row": 7,
-        "file": str(tmp_path / "nowhere"),
+        "file": str(folder / "nowhere"),
         "offset": 0,
         "bytes": 1,
         "content_hash": "0",
     }
-    values = {"root": str(tmp_path), "options": {}, "path": "a.tar", "work": "", "clips": [clip]}
+    values = {"root": str(folder), "options": {}, "path": "a.tar", "work": "", "clips": [clip]}
+    return Job(None, values)
+
+
+def test_workers_started_ahead_serve_and_are_gone_afterwards(tmp_path):
     others = set(descendants(os.getpid()))  # such as the S3 server of other tests
     with WorkerPool("assemble", 3, 60.0) as pool:
         pool.start_ahead(2)
         started = set(descendants(os.getpid())) - others
-        pool.submit(Job(None, values))
+        pool.submit(shard_of_a_lost_clip(tmp_path))
         answers = []
         while pool.unfinished:
             answers += [result for _, result in pool.results(0.1)]
@@ -311,16 +316,8 @@ def test_workers_started_ahead_serve_and_are_gone_afterwards(tmp_path):
 
 def test_a_worker_that_is_killed_as_it_starts_costs_nothing(tmp_path):
     """As the kernel does where memory is short."""
-    clip = {
-        "row": 7,
-        "file": str(tmp_path / "nowhere"),
-        "offset": 0,
-        "bytes": 1,
-        "content_hash": "0",
-    }
-    values = {"root": str(tmp_path), "options": {}, "path": "a.tar", "work": "", "clips": [clip]}
     with WorkerPool("assemble", 1, 60.0) as pool:
-        pool.submit(Job(None, values))
+        pool.submit(shard_of_a_lost_clip(tmp_path))
         pool._workers[0].process.kill()
         answers = []
         while pool.unfinished:
