@@ -32,6 +32,12 @@ def told_apart(labels: Sequence[str]) -> list[str]:
     return [ascii(label) if alike else repr(label) for label in labels]
 
 
+def difference(alike: Iterable[Sequence[str]]) -> str:
+    """Return by what the spellings of each of several classes differ."""
+    by_case = all(len({label.lower() for label in labels}) == 1 for labels in alike)
+    return "case" if by_case else "case or by how accents are written"
+
+
 class OneSpelling:
     """A list in which labels that differ only by case or by how accents are written are one class.
 
@@ -45,7 +51,7 @@ class OneSpelling:
         self._listing = listing
         self._classes = tuple(classes)
         self._notes: list[str] = []
-        self._by = "case"
+        self._by = ""
         self.path = listing.path
         self.sha256 = listing.sha256
 
@@ -81,7 +87,7 @@ class OneSpelling:
         for label in sorted({*counts, *self._classes}):
             classes.setdefault(without_case(label), []).append(label)
         changed: dict[str, str] = {}
-        self._notes, self._by = [], "case"
+        self._notes, alike = [], []
         for labels in classes.values():
             # A class list can tell two classes apart by case alone: then they are two
             given = [label for label in labels if label in self._classes]
@@ -92,9 +98,9 @@ class OneSpelling:
             shown = dict(zip(labels, told_apart(labels), strict=True))
             merged = [f"{shown[label]} ({counts[label]})" for label in labels if label != chosen]
             changed |= {label: chosen for label in labels if label != chosen}
-            if len({label.lower() for label in labels}) > 1:
-                self._by = "case or by how accents are written"
+            alike.append(labels)
             self._notes.append(f"{', '.join(merged)} counted as {shown[chosen]} ({counts[chosen]})")
+        self._by = difference(alike)
         return changed
 
 

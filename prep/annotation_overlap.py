@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_EXAMPLES = 10
 _FILE = re.compile(r"(?:.*/)?([A-Za-z0-9_-]{11})(?:_(\d{6})_(\d{6}))?\.[^./]*", re.DOTALL)
+_COUNTER = re.compile(r".*[_-]\d{5,}|\d{11}", re.DOTALL)  # clip_000001 is no id
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,10 @@ def _ids(listing: Listing) -> tuple[set[str], int, int]:
 def _video(segment: Segment) -> tuple[str, float, float | None]:
     """Return id, start and end of a segment, or what the name of a file says of them."""
     if segment.path is not None and (named := _FILE.fullmatch(segment.path)):
-        times = (float(named[2]), float(named[3])) if named[2] else (0.0, None)
-        return named[1], *times
+        if named[2]:
+            return named[1], float(named[2]), float(named[3])
+        if not _COUNTER.fullmatch(named[1]):
+            return named[1], 0.0, None
     return segment.video_id, segment.start_seconds, segment.end_seconds
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from prep.errors import KprepError
+from prep.errors import KprepError, error_from_text
 from prep.fetch_errors import StoppedError
 from prep.journal import Answer
 from prep.outcome import Outcome, Reason, Status
@@ -320,6 +320,8 @@ def _outcome(result: dict[str, Any]) -> tuple[Outcome, dict[str, Any] | None]:
 
 def check_fatal(result: dict[str, Any]) -> None:
     """Raise KprepError for a result that no row is to blame for: a full disk, a fault of ours."""
+    if "raised" in result:
+        raise error_from_text(result["raised"])
     if "fatal" in result:
         raise KprepError(f"{result['fatal']}; {_WAY_OUT}")
     if "error" in result:

@@ -222,7 +222,7 @@ class CvdfSource:
         file is still held then, the second is left out and counted, and its archive is read again
         in the next run.
         """
-        self.findings, self.tallies, self.clips_of_broken = [], {}, {}
+        self.findings, self.tallies = [], {}
         self._clear_folder()
         todo = self._unread(pending)
         failures = 0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import click
 
 from prep.encode import encode
-from prep.errors import KprepError, UsageError
+from prep.errors import KprepError, UsageError, error_to_text
 from prep.ffmpeg_binary import find_ffmpeg
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return encode(job)
     except KprepError as error:
-        return {"fatal": str(error)}
+        return {"raised": error_to_text(error)}
     except Exception as error:  # noqa: BLE001 - it must reach the parent as a result
         return {"error": f"{type(error).__name__}: {error}"}
 

@@ -13,7 +13,7 @@ from prep.conversion import encode_job
 from prep.conversion_plan import plan
 from prep.ffmpeg_binary import find_ffmpeg
 from prep.folder_source import FolderSource
-from prep.open_journal import first_details, journal_of
+from prep.open_journal import journal_of
 from prep.pending_rows import JournalRows
 from prep.remote_sources import MirrorSource
 from prep.root_state import check_places, existing_manifest
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prep.journal import Journal
     from prep.options import ShardOptions
     from prep.source import Offer, Source
+from prep.text.plain import plain
 
 _SAMPLE_CLIPS = 8
 
@@ -108,12 +109,13 @@ def _measure(
     elapsed = time.monotonic() - begun
     for offer in offers:
         offer.release()
-    details = first_details(journal)
+    details = journal.first_details()
     mirrors = [source for source in sources if isinstance(source, MirrorSource)]
     return Estimate(
         num_rows=sum(journal.counts().values()),
         refused={
-            reason: (count, details.get(reason, "")) for reason, count in journal.failures().items()
+            reason: (count, plain(details.get(reason, "")))
+            for reason, count in journal.failures().items()
         },
         expected_clips=_expected(journal, sources),
         num_shards=journal.planned_shards(),

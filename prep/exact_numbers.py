@@ -6,7 +6,8 @@ from fractions import Fraction
 from typing import Any
 
 _MOST_CHARACTERS = 64
-_MOST_EXPONENT = 3  # characters: what 1e99999999 means is computed for hours, and not by Python
+# Characters, so that a number is a float too: what 1e99999999 means takes hours, and not in Python
+_MOST_EXPONENT = 2
 
 
 def exact_number(value: Any) -> Fraction | None:

@@ -76,16 +76,16 @@ def check_scaler_flags(flags: str) -> None:
 
     They are tried on a picture, as each version knows flags of its own.
     """
-    side = 16
+    program, side = find_ffmpeg().path, 16
     picture = f"-f rawvideo -video_size {side}x{side} -pix_fmt gray -i pipe:0".split()
     scaled = ["-vf", f"scale=8:8:flags={flags}", "-f", "null", "-"]
     try:
         done = subprocess.run(
-            [ffmpeg_path(), "-hide_banner", *picture, *scaled],
+            [program, "-hide_banner", *picture, *scaled],
             input=bytes(side * side), capture_output=True, timeout=30, check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        raise UsageError(f"ffmpeg {ffmpeg_path()!r} does not run: {error}") from error
+        raise UsageError(f"ffmpeg {program!r} does not run: {error}") from error
     if done.returncode:
         raise UsageError(
             f"scaler_flags ({flags!r}) must be names that ffmpeg's scaler knows, joined by '+', "

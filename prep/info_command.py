@@ -37,12 +37,12 @@ Begun = dict[str, tuple[dict[str, int], dict[str, int]]]
 )
 @click.option(
     "--csv",
-    "csv_path",
-    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    "csv_name",
+    type=click.Path(dir_okay=False, allow_dash=True),
     help="Write the ledger of all splits here: what became of every annotation row. With - it is "
     "all that is printed.",
 )
-def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
+def info_command(root: str, as_json: bool, csv_name: str | None) -> None:
     """Show what the dataset at ROOT holds.
 
     Splits, classes and their balance, clips, hours, bytes, encoding profile, failures by reason,
@@ -55,7 +55,8 @@ def info_command(root: str, as_json: bool, csv_path: Path | None) -> None:
       kprep info s3://bucket/k400 --json
     """
     storage = Storage(root)
-    printed = csv_path == Path("-")
+    printed = csv_name == "-"  # a file of that name is ./-
+    csv_path = None if csv_name is None else Path(csv_name)
     if printed and as_json:
         raise UsageError("--json and --csv - would both be printed; name a file for the CSV")
     if csv_path is not None and not printed:

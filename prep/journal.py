@@ -287,6 +287,17 @@ class Journal:
             )
         )
 
+    def first_details(self) -> dict[str, str]:
+        """Return, for each reason, what the first failed row with a detail says, in row order."""
+        firsts = (
+            "SELECT MIN(row) FROM rows WHERE status = 'failed' AND detail != '' GROUP BY reason"
+        )
+        return dict(
+            self._db.execute(
+                f"SELECT reason, detail FROM rows WHERE row IN ({firsts}) ORDER BY row"  # noqa: S608
+            )
+        )
+
     def labels(self) -> list[str]:
         """Return the distinct labels of the whole list, sorted; also those that no row here has."""
         return list(self.setting("labels") or [])

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from prep.annotation_labels import kinetics_class_list, told_apart, without_case
+from prep.annotation_labels import difference, kinetics_class_list, told_apart, without_case
 from prep.errors import UsageError
 from prep.shuffle import place
 from prep.text.plain import few
@@ -140,10 +140,10 @@ def case_notes(names: Iterable[str]) -> list[str]:
     several = [found for found in spelled.values() if found[1:]]
     if not several:
         return []
-    same = all(len({name.lower() for name in found}) == 1 for found in several)
-    by = "case" if same else "case or by how accents are written"
     twice = [" and ".join(told_apart(found)) for found in several]
-    return [f"classes that differ only by {by} stay apart: {few(twice, between='; ')}"]
+    return [
+        f"classes that differ only by {difference(several)} stay apart: {few(twice, between='; ')}"
+    ]
 
 
 def _one_a_key(clips: Iterable[Clip], on_conflict: OnConflict, chosen: Chosen) -> Iterator[Clip]:

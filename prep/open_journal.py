@@ -1,4 +1,4 @@
-"""The journal of a split: opened for the length of a block, and what its failures say."""
+"""The journal of a split, opened for the length of a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from prep.errors import KprepError
 from prep.journal import Journal
 from prep.journal_reader import JOURNAL_NAME
-from prep.text.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +37,3 @@ def journal_of(work: Path, split: str) -> Iterator[Journal]:
             f"{path} is damaged ({error}), so the unfinished work on split {split} is lost; begin "
             f"anew with --force, and if that is refused, remove {work} and the split's folder first"
         ) from error
-
-
-def first_details(journal: Journal) -> dict[str, str]:
-    """Return, for each reason that rows failed for, what the first of them with a detail says."""
-    found: dict[str, str] = {}
-    for row in journal.all_rows() if journal.failures() else ():
-        if row.outcome.reason is not None and row.outcome.detail:
-            found.setdefault(str(row.outcome.reason), plain(row.outcome.detail))
-    return found

@@ -76,14 +76,16 @@ def _stamp(packet: Any) -> int | None:
     return None if not packet.size or packet.is_corrupt else stamp
 
 
-def _counted(file: Any, stream: Any) -> Iterator[tuple[Any, int, bool]]:
+def _counted(file: Any, stream: Any, start_seconds: float) -> Iterator[tuple[Any, int, bool]]:
     """Yield the packets that count, when each is shown, and whether those before do not count.
 
     These are all, until the first keyframe shows that what came before it does not decode.
     """
+    # AVI knows no time of showing: that of B-frames is guessed, a frame late at the beginning
+    in_turn = file.format.name == "avi" and start_seconds <= 0
     key: int | None = None
     for packet in file.demux(stream):
-        stamp = _stamp(packet)
+        stamp = packet.dts if in_turn and _stamp(packet) is not None else _stamp(packet)
         if stamp is None:
             continue
         anew = key is None and packet.is_keyframe
@@ -140,7 +142,7 @@ def _covered(
     latest: int | None = None
     end: int | Fraction = 0
     try:
-        for packet, stamp, anew in _counted(file, stream):
+        for packet, stamp, anew in _counted(file, stream, start_seconds):
             if anew:
                 key, first, after, latest = stamp, None, None, None
             first = stamp if first is None else min(first, stamp)
@@ -173,7 +175,7 @@ def begins_of(
     """Return when pictures begin until a second behind a cut, and when the last one ends."""
     begins: list[float] = []
     end, first, latest = 0.0, None, None
-    for packet, stamp, anew in _counted(file, stream):
+    for packet, stamp, anew in _counted(file, stream, start_seconds):
         if anew:
             begins, first, latest = [], None, None
         begin = float(stamp * stream.time_base - origin)

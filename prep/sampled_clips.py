@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prep.clip_sprite import Sprite
-from prep.errors import StorageError
+from prep.errors import StorageError, error_from_text
 from prep.temporary import temporary_folder
 from prep.worker_marks import how_it_ended
 from prep.worker_pool import Job, WorkerPool, usable_cores
@@ -145,8 +145,8 @@ def _problem(result: dict[str, Any]) -> str:
         how = how_it_ended(result["crashed"], _CPU_SECONDS)
     elif "stalled" in result:
         how = result["stalled"]
-    elif "fatal" in result:
-        how = result["fatal"]
+    elif "raised" in result:
+        how = str(error_from_text(result["raised"]))
     else:
         how = result["error"].strip().splitlines()[-1]
     return f"could not be decoded ({how})"

@@ -21,7 +21,7 @@ from prep.format import Manifest, check_new_split_name
 from prep.format.layout import WORK_NAME
 from prep.links import refuse_links_in
 from prep.local_encoders import local_encoders
-from prep.open_journal import first_details, journal_of
+from prep.open_journal import journal_of
 from prep.outcome import Status
 from prep.root_lock import file_lock, root_lock
 from prep.root_state import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from prep.journal import Journal
     from prep.options import ShardOptions
     from prep.source import Source
+from prep.text.plain import plain
 
 
 @dataclass
@@ -166,7 +167,7 @@ def _convert(
         return result
     if not result.counts[Status.OK]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in result.failures.items())
-        first = next(iter(first_details(journal).values()), "")
+        first = plain(next(iter(journal.first_details().values()), ""))
         raise KprepError(
             f"no row of split {options.split} gave a clip, so nothing was published "
             f"({reasons or 'no rows'}){'; the first: ' if first else ''}{first}"

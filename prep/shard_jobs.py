@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prep.errors import KprepError
+from prep.errors import KprepError, error_from_text
 from prep.job_bytes import ByteCount, JobBytes
 from prep.worker_marks import CPU_SECONDS, how_it_ended, new_mark, read_mark
 from prep.worker_pool import Job, WorkerPool, usable_cores
@@ -74,6 +74,8 @@ def run_shard_jobs(
                     _name_the_clip(state, result["crashed"])
                     _submit(pool, state, job_bytes)
                     continue
+                if "raised" in result:
+                    raise error_from_text(result["raised"])
                 if "fatal" in result:
                     raise KprepError(result["fatal"])
                 if "error" in result:

@@ -15,7 +15,7 @@ import sys
 import traceback
 from typing import Any
 
-from prep.errors import KprepError
+from prep.errors import KprepError, error_to_text
 
 TASKS = {
     "encode": "prep.encode",
@@ -32,8 +32,9 @@ def main(task: str) -> None:
 
     No task needs torch, whose import takes seconds: webdataset, which tries, is told it is missing.
     """
-    # Results have a descriptor of their own, so that no library's print can break the protocol.
-    results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    # Results have a descriptor of their own, so that no library's print can break the protocol. It
+    # closes with the process: one that was closed sooner is taken for an end, and the way is lost.
+    results = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", closefd=False)
     os.dup2(2, 1)
     _die_with_parent()
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
@@ -49,7 +50,7 @@ def main(task: str) -> None:
         try:
             result = function(json.loads(line))
         except KprepError as error:  # its message is for the user, where it came from is not
-            result = {"fatal": str(error)}
+            result = {"raised": error_to_text(error)}
         except Exception:  # noqa: BLE001 - whatever it is, it must reach the parent as a result
             result = {"error": traceback.format_exc()}
         results.write(json.dumps(result) + "\n")

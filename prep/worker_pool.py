@@ -180,10 +180,12 @@ class WorkerPool:
             )
         self._killed_at_start += 1
         if self._killed_at_start > self.count:  # all can be killed at once, where memory is short
-            raise KprepError(
-                f"worker processes are killed as they start, by signal {-code} (9 is often the "
-                "kernel's, out of memory); use fewer workers, or give them more memory"
+            way = (
+                "often the kernel's, out of memory; use fewer workers, or give them more memory"
+                if code == -signal.SIGKILL
+                else "set KPREP_DEBUG=1 to see why"
             )
+            raise KprepError(f"worker processes end as they start, by signal {-code}; {way}")
 
     def _overdue(self) -> Iterator[tuple[Job, dict[str, Any]]]:
         now = time.monotonic()

@@ -45,6 +45,8 @@ def yuv420_to_rgb(frames: torch.Tensor, height: int, width: int) -> torch.Tensor
 
     Returns:
         uint8 (..., height, width, 3), full range.
+
+    It needs a device with float64, as CPUs and CUDA devices are.
     """
     return torch.stack(_channels(frames, height, width), dim=-1)
 

@@ -43,9 +43,9 @@ class _Server(forkserver.ForkServer):
         with self._starts:
             if not self._is_running():
                 # both signals come to all processes of a terminal: they are for the trainer alone
-                with _safe_path(), _blocked(signal.SIGHUP):
+                with _safe_path(), blocked(signal.SIGHUP):
                     resource_tracker.ensure_running()  # whose start lets SIGINT through again
-                    with _blocked(signal.SIGINT):
+                    with blocked(signal.SIGINT):
                         super().ensure_running()
 
     def forget(self) -> None:
@@ -123,8 +123,8 @@ def _safe_path() -> Iterator[None]:
 
 
 @contextmanager
-def _blocked(number: signal.Signals) -> Iterator[None]:
-    """Start processes within the block that never get this signal; this one gets it behind it.
+def blocked(number: signal.Signals) -> Iterator[None]:
+    """Start processes within the block that never get this signal; this one does not lose it.
 
     The mask is the thread's, and is inherited: no handler is changed, and none needs the main
     thread.

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from prep.errors import DatasetError, StorageError
 from prep.format import index_path, read_index
@@ -129,7 +128,13 @@ class ClipIndex:
 
     def row_of(self, key: str) -> int | None:
         """Return the row of a key; None where no clip has it. Looks through all keys."""
-        row = pc.index(self._keys, pa.scalar(key, self._keys.type)).as_py()
+        import pyarrow.compute as pc  # slow to import, and workers need none of it
+
+        try:
+            wanted = pa.scalar(key, self._keys.type)
+        except UnicodeEncodeError:  # no key is such a text
+            return None
+        row = pc.index(self._keys, wanted).as_py()
         return int(row) if row >= 0 else None
 
     def rate(self, row: int) -> Fraction:

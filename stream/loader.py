@@ -127,7 +127,7 @@ class ClipLoader:
     @property
     def num_videos(self) -> int:
         """Clips of the split, also those that are too short to be in the order; on any rank."""
-        return self.num_clips + len(self.stream.unscored)
+        return self.num_clips + len(self.stream.placed.left_out)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -37,7 +37,8 @@ class StreamOptions:
     mode: Mode = "train"
     frames: int = 16
     fps: Fraction = Fraction(15)
-    """Or what `clip_loader` takes, 7.5 and "30000/1001", which becomes the exact fraction."""
+    """Or what `clip_loader` takes, 7.5 and "30000/1001", which becomes a fraction: the
+    nearest with a denominator of at most 100,000."""
     clips_per_video: int = 1
     grouping: Grouping = "spread"
     shuffle_block: int = 1
@@ -48,7 +49,7 @@ class StreamOptions:
     bad_clips: Policy = "raise"
 
     def __post_init__(self) -> None:
-        """Take numbers exactly as they are written, and refuse values that have no meaning."""
+        """Take numbers as they are written, and refuse values that have no meaning."""
         limits = {"frames": (1, MOST_FRAMES), "clips_per_video": (1, MOST),
                   "shuffle_block": (1, MOST), "seed": (LEAST, MOST)}  # fmt: skip
         for name, (least, most) in limits.items():

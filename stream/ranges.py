@@ -37,7 +37,7 @@ _LONGEST_REQUEST = 8 << 20
 class ClipRequest:
     """Frames wanted of one clip, for one view or one after the other for several of them.
 
-    Indices, int64; a view's ascend, and one can stand more than once.
+    Indices, int64, in any order; one can stand more than once.
     """
 
     clip: IndexedClip

@@ -11,7 +11,10 @@ _MOST_RATE = 1_000_000
 
 
 def parse_rate(value: float | str | Fraction) -> Fraction:
-    """Read a frame rate: 15, 7.5, "30000/1001"; raise UsageError for anything else."""
+    """Read a frame rate: 15, 7.5, "30000/1001"; raise UsageError for anything else.
+
+    The nearest fraction with a denominator of at most 100,000.
+    """
     rate = (exact_number(value) or Fraction(0)).limit_denominator(100_000)
     if not 0 < rate <= _MOST_RATE:
         raise UsageError(

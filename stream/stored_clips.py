@@ -140,6 +140,7 @@ class StoredClips:
         Raises:
             UsageError: no clip has the key, or it lacks one of the frames.
             BadClipError: the clip is damaged.
+            DatasetError: its pictures have an odd size.
             StorageError: its bytes cannot be had.
         """
         if layout not in ("rgb", "yuv420"):

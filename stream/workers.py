@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
-import signal
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import wait
-from threading import Thread, current_thread, main_thread
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from prep.errors import KprepError, UsageError
@@ -55,23 +54,6 @@ def fork_server_context() -> Any:
     """
     _check_main_guard()
     return running_server_context()
-
-
-@contextmanager
-def deaf_to_hangups() -> Iterator[None]:
-    """Start processes within the block that a SIGHUP does not end: it comes to the whole session.
-
-    It is for this process, which stops them when they have done what they are needed for.
-    """
-    before = signal.getsignal(signal.SIGHUP)
-    if before is None or current_thread() is not main_thread():  # not Python's to change, or ours
-        yield
-        return
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def made_by_workers(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -780,6 +780,14 @@ def test_overlap_knows_a_video_by_its_files_name(tmp_path: Path) -> None:
     )
 
 
+def test_numbered_files_are_no_videos_of_one_id(tmp_path: Path) -> None:
+    """Their names have the eleven characters of an id."""
+    names = "clip_000001.mp4", "image-00002.mp4", "00000000003.mp4"
+    a = files(tmp_path / "a", *(f"cat/{name}" for name in names))
+    b = files(tmp_path / "b", *(f"dog/{name}" for name in names))
+    assert overlap(*[open_annotations(path, ANY_SPLIT) for path in (a, b)]).shared_ids == ()
+
+
 def test_a_folder_of_splits_is_read_whole_for_any(tmp_path: Path) -> None:
     files(tmp_path, "train/a/1.mp4", "validate/b/2.mp4", "validate/b/list.txt")
     listing = open_annotations(tmp_path, ANY_SPLIT)

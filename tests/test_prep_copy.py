@@ -865,13 +865,15 @@ def test_a_copy_writes_the_very_manifest_that_it_has_checked(dataset, tmp_path, 
     reads = []
 
     def read(storage, path, *rest):
-        reads.append(path)
+        reads.append((storage.root, path))
         return whole(storage, path, *rest)
 
     whole = Storage.read
     monkeypatch.setattr(Storage, "read", read)
-    copy_dataset(Storage(str(dataset)), Storage(str(tmp_path / "copy")), dry_run=True)
-    assert reads.count("manifest.json") == 1
+    copy_dataset(Storage(str(dataset)), Storage(str(tmp_path / "copy")))
+    assert reads.count((str(dataset), "manifest.json")) == 1
+    copied = (tmp_path / "copy/manifest.json").read_bytes()
+    assert copied == (dataset / "manifest.json").read_bytes()
 
 
 def test_a_bucket_that_is_not_there_is_said_to_be_missing(s3, tmp_path):

@@ -78,6 +78,16 @@ def test_a_source_slower_than_the_profile_is_cut_as_exactly(tmp_path, rate, star
     assert sum(map(shown.count, frames)) == len(shown)
 
 
+@pytest.mark.parametrize("rate", ["2", "10"])
+def test_b_frames_of_a_slow_avi_do_not_make_its_beginning_late(tmp_path, rate):
+    """AVI has no time of showing: what is guessed for the first picture is a frame late."""
+    source = make(tmp_path / "a.avi", "-vf", GREY, "-c:v", "libx264", "-bf", "2",
+                  source=f"color=size=64x48:rate={rate}:duration=8")  # fmt: skip
+    result, data = convert(tmp_path, source, 0.0, 4.0)
+    assert (result["short"], result["detail"]) == (False, "")
+    assert seconds_of(data, tmp_path) == [0] * 15 + [1] * 15 + [2] * 15 + [3] * 15
+
+
 def joined(tmp_path, *looks):
     """Return one stream of 15 pictures of each look, as of a recording with adverts."""
     parts = []

@@ -231,6 +231,8 @@ def test_the_csv_alone_goes_to_standard_output(motion_dataset, tmp_path, monkeyp
     done = CliRunner().invoke(info_command, [str(motion_dataset), "--csv", "-"])
     assert done.stdout_bytes == Path("rows.csv").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+    assert CliRunner().invoke(info_command, [str(motion_dataset), "--csv", "./-"]).exit_code == 0
+    assert Path("./-").read_bytes() == Path("rows.csv").read_bytes()
     done = CliRunner().invoke(info_command, [str(motion_dataset), "--json", "--csv", "-"])
     with pytest.raises(UsageError, match="would both be printed"):
         raise done.exception

@@ -22,6 +22,8 @@ from conftest import run_kprep
 from processes import descendants, is_running
 from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 
+from prep import dask_pool
+from prep.conversion import check_fatal
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.journal import Journal
@@ -333,9 +335,18 @@ def test_workers_that_are_always_killed_as_they_start_end_the_run():
             assert list(pool.results(0.1)) == []
         pool.start_ahead(1)
         pool._workers[0].process.kill()
-        with pytest.raises(KprepError, match=r"killed as they start, by signal 9 \(9 is often"):
+        with pytest.raises(KprepError, match="end as they start, by signal 9; often the kernel's"):
             while True:
                 list(pool.results(0.1))
+
+
+def test_an_error_of_a_worker_keeps_its_kind_and_its_own_way_out(monkeypatch):
+    def refuse(_):
+        raise UsageError("no ffmpeg found; install one")
+
+    monkeypatch.setattr(dask_pool, "encode", refuse)
+    with pytest.raises(UsageError, match="^no ffmpeg found; install one$"):
+        check_fatal(dask_pool.run_job({}))
 
 
 def test_signals_are_handled_in_the_block_and_in_the_main_thread_only():

@@ -93,7 +93,9 @@ def test_rates(text, rate):
     assert parse_rate(text, "fps") == rate
 
 
-@pytest.mark.parametrize("text", ["x", "1/0", "nan", "1e99999999", "1e9_999_999", "9" * 5000, None])
+@pytest.mark.parametrize(
+    "text", ["x", "1/0", "nan", "1e999", "1e99999999", "1e9_999_999", "9" * 5000, None]
+)
 def test_what_is_no_rate_or_takes_hours_to_compute_is_refused_at_once(text):
     with pytest.raises(UsageError, match="fps .* must be a number such as 15"):
         parse_rate(text, "fps")

@@ -21,9 +21,11 @@ import pytest
 from click.testing import CliRunner
 from conftest import run_kprep
 
+from prep import ffmpeg_binary
 from prep.cli import kprep
 from prep.demo_videos import random_motion, write_broken_files, write_video
 from prep.errors import UsageError
+from prep.ffmpeg_binary import check_scaler_flags
 from prep.format import Sidecar, iter_records, read_index, read_manifest
 from prep.outcome import EXPLANATIONS
 from prep.shard import ShardResult
@@ -317,6 +319,13 @@ def test_an_option_without_effect_or_of_no_use_is_refused_at_once(
     with pytest.raises(UsageError, match=text):
         raise done.exception
     assert not Path("root").exists()
+
+
+def test_an_ffmpeg_that_does_not_run_is_not_taken_for_wrong_flags(monkeypatch):
+    monkeypatch.setenv("KPREP_FFMPEG", "/bin/false")
+    monkeypatch.setattr(ffmpeg_binary, "_find_ffmpeg", ffmpeg_binary._find_ffmpeg.__wrapped__)
+    with pytest.raises(UsageError, match="'/bin/false' does not run"):
+        check_scaler_flags("lanczos")
 
 
 def test_a_cpu_limit_that_ffmpeg_does_not_take_is_refused():
@@ -616,6 +625,7 @@ def test_workers_that_cannot_start_end_the_run(videos, tmp_path):
                      PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))  # fmt: skip
     assert done.returncode == 1
     assert "cannot start" in done.stderr or "broken on purpose" in done.stderr
+    assert "memory" not in done.stderr
 
 
 @pytest.mark.slow

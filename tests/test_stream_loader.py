@@ -762,7 +762,7 @@ def test_mistakes_get_one_sentence(root, change, words):
     ({"accumulate": 0}, "accumulate"),
 ])  # fmt: skip
 def test_a_stream_refuses_what_the_loader_does(root, change, words):
-    """A rank that does not exist got other ranks' clips, and counted from the end below 0."""
+    """A rank that does not exist would get other ranks' clips, counted from the end below 0."""
     with pytest.raises(UsageError, match=words):
         ClipStream(Storage(root), StreamOptions("train"), **{"batch_size": 2, **change})
 
@@ -787,7 +787,7 @@ def test_a_stream_has_no_batches_but_those_of_its_epoch(root):
 
 @pytest.mark.parametrize("fps", [7.5, "7.5", "15/2", np.float64(7.5)])
 def test_a_rate_of_options_is_exact_however_it_is_written(root, fps):
-    """As a float it chose other frames than documented, and states did not continue."""
+    """A float would choose other frames than documented, and its states would not continue."""
     options = StreamOptions("train", fps=fps)
     assert (type(options.fps), options.fps) == (Fraction, Fraction(15, 2))
     whole = loader(root, fps=7.5, batch_size=2, seed=0)

@@ -95,7 +95,7 @@ def test_a_directory_whose_name_looks_like_a_weight_is_not_mistaken(tmp_path):
     assert DataRoot.parse(str(tmp_path / "clips@2")).weight == 2
 
 
-@pytest.mark.parametrize("weight", [0, -1, "0", float("nan"), float("inf"), 1001, "much", None, "1e99999999"])  # fmt: skip
+@pytest.mark.parametrize("weight", [0, -1, "0", float("nan"), float("inf"), 1001, "much", None, "1e999", "1e99999999"])  # fmt: skip
 def test_weights_of_no_use_are_refused(weight):
     with pytest.raises(UsageError, match=r"weight \(.*\) of k400 must be a number above 0"):
         DataRoot("k400", weight)
@@ -126,7 +126,7 @@ def test_lists_of_no_use_are_refused(given_, message):
 
 @pytest.mark.parametrize("root", [None, b"ds", 3])
 def test_a_root_that_is_no_path_is_refused(root):
-    """It was taken for the folder of that name, `None` and the like."""
+    """It would be taken for the folder of that name, `None` and the like."""
     with pytest.raises(UsageError, match="root .* must be a directory's path or an address"):
         DataRoot(root)
 

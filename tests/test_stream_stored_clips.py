@@ -54,6 +54,7 @@ def test_every_clip_is_described_and_found_by_its_key(root, records):
         assert clip.seconds == record.num_frames / 15
     assert clip.key[:-1] not in clips
     assert 0 not in clips
+    assert "\ud800" not in clips  # which no file can hold
 
 
 @pytest.mark.parametrize("gops", [True, False], ids=["gops", "container"])

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from prep.errors import KprepError, UsageError
-from stream.fork_server import _Server
+from stream.fork_server import _Server, blocked
 from stream.workers import made_by_workers, stop_workers
 
 _SCRIPT = """
@@ -114,8 +115,20 @@ def test_a_script_from_standard_input_and_a_forked_child_have_workers():
     assert sorted(done.stdout.splitlines()) == ["a worker", "the child's worker", "the parent's worker"]  # fmt: skip
 
 
+def test_a_signal_within_a_block_is_not_lost():
+    """It is for this process, and comes behind the block, or at once to another of its threads."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, _: heard.append(number))
+    try:
+        with blocked(signal.SIGHUP):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert heard == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_threads_start_one_server_after_the_other(monkeypatch):
-    """The environment is the whole process's: two starts at once took it from each other."""
+    """The environment is the whole process's: two starts at once would take it from each other."""
     under_way = []
 
     def start(_):

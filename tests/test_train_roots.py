@@ -274,7 +274,7 @@ def test_stream_options_of_no_use_are_refused(setting: str, message: str) -> Non
 # -- what a run says of its data ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("recipe", "enlarged"), [("mvit", 256), ("tiny", None)])
+@pytest.mark.parametrize(("recipe", "enlarged"), [("mvit", 224), ("s3d", 256), ("tiny", None)])
 def test_clips_that_are_enlarged_are_said(
     first: Path, recipe: str, enlarged: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -104,9 +104,6 @@ def check_weights(
         recipe,
         world,
         num_classes=len(published.class_names),
-        unscored=lambda: loader.unscored,
-        damaged=loader.bad_clip_summary().clips.values,
-        num_videos=loader.num_videos,
         transform_batch=lambda batch: frames.note(with_labels(batch, labels)),
     )
     result = _compare(accuracy, published, len(loader.class_names))

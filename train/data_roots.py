@@ -36,13 +36,14 @@ def describe_roots(loader: ClipLoader, split: str) -> list[str]:
 def describe_enlarged(
     sizes: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], augment: AugmentRecipe
 ) -> list[str]:
-    """Return a line where clips are stored smaller than what they are resized to; else nothing.
+    """Return a line where clips are stored smaller than training resizes them to; else nothing.
 
     Args:
         sizes: height and width of each stored clip in pixels.
         augment: of the recipe.
     """
-    wanted = augment.short_side or min(augment.resize)
+    boxes = augment.crop_area[1] > 0  # cut from the stored frame and resized to `crop`
+    wanted = min(augment.crop) if boxes else augment.short_side or min(augment.resize)
     sides = np.minimum(*sizes)
     if not len(sides) or sides.min() >= wanted:
         return []

@@ -15,7 +15,8 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, UsageError
-from stream.workers import deaf_to_hangups, end_with_parent
+from stream.fork_server import blocked
+from stream.workers import end_with_parent
 from train.signals import EXIT_CODES, InterruptedBySignalError, ignore_further
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def launch(num_processes: int, target: Callable[..., object], *arguments: object
     ]
     try:
         for process, (_, sender) in zip(processes, pipes, strict=True):
-            with deaf_to_hangups():
+            with blocked(signal.SIGHUP):  # of the whole session; it is for this process
                 process.start()
             sender.close()
         with _passing_on(processes) as signals:

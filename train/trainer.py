@@ -73,6 +73,10 @@ class Trainer:
         self.world = world
         self.output = output
         self.class_names = common_class_names(train_loader, val_loader)
+        if isinstance(val_loader, ClipLoader):  # before an epoch is trained
+            check_clips(
+                val_loader.stream.options, recipe, is_transformed=transform_batch is not None
+            )
         self._train_loader = train_loader
         self._val_loader = val_loader
         self._transform = transform_batch
@@ -158,8 +162,6 @@ class Trainer:
         loader = self._val_loader
         if loader is None:
             raise UsageError("there is no evaluation split; name one with --val-split")
-        if isinstance(loader, ClipLoader):
-            check_clips(loader.stream.options, self.recipe, is_transformed=bool(self._transform))
         with kept_random_state():
             accuracy, videos = evaluate(
                 self._state.evaluated,
