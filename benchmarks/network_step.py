@@ -7,12 +7,11 @@ A step is forward, cross-entropy, backward and SGD, in bf16 with float32 weights
 
 - contiguous: (N, C, T, H, W) in memory, which is what torchvision's reference trains
 - channels last: `run.channels_last_3d=true` by PyTorch alone
-- kprep: that, with convolutions in the form of tensor cores (train/tensor_cores.py)
+- kprep's convolutions: that, with convolutions in the form of tensor cores (train/tensor_cores.py)
+- kprep: that, with batch normalisation by kernels of its own (train/fused_norm.py), on a GPU
 
-and with `--compiled` each of the last two through torch.compile as well, kprep's also in the modes
-of torch.compile that `--modes` names. With `--triton-norm` a compiled one whose BatchNorm sums by
-kernels of its own (triton_norm.py; not in kprep until it is measured to gain). Without a GPU it
-runs on the CPU, which says nothing of GPUs.
+and with `--compiled` each but the first through torch.compile as well, kprep's also in the modes
+of torch.compile that `--modes` names. Without a GPU it runs on the CPU, which says nothing of GPUs.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from torchvision.models import video  # noqa: E402
 from train.compilation import compiled  # noqa: E402
 from train.devices import peak_flops  # noqa: E402
 from train.flops import count_flops  # noqa: E402
+from train.fused_norm import use_fused_norm, why_not_fused  # noqa: E402
 from train.models import TORCHVISION_MODELS, keep_channels_last  # noqa: E402
 from train.tensor_cores import use_tensor_cores  # noqa: E402
 
@@ -52,8 +52,8 @@ class Contender:
     """One way to run the network; its first steps choose kernels and compile."""
 
     def __init__(
-        self, asked: argparse.Namespace, *, last: bool, ours: bool, mode: str | None,
-        norm: bool = False,
+        self, asked: argparse.Namespace, *, last: bool, form: bool = False, norm: bool = False,
+        mode: str | None = None,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self._steps: int = asked.steps
@@ -62,12 +62,10 @@ class Contender:
         if last:
             keep_channels_last(network)
             clips = clips.contiguous(memory_format=torch.channels_last_3d)
-        if ours:
+        if form:
             use_tensor_cores(network, pads_between=True)
         if norm:
-            from triton_norm import use_triton_norm  # where Triton is
-
-            use_triton_norm(network)
+            use_fused_norm(network, with_relu=True)
         self._clips = clips
         self._labels = torch.randint(_CLASSES, (asked.batch,), device=_DEVICE)
         self._optimizer = torch.optim.SGD(
@@ -107,17 +105,20 @@ def _now() -> float:
 def contenders(asked: argparse.Namespace) -> dict[str, Callable[[int], dict[str, float]]]:
     """Return the ways to run the network, by name."""
     ways: dict[str, dict[str, Any]] = {
-        _FLOOR: {"last": False, "ours": False, "mode": None},
-        "channels last": {"last": True, "ours": False, "mode": None},
-        "kprep": {"last": True, "ours": True, "mode": None},
+        _FLOOR: {"last": False},
+        "channels last": {"last": True},
+        "kprep's convolutions": {"last": True, "form": True},
     }
+    if _DEVICE.type == "cuda":
+        if reason := why_not_fused(_DEVICE, torch.bfloat16):
+            sys.exit(f"kprep's batch normalisation does not run here: {reason}")
+        ways["kprep"] = {"last": True, "form": True, "norm": True}
+    *_, whole = ways
     if asked.compiled:
-        for name in ("channels last", "kprep"):
+        for name in list(ways)[1:]:
             ways[f"{name}, compiled"] = {**ways[name], "mode": "default"}
-    if asked.triton_norm:
-        ways["kprep, compiled, Triton norm"] = {**ways["kprep"], "mode": "default", "norm": True}
     for mode in asked.modes:
-        ways[f"kprep, {mode}"] = {**ways["kprep"], "mode": mode}
+        ways[f"{whole}, {mode}"] = {**ways[whole], "mode": mode}
     return {name: Contender(asked, **way).measure for name, way in ways.items()}
 
 
@@ -143,7 +144,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each contender and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="with torch.compile as well")
-    parser.add_argument("--triton-norm", action="store_true", help="with BatchNorm of its own too")
     parser.add_argument("--modes", nargs="+", default=[], choices=_MODES, metavar="MODE",
                         help=f"of torch.compile: {', '.join(_MODES)}")  # fmt: skip
     asked = parse(parser)

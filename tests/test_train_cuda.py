@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +22,8 @@ from stream.color import yuv420_to_rgb
 from train import train
 from train.determinism import determinism
 from train.distributed import World
-from train.models import build_model, set_training, tiny
+from train.fused_norm import use_fused_norm, why_not_fused
+from train.models import build_model, draw_model, set_training, tiny
 from train.optim import build_optimizer
 from train.recipe import Recipe, load_recipe
 from train.self_check import check_first_convolution
@@ -29,7 +33,6 @@ from train.transforms import train_clips, video_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.cuda
 
@@ -184,6 +187,52 @@ def test_padded_channels_compute_the_same_in_bf16() -> None:
             use_tensor_cores(model, pads_between=True)
     assert errors[0] < 0.1
     assert errors[1] < 1.3 * errors[0]
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_batch_normalisation_has_its_kernels(kind: torch.dtype) -> None:
+    assert why_not_fused(CUDA, kind) is None
+    recipe = load_recipe("tiny", ["run.precision=bf16", "run.channels_last_3d=true"])
+    model = draw_model(recipe, 4, GPU)
+    assert {type(layer).__name__ for layer in model.modules()} >= {
+        "_TensorCoreConv3d", "_FusedBatchNorm3d", "_DoneReLU",
+    }  # fmt: skip
+
+
+def test_batch_normalisations_kernels_are_exact_on_the_device() -> None:
+    child = Path(__file__).with_name("fused_norm_child.py")
+    done = subprocess.run(
+        [sys.executable, child], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert max(found["errors"].values()) < 1e-4, found
+    assert found["copies"] == 0
+
+
+def test_a_step_in_bf16_is_as_exact_with_kpreps_layers_as_without() -> None:
+    clips = torch.randn(8, 3, 8, 56, 56, device=CUDA).to(memory_format=torch.channels_last_3d)
+    labels = torch.arange(8, device=CUDA) % 3
+    torch.manual_seed(0)
+    plain = build_model(load_recipe("resnet", RESNET), num_classes=3).to(CUDA).train()
+    plain.to(memory_format=torch.channels_last_3d)
+    ours = copy.deepcopy(plain)
+    use_tensor_cores(ours, pads_between=True)
+    use_fused_norm(ours, with_relu=True)
+
+    def gradients(model: torch.nn.Module, *, reduced: bool) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=reduced):
+            logits = model(clips)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+
+    with _exact_float32():
+        wanted = gradients(copy.deepcopy(plain), reduced=False)
+    errors = [
+        float((gradients(model, reduced=True) - wanted).norm() / wanted.norm())
+        for model in (plain, ours)
+    ]
+    assert errors[1] < 1.3 * errors[0] + 1e-3, errors
 
 
 def test_the_first_convolution_is_right_in_every_precision() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
@@ -76,6 +76,13 @@ def test_torchvisions_networks_compute_the_same(name: str) -> None:
     "layer",
     [
         nn.Conv3d(3, 5, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3)),
+        nn.Conv3d(3, 5, (3, 7, 7), stride=(2, 4, 4), padding=(1, 3, 3)),
+        nn.Conv3d(3, 5, 3, stride=2, padding=1, bias=False),
+        nn.Conv3d(3, 5, 2, stride=2),
+        nn.Conv3d(3, 5, (1, 5, 4), stride=(1, 3, 3), padding=(0, 2, 1)),
+        nn.Conv3d(3, 5, 1, stride=3),
+        nn.Conv3d(3, 5, 3, stride=(1, 2, 3), padding=1),
+        nn.Conv3d(3, 5, 3, stride=2, padding=2, dilation=2),
         nn.Conv3d(16, 5, (1, 3, 3), padding=(0, 2, 2), dilation=(1, 2, 2), bias=False),
         nn.Conv3d(16, 5, (3, 1, 1), stride=(2, 1, 1), padding=(2, 0, 0), dilation=(2, 1, 1)),
         nn.Conv3d(6, 5, 1),
@@ -92,6 +99,18 @@ def test_torchvisions_networks_compute_the_same(name: str) -> None:
 def test_every_kind_of_convolution_computes_the_same(layer: nn.Conv3d) -> None:
     plain, changed = _twins(lambda: nn.Sequential(copy.deepcopy(layer)))
     _assert_same(plain, changed, _clips(5, 9, 11, channels=layer.in_channels))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 17), (15, 16), (9, 9)])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_squares_of_pixels_are_convolved_as_the_pixels_are(
+    stride: int, padding: int, size: tuple[int, int]
+) -> None:
+    """RGB in every place that a kernel can have over squares, at every edge."""
+    layer = nn.Conv3d(3, 5, (1, 7, 5), stride=(1, stride, stride), padding=(0, padding, padding))
+    plain, changed = _twins(lambda: nn.Sequential(layer))
+    _assert_same(plain, changed, _clips(2, *size))
 
 
 def _middle(norm: nn.Module, *, bias: bool = False, relu: nn.Module | None = None) -> nn.Module:
@@ -201,3 +220,20 @@ def test_networks_on_a_gpu_in_reduced_precision_get_it(
         called.clear()
         draw_model(load_recipe("tiny", settings), 4, World(0, 1, torch.device(device), None))
         assert bool(called) == wanted
+
+
+def test_channels_are_filled_up_to_128_where_it_adds_little() -> None:
+    _, changed = _twins(lambda: video.r2plus1d_18(num_classes=5))
+    seen: dict[int, int] = {}
+
+    def note(norm: nn.Module, _: object, out: torch.Tensor) -> None:
+        seen[cast("nn.BatchNorm3d", norm).num_features] = out.shape[1]
+
+    for module in changed.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.register_forward_hook(note)
+    changed(_clips(4, 16, 16))
+    assert seen == {
+        45: 48, 64: 64, 144: 144, 230: 256, 128: 128, 288: 288, 460: 512, 256: 256, 576: 576,
+        921: 1024, 512: 512, 1152: 1152,
+    }  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from train.fused_norm import restore_norm
 from train.tensor_cores import restore_layers
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def _without_values(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.to("meta")
     twin = copy.deepcopy(model, memo)
+    restore_norm(twin)
     restore_layers(twin)
     for module in twin.modules():
         if isinstance(module, nn.SyncBatchNorm):

@@ -13,6 +13,11 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
 
 
+def reduced_type(precision: str) -> torch.dtype | None:
+    """Return the type in which the network computes, or None for float32."""
+    return _TYPES.get(precision)
+
+
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Return the scaler that keeps fp16's gradients in range; it changes nothing otherwise.
 

@@ -2,11 +2,11 @@
 
 Tensor cores read bf16 and fp16 activations in groups of 8 channels. R(2+1)D's middle layers have
 45, 230, 460 and 921 channels, and every network begins with 3: cuDNN then takes kernels that are
-several times slower. Here such layers compute with zeros up to the next multiple of 8, those in the
-middle where the network is kprep's or torchvision's. And convolutions along space or time alone,
-which cuDNN does better in two dimensions, are done there: with channels last that is another view
-of the same memory. Weights, their names and their gradients stay as they were. What it gives:
-docs/performance.md, "Training".
+several times slower. Here such layers compute with zeros up to a multiple of 8 or 128, those in the
+middle where the network is kprep's or torchvision's; the first one sees squares of pixels as one
+pixel with more channels. And convolutions along space or time alone, which cuDNN does better in two
+dimensions, are done there: with channels last that is another view of the same memory. Weights,
+their names and their gradients stay as they were. What it gives: docs/performance.md, "Training".
 """
 
 from __future__ import annotations
@@ -31,23 +31,29 @@ class _TensorCoreConv3d(nn.Conv3d):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Convolve (N, C, T, H, W)."""
-        weight, size = self.weight, _rounded_up(self.in_channels)
+        weight, stride, padding = self.weight, self.stride, cast("tuple[int, ...]", self.padding)
         if self.in_channels == clips.shape[1] == _RGB:
-            clips = _pad(_reduced(clips), 1, size)
-            weight = _pad(weight, 1, size)
+            clips = _reduced(clips)
+            if stride[1] == stride[2] > 1 and self.dilation[1:] == (1, 1):
+                clips, weight = _space_to_depth(clips, weight, stride[1], padding[1:])
+                stride, padding = (stride[0], 1, 1), (padding[0], 0, 0)
+            size = _multiple(clips.shape[1], _GROUP)
+            clips, weight = _pad(clips, 1, size), _pad(weight, 1, size)
         elif self.takes_zeros:
-            weight = _pad(weight, 1, size)
+            weight = _pad(weight, 1, _padded(self.in_channels))
         if self.gives_zeros:
-            weight = _pad(weight, 0, _rounded_up(self.out_channels))
-        return _convolve(clips, weight, self)
+            weight = _pad(weight, 0, _padded(self.out_channels))
+        return _convolve(clips, weight, self.bias, stride, padding, self.dilation)
 
 
-class _PaddedBatchNorm3d(nn.BatchNorm3d):
+class PaddedBatchNorm3d(nn.BatchNorm3d):
     """Leaves the zero channels behind its own zero."""
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Normalise (N, C, T, H, W)."""
         own, size = self.num_features, clips.shape[1]
+        if size == own:
+            return super().forward(clips)
         mean = _pad(cast("torch.Tensor", self.running_mean), 0, size)
         variance = _pad(cast("torch.Tensor", self.running_var), 0, size)
         weight, bias = _pad(self.weight, 0, size), _pad(self.bias, 0, size)
@@ -72,7 +78,7 @@ def use_tensor_cores(model: nn.Module, *, pads_between: bool) -> None:
     """
     for module in list(model.modules()):
         if _is_plain(module) and type(module) is nn.Conv3d:
-            _become(module, _TensorCoreConv3d)
+            become(module, _TensorCoreConv3d)
     for module in list(model.modules()) if pads_between else ():
         # a forward of its own may use what is in between
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
@@ -85,9 +91,9 @@ def restore_layers(model: nn.Module) -> None:
     """Undo `use_tensor_cores`, for counting a network's operations without those on zeros."""
     for module in model.modules():
         if isinstance(module, _TensorCoreConv3d):
-            _become(module, nn.Conv3d)
-        elif isinstance(module, _PaddedBatchNorm3d):
-            _become(module, nn.BatchNorm3d)
+            become(module, nn.Conv3d)
+        elif isinstance(module, PaddedBatchNorm3d):
+            become(module, nn.BatchNorm3d)
 
 
 def _pad_between(first: nn.Module, norm: nn.Module, relu: nn.Module, last: nn.Module) -> None:
@@ -99,10 +105,10 @@ def _pad_between(first: nn.Module, norm: nn.Module, relu: nn.Module, last: nn.Mo
     is_usual = norm.affine and norm.track_running_stats and norm.momentum is not None
     if is_usual and norm.num_features % _GROUP:
         first.gives_zeros = last.takes_zeros = True
-        _become(norm, _PaddedBatchNorm3d)
+        become(norm, PaddedBatchNorm3d)
 
 
-def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
     """Give a layer another forward pass; weights, names and hooks stay."""
     module.__class__ = kind
 
@@ -116,24 +122,51 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _convolve(clips: torch.Tensor, weight: torch.Tensor, layer: nn.Conv3d) -> torch.Tensor:
-    """Convolve as `layer` does, in two dimensions where it looks along space or time alone."""
-    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
-    padding = cast("tuple[int, ...]", layer.padding)
-    if (kernel[0], stride[0], padding[0]) == (1, 1, 0):  # each frame by itself
+def _space_to_depth(
+    clips: torch.Tensor, weight: torch.Tensor, stride: int, padding: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return clips and weights of the same convolution with a stride of 1 in space, unpadded.
+
+    Squares of stride x stride pixels become one pixel with as many times the channels: RGB has too
+    few of them for tensor cores. A kernel of 7 x 7 pixels, which stands 3 before its output's
+    first, becomes one of 4 x 4 such squares: with a zero before it, it begins at a square's edge.
+    """
+    clips, weight = clips.permute(0, 2, 3, 4, 1), weight.permute(0, 2, 3, 4, 1)
+    for axis in (2, 3):
+        size, kernel, before = clips.shape[axis], weight.shape[axis], padding[axis - 2]
+        front = -before % stride
+        squares = -(-(kernel + front) // stride)
+        length = (size + 2 * before - kernel) // stride + squares
+        weight = _pad(weight, axis, squares * stride - front, at=front)
+        clips = _pad(clips, axis, length * stride - before - front, at=before + front)
+    return _squares(clips, stride), _squares(weight, stride)
+
+
+def _squares(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Return (N, T, H, W, C) as (N, side * side * C, T, H / side, W / side), channels last."""
+    n, t, height, width, _ = pixels.shape
+    split = pixels.reshape(n, t, height // side, side, width // side, side, -1)
+    return split.transpose(3, 4).flatten(4).permute(0, 4, 1, 2, 3)
+
+
+def _convolve(
+    clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...],
+) -> torch.Tensor:  # fmt: skip
+    """Convolve, in two dimensions where the kernel looks along space or time alone."""
+    if (weight.shape[2], stride[0], padding[0]) == (1, 1, 0):  # each frame by itself
         frames = clips.transpose(1, 2).flatten(0, 1)
         result = functional.conv2d(
-            frames, weight[:, :, 0], layer.bias, stride[1:], padding[1:], dilation[1:]
+            frames, weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:]
         )
         return result.view(clips.shape[0], clips.shape[2], *result.shape[1:]).transpose(1, 2)
-    if kernel[1:] == stride[1:] == (1, 1) and padding[1:] == (0, 0):  # each pixel by itself
+    if weight.shape[3:] == stride[1:] == (1, 1) and padding[1:] == (0, 0):  # each pixel by itself
         pixels = clips.flatten(3)
         result = functional.conv2d(
-            pixels, weight[..., 0], layer.bias,
-            (stride[0], 1), (padding[0], 0), (dilation[0], 1),
-        )  # fmt: skip
+            pixels, weight[..., 0], bias, (stride[0], 1), (padding[0], 0), (dilation[0], 1)
+        )
         return result.view(*result.shape[:3], *clips.shape[3:])
-    return functional.conv3d(clips, weight, layer.bias, stride, padding, dilation)
+    return functional.conv3d(clips, weight, bias, stride, padding, dilation)
 
 
 def _reduced(clips: torch.Tensor) -> torch.Tensor:
@@ -142,13 +175,22 @@ def _reduced(clips: torch.Tensor) -> torch.Tensor:
     return clips.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else clips
 
 
-def _pad(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Return the tensor with zeros at the end of an axis, up to `size`."""
+def _pad(tensor: torch.Tensor, axis: int, size: int, at: int = 0) -> torch.Tensor:
+    """Return the tensor with zeros: `at` before an axis, and behind it up to `size` from there."""
     missing = size - tensor.shape[axis]
-    if not missing:
+    if not (missing or at):
         return tensor
-    return functional.pad(tensor, [0, 0] * (tensor.ndim - axis - 1) + [0, missing])
+    return functional.pad(tensor, [0, 0] * (tensor.ndim - axis - 1) + [at, missing])
 
 
-def _rounded_up(channels: int) -> int:
-    return -(-channels // _GROUP) * _GROUP
+def _padded(channels: int) -> int:
+    """Return to how many channels a layer between two others is padded.
+
+    cuDNN's kernels take 64 or 128 channels at a time: to fill them pays where it adds little.
+    """
+    whole = _multiple(channels, 128)
+    return whole if whole <= channels * 9 / 8 else _multiple(channels, _GROUP)
+
+
+def _multiple(channels: int, of: int) -> int:
+    return -(-channels // of) * of

@@ -21,7 +21,7 @@ from train.agreement import (
 from train.bad_clips import SharedBadClips
 from train.evaluation import evaluate
 from train.loader import Loader, common_class_names
-from train.models import distribute, draw_model, set_training
+from train.models import distribute, draw_model, set_training, why_no_kernels
 from train.optim import build_optimizer, describe_groups
 from train.output import RunOutput
 from train.protocol import check_clips
@@ -336,6 +336,10 @@ class Trainer:
         if off is not None:
             self._log(
                 "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * off
+            )
+        if reason := why_no_kernels(self.recipe, self.world.device):
+            self._log(
+                "batch normalisation by PyTorch's own kernels, which takes longer: %s", reason
             )
 
     def _training_loader(self) -> Loader:

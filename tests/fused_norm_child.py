@@ -1,0 +1,129 @@
+"""Prints by how much train/fused_norm.py is off PyTorch's BatchNorm and ReLU, as JSON.
+
+A program of its own: without a GPU, Triton must be told to interpret its kernels before it is
+imported.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torchvision.models import video  # noqa: E402
+
+from train.fused_norm import use_fused_norm  # noqa: E402
+from train.models import keep_channels_last  # noqa: E402
+from train.tensor_cores import use_tensor_cores  # noqa: E402
+
+LAST = torch.channels_last_3d
+
+
+class Block(nn.Module):
+    """Layers of R(2+1)D's kind, with channels that are padded between them, and a sum in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(8, 21, (1, 3, 3), padding=(0, 1, 1), bias=False),
+            nn.BatchNorm3d(21), nn.ReLU(inplace=True),
+            nn.Conv3d(21, 8, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            nn.BatchNorm3d(8, eps=0.01, momentum=0.3),
+        )  # fmt: skip
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        out = self.layers(clips)
+        out += clips
+        return torch.relu_(out)
+
+
+class Copies(TorchDispatchMode):
+    """Counts clips that are copied into another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        is_copy = function in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
+        if is_copy and result.ndim == 5 and min(result.shape[1:3]) > 1:
+            self.count += result.dtype == torch.bfloat16
+        return result
+
+
+def results(model: nn.Module, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return outputs, gradients and statistics of one step, and outputs of an evaluation."""
+    given = clips.detach().requires_grad_()
+    found = model(given)
+    (found**2).mean().backward()
+    values = {"output": found.detach(), "clips": given.grad}
+    values |= {f"gradient of {name}": one.grad for name, one in model.named_parameters()}
+    values |= {name: one for name, one in model.state_dict().items() if "running" in name}
+    with torch.no_grad():
+        return values | {"evaluation": model.eval()(clips)}
+
+
+def errors() -> dict[str, float]:
+    """Compare with float64."""
+    torch.manual_seed(0)
+    plain = Block().to(DEVICE)
+    for module in plain.layers:
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    off: dict[str, float] = {}
+    # the second is no multiple of 8 pixels, the last is more rows than are taken at once
+    for size in ((2, 8, 4, 16, 16), (3, 8, 3, 5, 5), (1, 8, 2, 3, 2), (2, 8, 12, 24, 24)):
+        clips = (torch.randn(size, device=DEVICE) * 3 + 5).contiguous(memory_format=LAST)
+        wanted = results(copy.deepcopy(plain).double(), clips.double())
+        for compiled in (False, True):
+            if compiled and size[0] == 1:
+                continue  # compiling takes long, and the kernels are the same
+            ours = copy.deepcopy(plain).to(memory_format=LAST)
+            use_tensor_cores(ours, pads_between=True)
+            use_fused_norm(ours, with_relu=True)
+            if compiled:
+                ours.compile()
+            for name, value in results(ours, clips).items():
+                error = (value.double() - wanted[name]).norm() / wanted[name].norm()
+                off[name] = max(off.get(name, 0.0), float(error))
+    return off
+
+
+def copies() -> int:
+    """Count the clips that a step of R(2+1)D copies, which costs as much as the convolutions."""
+    network = video.r2plus1d_18(num_classes=3).to(DEVICE)
+    keep_channels_last(network)
+    use_tensor_cores(network, pads_between=True)
+    use_fused_norm(network, with_relu=True)
+    clips = torch.randn(2, 3, 4, 16, 16, device=DEVICE).contiguous(memory_format=LAST)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = network(clips).float().sum()
+    with Copies() as found:
+        loss.backward()
+    return found.count
+
+
+def main() -> None:
+    """Print both."""
+    torch.backends.cudnn.allow_tf32 = False
+    print(json.dumps({"errors": errors(), "copies": copies()}))
+
+
+if __name__ == "__main__":
+    main()
