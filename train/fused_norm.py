@@ -21,48 +21,60 @@ from train.tensor_cores import PaddedBatchNorm3d, become
 
 _MEAN, _SCALE, _SHIFT, _VARIANCE = 0, 2, 3, 4  # rows of what a layer keeps
 _KINDS = (torch.bfloat16, torch.float16, torch.float32)
+_EPS = 1e-5
 _TOLERANCE = 0.02  # of norms: bfloat16 is off by 0.2 to 0.4 %
 
 
 class _Normalise(torch.autograd.Function):
     """Batch normalisation of (N, C, T, H, W), channels last, with or without ReLU.
 
+    Takes clips, weight, bias, what norm_kernels.statistics gives for them, and whether with ReLU.
     Where it is compiled, the compiler writes the results, fused with what comes next.
     """
 
     @staticmethod
     def forward(
-        context: Any, clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float,
-        relu: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        context: Any, clips: torch.Tensor, weight: torch.Tensor, _: torch.Tensor,
+        kept: torch.Tensor, relu: bool,
+    ) -> torch.Tensor:  # fmt: skip
         from train import norm_kernels
 
-        kept = norm_kernels.statistics(clips, weight, bias, eps)
         context.save_for_backward(clips, kept)
         context.own, context.relu = len(weight), relu
-        context.mark_non_differentiable(kept)
         if not torch.compiler.is_compiling():
-            return norm_kernels.normalise(clips, kept, relu), kept
-        result = clips.float() * _by_channel(kept[_SCALE]) + _by_channel(kept[_SHIFT])
-        return (result.relu() if relu else result).to(clips.dtype), kept
+            return cast("torch.Tensor", norm_kernels.normalise(clips, kept, relu))
+        # in float32; no tensor may be another's alias here: PyTorch 2.11 then loses the gradient
+        result = clips * _by_channel(kept[_SCALE]) + _by_channel(kept[_SHIFT])
+        result = result.relu() if relu else result
+        return result if clips.dtype == torch.float32 else result.to(clips.dtype)
 
     @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> Any:
+    def backward(context: Any, gradient: torch.Tensor) -> Any:
         from train import norm_kernels
 
-        (clips, kept), gradient, relu = context.saved_tensors, gradients[0], context.relu
+        (clips, kept), relu = context.saved_tensors, context.relu
         slopes = norm_kernels.slopes(gradient, clips, kept, relu)
         of_weight, of_bias, factor, offset = slopes
         if not torch.compiler.is_compiling():
             result = norm_kernels.backward(gradient, clips, kept, slopes, relu)
         else:
-            value, slope = clips.float(), gradient.float()
-            scale = _by_channel(kept[_SCALE])
+            slope, scale = gradient, _by_channel(kept[_SCALE])
             if relu:
-                slope = torch.where(value * scale + _by_channel(kept[_SHIFT]) > 0, slope, 0.0)
-            result = slope * scale + (value * _by_channel(factor) + _by_channel(offset))
+                slope = torch.where(clips * scale + _by_channel(kept[_SHIFT]) > 0, slope, 0.0)
+            result = slope * scale + (clips * _by_channel(factor) + _by_channel(offset))
             result = result.to(clips.dtype)
         return result, of_weight[: context.own], of_bias[: context.own], None, None
+
+
+def _normalised(
+    clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, *, relu: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normalised clips, and what their layer keeps."""
+    from train import norm_kernels
+
+    with torch.no_grad():
+        kept = norm_kernels.statistics(clips, weight, bias, eps)
+    return cast("torch.Tensor", _Normalise.apply(clips, weight, bias, kept, relu)), kept
 
 
 class _FusedBatchNorm3d(PaddedBatchNorm3d):
@@ -76,14 +88,14 @@ class _FusedBatchNorm3d(PaddedBatchNorm3d):
             result = super().forward(clips)
             return result.relu() if self.relu else result
         own, count = self.num_features, clips.numel() // clips.shape[1]
-        result, kept = _Normalise.apply(clips, self.weight, self.bias, self.eps, self.relu)
+        result, kept = _normalised(clips, self.weight, self.bias, self.eps, relu=self.relu)
         with torch.no_grad():
             rate = cast("float", self.momentum)
             variance = kept[_VARIANCE, :own] * (count / (count - 1))
             cast("torch.Tensor", self.running_mean).lerp_(kept[_MEAN, :own], rate)
             cast("torch.Tensor", self.running_var).lerp_(variance, rate)
             cast("torch.Tensor", self.num_batches_tracked).add_(1)
-        return cast("torch.Tensor", result)
+        return result
 
 
 class _DoneReLU(nn.ReLU):
@@ -152,15 +164,14 @@ def _error_of_a_layer(device: torch.device, kind: torch.dtype) -> float:
     exact = [one.float() for one in given]
     for leaf in (*given, *exact):
         leaf.requires_grad_()
-    relu, eps = True, 1e-5
-    result, _ = _Normalise.apply(*given, eps, relu)
+    result, _ = _normalised(given[0], given[1], given[2], _EPS, relu=True)
     found = [result, *torch.autograd.grad(result, given, gradient)]
     plain = functional.batch_norm(
-        exact[0], None, None, exact[1], exact[2], training=True, eps=eps
+        exact[0], None, None, exact[1], exact[2], training=True, eps=_EPS
     ).relu()
     wanted = [plain, *torch.autograd.grad(plain, exact, gradient.float())]
     return max(
-        float((one.float() - other).norm() / other.norm())
+        float(((one.float() - other).norm() / other.norm()).detach())
         for one, other in zip(found, wanted, strict=True)
     )
 
