@@ -41,6 +41,7 @@ def test_results_gradients_and_statistics_are_pytorchs_and_no_clips_are_copied()
     found = json.loads(done.stdout)
     assert len(found["errors"]) == 2 + 6 + 4 + 1
     assert max(found["errors"].values()) < 3e-5, found
+    assert max(found["reduced"].values()) < 0.05, found
     assert found["copies"] == 0
 
 
