@@ -56,8 +56,7 @@ def _no_waiting() -> Iterator[None]:
 
 
 def _step(recipe: Recipe, device: torch.device) -> OptimizerStep:
-    torch.manual_seed(0)
-    model = build_model(recipe, num_classes=3).to(device)
+    model = draw_model(recipe, 3, World(0, 1, device, None))
     set_training(model, freeze_batchnorm=False)
     optimizer = build_optimizer(model, recipe)
     return OptimizerStep(model, optimizer, recipe, device, num_classes=3, transform=None)
@@ -95,7 +94,11 @@ def test_augmentation_is_the_same_on_the_device(
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_the_host_never_waits_for_the_device(name: str, precision: str) -> None:
-    recipe = _recipe(*EVERYTHING, f"optim.name={name}", f"run.precision={precision}")
+    last = str(precision != "float32").lower()  # with kprep's own kernels
+    recipe = _recipe(
+        *EVERYTHING, f"optim.name={name}", f"run.precision={precision}",
+        f"run.channels_last_3d={last}",
+    )  # fmt: skip
     step = _step(recipe, CUDA)
     batches = [_batch([0, 1, 2, 3]), _of_two_sizes(_batch([4, 5, 6, 7]))]
     pinned = [batch.pin_memory() for batch in batches]
@@ -192,7 +195,8 @@ def test_padded_channels_compute_the_same_in_bf16() -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_batch_normalisation_has_its_kernels(kind: torch.dtype) -> None:
     assert why_not_fused(CUDA, kind) is None
-    recipe = load_recipe("tiny", ["run.precision=bf16", "run.channels_last_3d=true"])
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}[kind]
+    recipe = load_recipe("tiny", [f"run.precision={precision}", "run.channels_last_3d=true"])
     model = draw_model(recipe, 4, GPU)
     assert {type(layer).__name__ for layer in model.modules()} >= {
         "_TensorCoreConv3d", "_FusedBatchNorm3d", "_DoneReLU",
@@ -206,8 +210,9 @@ def test_batch_normalisations_kernels_are_exact_on_the_device() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert max(found["errors"].values()) < 1e-4, found
-    assert max(found["reduced"].values()) < 0.05, found
+    assert all(error < 1e-4 for error in found["errors"].values()), found
+    assert all(error < 0.05 for error in found["reduced"].values()), found
+    assert found["lost"] == []
     assert found["copies"] == 0
 
 

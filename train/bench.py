@@ -15,7 +15,7 @@ from train.determinism import determinism
 from train.devices import peak_flops
 from train.distributed import joined_world
 from train.flops import count_flops
-from train.models import draw_model, set_training
+from train.models import draw_model, set_training, why_no_kernels
 from train.optim import build_optimizer
 from train.run import training_loader
 from train.schedule import scaled_learning_rate
@@ -42,6 +42,7 @@ class TrainBench:
     ratio     training over network, round by round: 1 when data costs nothing
     gflops    a clip, forward and backward; 0 where the network cannot be counted
     mfu       of training: operations over the most that the device can do; None when not known
+    slower    says why batch normalisation has none of kprep's kernels here; None where it has
     """
 
     device: str
@@ -52,6 +53,7 @@ class TrainBench:
     ratio: Spread
     gflops: float
     mfu: float | None
+    slower: str | None
 
 
 def bench_train(
@@ -78,6 +80,7 @@ def bench_train(
         set_training(model, freeze_batchnorm=recipe.model.freeze_batchnorm)
         runner = _Runner(recipe, loader, step, world.device, steps)
         found = runner.rounds(rounds)
+        slower = why_no_kernels(recipe, model, world.device)
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     peak = peak_flops(name, recipe.run.precision)
     training = Spread.of(found["training"])
@@ -91,6 +94,7 @@ def bench_train(
         ratio=Spread.of([together / alone for together, alone in pairs]),
         gflops=flops / 1e9,
         mfu=training.median * flops / peak if peak and flops else None,
+        slower=slower,
     )
 
 
@@ -195,6 +199,7 @@ def table(bench: TrainBench) -> list[str]:
     return [
         *lines,
         "",
+        *([bench.slower] if bench.slower else []),
         (
             f"{work}training reaches {bench.ratio.median:.2f} of the network alone and waits for "
             f"data {bench.wait.median:.1%} of the time"

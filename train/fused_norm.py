@@ -19,8 +19,7 @@ from torch.nn import functional
 
 from train.tensor_cores import PaddedBatchNorm3d, become
 
-_MEAN, _SCALE, _SHIFT, _VARIANCE = 0, 2, 3, 4  # rows of what a layer keeps
-_KINDS = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _EPS = 1e-5
 _TOLERANCE = 0.02  # of norms: bfloat16 is off by 0.2 to 0.4 %
 
@@ -34,7 +33,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, clips: torch.Tensor, weight: torch.Tensor, _: torch.Tensor,
+        context: Any, clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,  # noqa: ARG004
         kept: torch.Tensor, relu: bool,
     ) -> torch.Tensor:  # fmt: skip
         from train import norm_kernels
@@ -44,7 +43,8 @@ class _Normalise(torch.autograd.Function):
         if not torch.compiler.is_compiling():
             return cast("torch.Tensor", norm_kernels.normalise(clips, kept, relu))
         # in float32; no tensor may be another's alias here: PyTorch 2.11 then loses the gradient
-        result = clips * _by_channel(kept[_SCALE]) + _by_channel(kept[_SHIFT])
+        _, _, scale, shift, _ = kept
+        result = clips * _by_channel(scale) + _by_channel(shift)
         result = result.relu() if relu else result
         return result if clips.dtype == torch.float32 else result.to(clips.dtype)
 
@@ -53,16 +53,20 @@ class _Normalise(torch.autograd.Function):
         from train import norm_kernels
 
         (clips, kept), relu = context.saved_tensors, context.relu
-        slopes = norm_kernels.slopes(gradient, clips, kept, relu)
-        of_weight, of_bias, factor, offset = slopes
-        if not torch.compiler.is_compiling():
-            result = norm_kernels.backward(gradient, clips, kept, slopes, relu)
+        compiles = torch.compiler.is_compiling()
+        if not compiles:
+            gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        found = norm_kernels.channel_gradients(gradient, clips, kept, relu)
+        of_weight, of_bias, factor, offset = found
+        if not compiles:
+            result = norm_kernels.backward(gradient, clips, kept, found, relu)
         else:
-            slope, scale = gradient, _by_channel(kept[_SCALE])
+            _, _, scale, shift, _ = kept
             if relu:
-                slope = torch.where(clips * scale + _by_channel(kept[_SHIFT]) > 0, slope, 0.0)
-            result = slope * scale + (clips * _by_channel(factor) + _by_channel(offset))
-            result = result.to(clips.dtype)
+                is_on = clips * _by_channel(scale) + _by_channel(shift) > 0
+                gradient = torch.where(is_on, gradient, 0.0)
+            result = clips * _by_channel(factor) + _by_channel(offset)
+            result = (gradient * _by_channel(scale) + result).to(clips.dtype)
         return result, of_weight[: context.own], of_bias[: context.own], None, None
 
 
@@ -84,16 +88,18 @@ class _FusedBatchNorm3d(PaddedBatchNorm3d):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Normalise (N, C, T, H, W)."""
-        if not (self.training and _suits(clips)):
+        fits = self.takes_zeros or clips.shape[1] == self.num_features
+        if not (self.training and fits and _suits(clips)):
             result = super().forward(clips)
             return result.relu() if self.relu else result
         own, count = self.num_features, clips.numel() // clips.shape[1]
         result, kept = _normalised(clips, self.weight, self.bias, self.eps, relu=self.relu)
         with torch.no_grad():
-            rate = cast("float", self.momentum)
-            variance = kept[_VARIANCE, :own] * (count / (count - 1))
-            cast("torch.Tensor", self.running_mean).lerp_(kept[_MEAN, :own], rate)
-            cast("torch.Tensor", self.running_var).lerp_(variance, rate)
+            momentum = cast("float", self.momentum)
+            mean, _, _, _, variance = kept[:, :own]
+            cast("torch.Tensor", self.running_mean).lerp_(mean, momentum)
+            unbiased = variance * (count / (count - 1))
+            cast("torch.Tensor", self.running_var).lerp_(unbiased, momentum)
             cast("torch.Tensor", self.num_batches_tracked).add_(1)
         return result
 
@@ -128,17 +134,25 @@ def restore_norm(model: nn.Module) -> None:
     """Undo `use_fused_norm`, but for the padding."""
     for module in model.modules():
         if isinstance(module, _FusedBatchNorm3d):
+            module.relu = False
             become(module, PaddedBatchNorm3d)
         elif isinstance(module, _DoneReLU):
             become(module, nn.ReLU)
 
 
+def has_fused_norm(model: nn.Module) -> bool:
+    """Return whether a network has layers that take this form, or have it."""
+    return any(
+        isinstance(module, _FusedBatchNorm3d) or _is_usual(module) for module in model.modules()
+    )
+
+
 @cache
-def why_not_fused(device: torch.device, kind: torch.dtype) -> str | None:
+def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why a device cannot take this form, or None: a layer is tried on it.
 
-    Triton needs a C compiler, and a GPU with bfloat16 (compute capability 8.0). Where either is
-    missing, or the result is wrong, training goes on with PyTorch's kernels.
+    Triton needs a C compiler and Python's headers, and a GPU with bfloat16 (compute capability
+    8.0). Where one is missing, or the result is wrong, training goes on with PyTorch's kernels.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         return "there is no CUDA device"
@@ -147,17 +161,18 @@ def why_not_fused(device: torch.device, kind: torch.dtype) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
     try:
-        off = _error_of_a_layer(device, kind)
+        off = _error_of_a_layer(device, dtype)
     except Exception as error:  # noqa: BLE001 - the compiler may raise anything
-        lines = str(error).splitlines()
-        return f"Triton failed: {lines[0] if lines else repr(error)}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"Triton failed with {type(error).__name__}: {lines[-1] if lines else 'no reason'}"
     return None if off <= _TOLERANCE else f"Triton's results are off by {off:.1%}"
 
 
-def _error_of_a_layer(device: torch.device, kind: torch.dtype) -> float:
+@torch.enable_grad()
+def _error_of_a_layer(device: torch.device, dtype: torch.dtype) -> float:
     """Return by how much a layer's results or gradients are off those of PyTorch in float32."""
     generator = torch.Generator().manual_seed(0)  # the run's own generators stay untouched
-    drawn = [torch.randn((2, 32, 4, 8, 8), generator=generator).to(device, kind) for _ in "cg"]
+    drawn = [torch.randn((2, 32, 4, 8, 8), generator=generator).to(device, dtype) for _ in "cg"]
     clips, gradient = (one.contiguous(memory_format=torch.channels_last_3d) for one in drawn)
     weight, bias = torch.linspace(0.5, 1.5, 32), torch.linspace(-0.5, 0.5, 32)
     given = [clips, weight.to(device), bias.to(device)]
@@ -170,22 +185,29 @@ def _error_of_a_layer(device: torch.device, kind: torch.dtype) -> float:
         exact[0], None, None, exact[1], exact[2], training=True, eps=_EPS
     ).relu()
     wanted = [plain, *torch.autograd.grad(plain, exact, gradient.float())]
-    return max(
-        float(((one.float() - other).norm() / other.norm()).detach())
+    errors = [
+        (one.float() - other).norm() / other.norm()
         for one, other in zip(found, wanted, strict=True)
+    ]
+    return float(torch.stack(errors).detach().max())  # which keeps what is not a number
+
+
+def _is_usual(norm: nn.Module) -> bool:
+    return (
+        type(norm) in (nn.BatchNorm3d, PaddedBatchNorm3d)
+        and isinstance(norm, nn.BatchNorm3d)
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype == cast("torch.Tensor", norm.running_mean).dtype == torch.float32
     )
-
-
-def _is_usual(norm: nn.BatchNorm3d) -> bool:
-    is_plain = type(norm) in (nn.BatchNorm3d, PaddedBatchNorm3d)
-    return is_plain and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def _suits(clips: torch.Tensor) -> bool:
     """Return whether the kernels take these clips; PyTorch says what is wrong with one pixel."""
     return (
         clips.ndim == 5
-        and clips.dtype in _KINDS
+        and clips.dtype in _DTYPES
         and clips.shape[1] % 8 == 0
         and clips.numel() > clips.shape[1]
         and clips.is_contiguous(memory_format=torch.channels_last_3d)

@@ -13,7 +13,7 @@ from torchvision.models import video
 from torchvision.ops import StochasticDepth
 
 from prep.errors import UsageError
-from train.fused_norm import use_fused_norm, why_not_fused
+from train.fused_norm import has_fused_norm, use_fused_norm, why_not_fused
 from train.mvit import set_clip_size
 from train.precision import autocast, reduced_type
 from train.tensor_cores import use_tensor_cores
@@ -86,19 +86,20 @@ def draw_model(recipe: Recipe, num_classes: int, world: World) -> nn.Module:
             # a network of the user's may look at what one layer gives the next
             is_known = recipe.model.name in model_names()
             use_tensor_cores(model, pads_between=is_known)
-            if why_no_kernels(recipe, world.device) is None:
+            if why_no_kernels(recipe, model, world.device) is None:
                 use_fused_norm(model, with_relu=is_known)
     # dropout and its like must not be the same on every rank
     torch.manual_seed((run.seed + 1 + world.rank) % 2**63)
     return model
 
 
-def why_no_kernels(recipe: Recipe, device: torch.device) -> str | None:
-    """Return why batch normalisation has none of kprep's kernels, on a GPU that could need them."""
-    kind = reduced_type(recipe.run.precision)
-    if kind is None or device.type != "cuda" or not recipe.run.channels_last_3d:
+def why_no_kernels(recipe: Recipe, model: nn.Module, device: torch.device) -> str | None:
+    """Say why a network's batch normalisation has none of kprep's kernels, where it could."""
+    dtype = reduced_type(recipe.run.precision)
+    if dtype is None or device.type != "cuda" or not recipe.run.channels_last_3d:
         return None
-    return why_not_fused(device, kind)
+    reason = why_not_fused(device, dtype) if has_fused_norm(model) else None
+    return reason and f"batch normalisation by PyTorch's kernels, which take longer: {reason}"
 
 
 def keep_channels_last(model: nn.Module) -> None:

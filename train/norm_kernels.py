@@ -1,15 +1,15 @@
 """BatchNorm over channels-last clips in Triton: two passes over memory forward, two backward.
 
 torch.compile's own kernels for these layers reach half of the memory's rate (docs/performance.md,
-"Training"). Here 8 pixels are seen as one row, so that rows are a multiple of 64 numbers whatever
-the channels are, and a program goes down the rows with its columns' sums and constants in
-registers. Sums begin at the end of memory, which the convolution before has written last and the
-cache may still hold, and what is computed with them at its start, for the same reason. Every sum
-has a fixed order: the same clips give the same bits.
+"Training"). Here 8 pixels are seen as one row where their number allows it, so that rows are a
+multiple of 64 numbers whatever the channels are, and a program goes down the rows with its columns'
+sums and constants in registers. Sums begin at the end of memory, which the convolution before has
+written last and the cache may still hold, and what is computed with them at its start, for the same
+reason. Every sum has a fixed order: the same clips give the same bits.
 
-What a layer keeps of its forward pass is (5, C) float32, `kept`: mean, rate (1 / deviation),
-scale and shift, for clips * scale + shift, and variance. Zero channels behind the layer's own have
-scale and shift 0.
+What a layer keeps of its forward pass is (5, C) float32, `kept`: mean, 1 / standard deviation
+(rstd), scale and shift, for clips * scale + shift, and variance. Zero channels behind the layer's
+own have scale and shift 0.
 
 Imported only where Triton is (train/fused_norm.py).
 """
@@ -29,12 +29,11 @@ _PROGRAMS = 528  # 4 for each multiprocessor of a Hopper GPU
 
 
 @triton.jit
-def _moments_kernel(clips, sums, rows, width, channels, block: tl.constexpr,
+def _moments_kernel(clips, centre, sums, rows, width, channels, block: tl.constexpr,
                     lanes: tl.constexpr) -> None:  # fmt: skip
     columns = tl.program_id(1) * lanes + tl.arange(0, lanes)
     there = columns < width
-    # sums around the first pixel's values do not cancel
-    middle = tl.load(clips + columns % channels, mask=there, other=0.0).to(tl.float32)[None, :]
+    middle = tl.load(centre + columns % channels, mask=there, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((block, lanes), dtype=tl.float32)
     square = tl.zeros((block, lanes), dtype=tl.float32)
     last = (tl.cdiv(rows, block) - 1) * block
@@ -96,40 +95,41 @@ def _sum_of_blocks(sums, blocks, channels, column, there, pixels: tl.constexpr,
 
 
 @triton.jit
-def _statistics_kernel(sums, blocks, clips, weight, bias, kept, own, channels, count, eps,
+def _statistics_kernel(sums, blocks, centre, weight, bias, kept, own, channels, count, eps,
                        pixels: tl.constexpr, lines: tl.constexpr,
                        lanes: tl.constexpr) -> None:  # fmt: skip
     column = tl.program_id(0) * lanes + tl.arange(0, lanes)
     there = column < channels
     total, square = _sum_of_blocks(sums, blocks, channels, column, there, pixels, lines, lanes)
     off = total / count
-    mean = off + tl.load(clips + column, mask=there, other=0.0).to(tl.float32)
-    variance = tl.maximum(square / count - off * off, 0.0)
-    rate = 1.0 / tl.sqrt_rn(variance + eps)
-    scale = rate * tl.load(weight + column, mask=column < own, other=0.0)
+    mean = off + tl.load(centre + column, mask=there, other=0.0).to(tl.float32)
+    variance = square / count - off * off
+    variance = tl.where(variance < 0, 0.0, variance)  # what is not a number stays so
+    rstd = 1.0 / tl.sqrt_rn(variance + eps)
+    scale = rstd * tl.load(weight + column, mask=column < own, other=0.0)
     shift = tl.load(bias + column, mask=column < own, other=0.0) - mean * scale
     tl.store(kept + column, mean, mask=there)
-    tl.store(kept + channels + column, rate, mask=there)
+    tl.store(kept + channels + column, rstd, mask=there)
     tl.store(kept + 2 * channels + column, scale, mask=there)
     tl.store(kept + 3 * channels + column, shift, mask=there)
     tl.store(kept + 4 * channels + column, variance, mask=there)
 
 
 @triton.jit
-def _slopes_kernel(sums, blocks, kept, slopes, channels, count, pixels: tl.constexpr,
+def _channels_kernel(sums, blocks, kept, found, channels, count, pixels: tl.constexpr,
                    lines: tl.constexpr, lanes: tl.constexpr) -> None:  # fmt: skip
     column = tl.program_id(0) * lanes + tl.arange(0, lanes)
     there = column < channels
     total, product = _sum_of_blocks(sums, blocks, channels, column, there, pixels, lines, lanes)
     mean = tl.load(kept + column, mask=there, other=0.0)
-    rate = tl.load(kept + channels + column, mask=there, other=0.0)
+    rstd = tl.load(kept + channels + column, mask=there, other=0.0)
     scale = tl.load(kept + 2 * channels + column, mask=there, other=0.0)
-    product = product * rate
-    factor = -scale * rate * product / count
-    tl.store(slopes + column, product, mask=there)
-    tl.store(slopes + channels + column, total, mask=there)
-    tl.store(slopes + 2 * channels + column, factor, mask=there)
-    tl.store(slopes + 3 * channels + column, -scale * total / count - mean * factor, mask=there)
+    product = product * rstd
+    factor = -scale * rstd * product / count
+    tl.store(found + column, product, mask=there)
+    tl.store(found + channels + column, total, mask=there)
+    tl.store(found + 2 * channels + column, factor, mask=there)
+    tl.store(found + 3 * channels + column, -scale * total / count - mean * factor, mask=there)
 
 
 @triton.jit
@@ -147,13 +147,12 @@ def _normalise_kernel(clips, kept, result, rows, width, channels, relu: tl.const
         at = places.to(tl.int64)[:, None] * width + columns[None, :]
         value = tl.load(clips + at, mask=inside, other=0.0).to(tl.float32) * scale + shift
         if relu:
-            # as PyTorch's: what is not a number stays so
-            value = tl.where(value < 0, 0.0, value)
+            value = tl.where(value < 0, 0.0, value)  # what is not a number stays so
         tl.store(result + at, value.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _backward_kernel(gradient, clips, kept, slopes, result, rows, width, channels,
+def _backward_kernel(gradient, clips, kept, found, result, rows, width, channels,
                      relu: tl.constexpr, block: tl.constexpr,
                      lanes: tl.constexpr) -> None:  # fmt: skip
     columns = tl.program_id(1) * lanes + tl.arange(0, lanes)
@@ -161,8 +160,8 @@ def _backward_kernel(gradient, clips, kept, slopes, result, rows, width, channel
     channel = columns % channels
     scale = tl.load(kept + 2 * channels + channel, mask=there, other=0.0)[None, :]
     shift = tl.load(kept + 3 * channels + channel, mask=there, other=0.0)[None, :]
-    factor = tl.load(slopes + 2 * channels + channel, mask=there, other=0.0)[None, :]
-    offset = tl.load(slopes + 3 * channels + channel, mask=there, other=0.0)[None, :]
+    factor = tl.load(found + 2 * channels + channel, mask=there, other=0.0)[None, :]
+    offset = tl.load(found + 3 * channels + channel, mask=there, other=0.0)[None, :]
     begin, jump = tl.program_id(0) * block, tl.num_programs(0) * block
     for start in range(begin, rows, jump):
         places = start + tl.arange(0, block)
@@ -216,24 +215,27 @@ def statistics(
 ) -> torch.Tensor:
     """Return what the layer keeps (5, C) of (N, C, T, H, W); `weight` may have fewer channels."""
     grid = _Grid(clips)
-    sums = grid.sums(_moments_kernel, clips)
+    # sums around a pixel's values cancel little; one from inside, as padding acts at the edges
+    n, _, t, h, w = clips.shape
+    centre = clips[n // 2, :, t // 2, h // 2, w // 2]
+    sums = grid.sums(_moments_kernel, clips, centre)
     kept = clips.new_empty((5, grid.channels), dtype=torch.float32)
     grid.finish(
-        _statistics_kernel, sums, clips, weight, bias, kept, len(weight), grid.channels,
+        _statistics_kernel, sums, centre, weight, bias, kept, len(weight), grid.channels,
         grid.count, eps,
     )  # fmt: skip
     return kept
 
 
-@custom_op("kprep::batchnorm_slopes", mutates_args=())
-def slopes(
+@custom_op("kprep::batchnorm_channel_gradients", mutates_args=())
+def channel_gradients(
     gradient: torch.Tensor, clips: torch.Tensor, kept: torch.Tensor, relu: bool
 ) -> torch.Tensor:
     """Return the gradients of weight and bias, and two constants of `backward`: (4, C)."""
     grid = _Grid(clips)
     sums = grid.sums(_gradient_kernel, _last(gradient), clips, kept, relu=relu)
     found = torch.empty_like(kept[:4])
-    grid.finish(_slopes_kernel, sums, kept, found, grid.channels, grid.count)
+    grid.finish(_channels_kernel, sums, kept, found, grid.channels, grid.count)
     return found
 
 
@@ -247,12 +249,12 @@ def normalise(clips: torch.Tensor, kept: torch.Tensor, relu: bool) -> torch.Tens
 
 @custom_op("kprep::batchnorm_backward", mutates_args=())
 def backward(
-    gradient: torch.Tensor, clips: torch.Tensor, kept: torch.Tensor, slopes: torch.Tensor,
+    gradient: torch.Tensor, clips: torch.Tensor, kept: torch.Tensor, found: torch.Tensor,
     relu: bool,
 ) -> torch.Tensor:  # fmt: skip
-    """Return the gradient of the clips."""
+    """Return the gradient of the clips; `found` is what `channel_gradients` gives."""
     result = torch.empty_like(clips)
-    given = (_last(gradient), clips, kept, slopes, result)
+    given = (_last(gradient), clips, kept, found, result)
     _Grid(clips).run(_backward_kernel, *given, relu=relu, warps=8)
     return result
 
@@ -266,7 +268,7 @@ def _(clips: torch.Tensor, *_: object) -> torch.Tensor:
     return clips.new_empty((5, clips.shape[1]), dtype=torch.float32)
 
 
-@slopes.register_fake
+@channel_gradients.register_fake
 def _(_: torch.Tensor, clips: torch.Tensor, *__: object) -> torch.Tensor:
     return clips.new_empty((4, clips.shape[1]), dtype=torch.float32)
 

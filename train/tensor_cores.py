@@ -49,11 +49,14 @@ class _TensorCoreConv3d(nn.Conv3d):
 class PaddedBatchNorm3d(nn.BatchNorm3d):
     """Leaves the zero channels behind its own zero."""
 
+    takes_zeros = False
+    """Whether the clips that come may have zero channels behind the layer's own."""
+
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Normalise (N, C, T, H, W)."""
         own, size = self.num_features, clips.shape[1]
-        if size == own:
-            return super().forward(clips)
+        if size == own or not self.takes_zeros:
+            return super().forward(clips)  # which refuses another number of channels
         mean = _pad(cast("torch.Tensor", self.running_mean), 0, size)
         variance = _pad(cast("torch.Tensor", self.running_var), 0, size)
         weight, bias = _pad(self.weight, 0, size), _pad(self.bias, 0, size)
@@ -97,7 +100,7 @@ def restore_layers(model: nn.Module) -> None:
 
 
 def _pad_between(first: nn.Module, norm: nn.Module, relu: nn.Module, last: nn.Module) -> None:
-    """Let the channels between two convolutions be a multiple of 8."""
+    """Let the channels between two convolutions be a multiple of 8 or 128."""
     if not (isinstance(first, _TensorCoreConv3d) and isinstance(last, _TensorCoreConv3d)):
         return
     if not (type(norm) is nn.BatchNorm3d and type(relu) is nn.ReLU) or first.bias is not None:
@@ -106,6 +109,7 @@ def _pad_between(first: nn.Module, norm: nn.Module, relu: nn.Module, last: nn.Mo
     if is_usual and norm.num_features % _GROUP:
         first.gives_zeros = last.takes_zeros = True
         become(norm, PaddedBatchNorm3d)
+        cast("PaddedBatchNorm3d", norm).takes_zeros = True
 
 
 def become(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -144,8 +148,8 @@ def _space_to_depth(
 
 def _squares(pixels: torch.Tensor, side: int) -> torch.Tensor:
     """Return (N, T, H, W, C) as (N, side * side * C, T, H / side, W / side), channels last."""
-    n, t, height, width, _ = pixels.shape
-    split = pixels.reshape(n, t, height // side, side, width // side, side, -1)
+    n, t, height, width, channels = pixels.shape
+    split = pixels.reshape(n, t, height // side, side, width // side, side, channels)
     return split.transpose(3, 4).flatten(4).permute(0, 4, 1, 2, 3)
 
 

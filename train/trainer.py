@@ -337,10 +337,8 @@ class Trainer:
             self._log(
                 "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * off
             )
-        if reason := why_no_kernels(self.recipe, self.world.device):
-            self._log(
-                "batch normalisation by PyTorch's own kernels, which takes longer: %s", reason
-            )
+        if notice := why_no_kernels(self.recipe, self.model, self.world.device):
+            self._log("%s", notice)
 
     def _training_loader(self) -> Loader:
         if self._train_loader is None:
