@@ -155,4 +155,5 @@ def bars(axis: Any, results: Mapping[str, list[float]], label: str, digits: int 
         axis.annotate(
             f"{spread.median:,.{digits}f}", (spread.high, place), xytext=(5, 0),
             textcoords="offset points", va="center", fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
