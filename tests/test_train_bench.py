@@ -5,6 +5,9 @@ import json
 import pytest
 from conftest import run_kprep
 
+from stream.bench_measure import Spread
+from train.bench import TrainBench, table
+
 
 @pytest.mark.slow
 def test_network_loader_and_both_are_measured(motion_dataset):
@@ -32,6 +35,16 @@ def test_it_goes_on_into_the_next_epoch(motion_dataset):
     )  # fmt: skip
     assert "training reaches" in done.stdout
     assert "waits for data" in done.stdout
+
+
+def test_kernels_that_are_missing_are_said():
+    one = Spread.of([1.0])
+    for slower in (
+        None,
+        "batch normalisation by PyTorch's kernels, which take longer: no compiler",
+    ):
+        bench = TrainBench("NVIDIA H200", one, one, one, one, one, 0.0, None, slower)
+        assert [line for line in table(bench) if "longer" in line] == ([slower] if slower else [])
 
 
 @pytest.mark.parametrize(

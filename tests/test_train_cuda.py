@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from test_train_fused_norm import found_by_child
 from test_train_step_stack import EVERYTHING, _of_two_sizes
 from test_train_trainer import _batch, _lines, _recipe, _trainer
 
@@ -33,6 +32,7 @@ from train.transforms import train_clips, video_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.cuda
 
@@ -204,12 +204,7 @@ def test_batch_normalisation_has_its_kernels(kind: torch.dtype) -> None:
 
 
 def test_batch_normalisations_kernels_are_exact_on_the_device() -> None:
-    child = Path(__file__).with_name("fused_norm_child.py")
-    done = subprocess.run(
-        [sys.executable, child], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = found_by_child()
     assert all(error < 1e-4 for error in found["errors"].values()), found
     assert all(error < 0.05 for error in found["reduced"].values()), found
     assert found["lost"] == []

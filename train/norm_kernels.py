@@ -233,7 +233,8 @@ def channel_gradients(
 ) -> torch.Tensor:
     """Return the gradients of weight and bias, and two constants of `backward`: (4, C)."""
     grid = _Grid(clips)
-    sums = grid.sums(_gradient_kernel, _last(gradient), clips, kept, relu=relu)
+    gradient = gradient.contiguous(memory_format=torch.channels_last_3d)  # compiled, it may not be
+    sums = grid.sums(_gradient_kernel, gradient, clips, kept, relu=relu)
     found = torch.empty_like(kept[:4])
     grid.finish(_channels_kernel, sums, kept, found, grid.channels, grid.count)
     return found
@@ -252,15 +253,14 @@ def backward(
     gradient: torch.Tensor, clips: torch.Tensor, kept: torch.Tensor, found: torch.Tensor,
     relu: bool,
 ) -> torch.Tensor:  # fmt: skip
-    """Return the gradient of the clips; `found` is what `channel_gradients` gives."""
+    """Return the gradient of the clips from one that is channels last, too.
+
+    `found` is what `channel_gradients` gives.
+    """
     result = torch.empty_like(clips)
-    given = (_last(gradient), clips, kept, found, result)
+    given = (gradient, clips, kept, found, result)
     _Grid(clips).run(_backward_kernel, *given, relu=relu, warps=8)
     return result
-
-
-def _last(clips: torch.Tensor) -> torch.Tensor:
-    return clips.contiguous(memory_format=torch.channels_last_3d)
 
 
 @statistics.register_fake
