@@ -27,13 +27,14 @@ from prep.errors import KprepError, UsageError, error_to_text
 from prep.ffmpeg_binary import find_ffmpeg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from prep.worker_pool import Job
 
 _AHEAD = 2
 _LOOK_SECONDS = 1.0  # between two looks at which workers there are
 _ANSWER_SECONDS = 30  # the scheduler's, to what is asked of it
+_CHECK_SECONDS = 120  # all workers', to their first check: kprep may lie on a slow network
 _CLOSE_SECONDS = 5
 _NO_WORKERS_SECONDS = 300.0
 # What the client raises once its scheduler does not answer
@@ -127,7 +128,13 @@ class DaskPool:
 
     def _check_first_workers(self) -> None:
         try:
-            reports = self._client.run(report, *self._places)
+            reports = _in_time(_CHECK_SECONDS, self._client.run, report, *self._places)
+        except _TooLateError:
+            raise UsageError(
+                f"not every Dask worker at {self._scheduler} has said within {_CHECK_SECONDS} s "
+                "what it sees; end those that are stopped, or mend the mounts that hang, then run "
+                "again"
+            ) from None
         except Exception as error:
             raise UsageError(f"a Dask worker {_cannot_run(error)}") from error
         if not reports:
@@ -309,19 +316,34 @@ def _connected(client: Any, scheduler: str) -> Any:
     Dask's own limit covers the connection, but not what the other side says next: nothing, where it
     is stopped or no scheduler.
     """
+    seconds = _ANSWER_SECONDS + _CLOSE_SECONDS
+    try:
+        return _in_time(seconds, client, scheduler, timeout=_ANSWER_SECONDS)
+    except _TooLateError:
+        raise TimeoutError(f"nothing is said within {_ANSWER_SECONDS} s") from None
+
+
+class _TooLateError(Exception):
+    """What was waited for has not come in time."""
+
+
+def _in_time(seconds: float, call: Callable[..., Any], *values: Any, **named: Any) -> Any:
+    """Return what a call gives, or raise what it raises; _TooLateError when it takes longer.
+
+    Then its thread is left behind: Dask has no limit of time there.
+    """
     made: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
-    def connect() -> None:
+    def run() -> None:
         try:
-            made.set_result(client(scheduler, timeout=_ANSWER_SECONDS))
+            made.set_result(call(*values, **named))
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             made.set_exception(error)
 
-    threading.Thread(target=connect, daemon=True).start()
-    try:
-        return made.result(_ANSWER_SECONDS + _CLOSE_SECONDS)
-    except TimeoutError:
-        raise TimeoutError(f"nothing is said within {_ANSWER_SECONDS} s") from None
+    threading.Thread(target=run, daemon=True).start()
+    if not concurrent.futures.wait([made], seconds).done:
+        raise _TooLateError
+    return made.result()
 
 
 def _cannot_run(error: Any) -> str:

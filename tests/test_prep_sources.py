@@ -910,6 +910,19 @@ def test_a_dask_scheduler_that_is_stopped_is_taken_for_lost(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_a_dask_worker_that_is_stopped_from_the_start_is_one_sentence(tmp_path, monkeypatch):
+    from prep import dask_pool
+
+    monkeypatch.setattr(dask_pool, "_CHECK_SECONDS", 2)
+    (tmp_path / "temporary").mkdir()
+    with dask_cluster(1, tmp_path) as (address, _, workers):
+        workers[0].send_signal(signal.SIGSTOP)
+        with pytest.raises(UsageError, match="not every Dask worker at .* within 2 s"):
+            dask_pool.DaskPool(address, tmp_path, [], "", 60)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.slow
 def test_a_dask_worker_that_comes_later_gets_work_if_it_is_like_the_others(
     clips, tmp_path, monkeypatch
 ):
