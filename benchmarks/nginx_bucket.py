@@ -65,6 +65,7 @@ def _config(root: Path, folder: Path, ports: list[int], milliseconds: float, tls
           log_format request "$request_method $status $body_bytes_sent";
           access_log {folder}/access.log request;
           keepalive_requests 1000000; sendfile on; tcp_nopush on;
+          open_file_cache max=1000 inactive=1h; open_file_cache_valid 1h;
           {certificate if tls else ""}
           client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
           uwsgi_temp_path {folder}; scgi_temp_path {folder};
@@ -77,7 +78,7 @@ def _config(root: Path, folder: Path, ports: list[int], milliseconds: float, tls
             listen 127.0.0.1:{ports[1]}{ssl};
             {listing}
             location /now/{BUCKET}/ {{ internal; alias {root.absolute()}/; {no_folders} }}
-            location ~ ^/({BUCKET}/.*)$ {{ echo_sleep {milliseconds / 1000}; echo_exec /now/$1; }}
+            location /{BUCKET}/ {{ echo_sleep {milliseconds / 1000}; echo_exec /now$uri; }}
           }}
         }}"""
 
