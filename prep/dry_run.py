@@ -22,9 +22,11 @@ from prep.temporary import temporary_folder
 from prep.worker_pool import Job, WorkerPool, usable_cores
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from prep.journal import Journal
     from prep.options import ShardOptions
-    from prep.source import Offer, Source
+    from prep.source import Candidate, Offer, Source
 from prep.text.plain import plain
 
 _SAMPLE_CLIPS = 8
@@ -132,7 +134,7 @@ def _sample(journal: Journal, sources: list[Source]) -> list[Offer]:
     """Take the first offers with files of the first source that has any."""
     for source in sources:
         rows = _rows(journal, source.name)
-        found = (offer for offer in source.offers(rows) if offer.candidates)
+        found = (offer for offer in source.offers(rows) if _has_file(offer.candidates))
         sample = list(islice(found, _SAMPLE_CLIPS))
         if sample:
             return sample
@@ -149,6 +151,14 @@ def _expected(journal: Journal, sources: list[Source]) -> int:
     if len(folders) < len(sources):
         return journal.counts()["pending"]
     return sum(
-        any(row.segment is not None and folder.candidates(row.segment, rows) for folder in folders)
+        any(
+            row.segment is not None and _has_file(folder.candidates(row.segment, rows))
+            for folder in folders
+        )
         for row in journal.pending()
     )
+
+
+def _has_file(candidates: Iterable[Candidate]) -> bool:
+    """Return whether any is there: a list of paths names files that a folder may not have."""
+    return any(one.path.exists() for one in candidates)

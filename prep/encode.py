@@ -28,6 +28,9 @@ from prep.transcode import Limits, OutputError, command, run
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NO_MEMORY = "the worker: out of memory"
+_ROUNDED_SECONDS = 1.5 * TICK_SECONDS
+"""What a clock may take of a length: half a tick of the start, of the last picture's time and of
+that picture's duration."""
 _MOST_READ = 1 << 30  # of a file that failed
 
 
@@ -148,8 +151,8 @@ def _encode_one(
     limits: Limits,
     job: dict[str, Any],
 ) -> dict[str, Any]:
-    if wanted.seconds < job["min_seconds"]:
-        raise RowFailure(Reason.TOO_SHORT, f"{wanted.seconds:.2f} s")
+    if wanted.seconds < job["min_seconds"] - _ROUNDED_SECONDS:
+        raise RowFailure(Reason.TOO_SHORT, f"{wanted.seconds:.3f} s")
     if wanted.short:
         _read_through(candidate.path)
     work, worker = Path(job["work"]), _worker_name()

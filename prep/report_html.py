@@ -93,8 +93,9 @@ def _title(root: str) -> str:
 def _header(report: Report, title: str) -> str:
     info, profile = report.info, report.info.manifest.profile
     clips = sum(split.num_clips for split in info.splits)
-    rows = sum(split.num_rows for split in info.splits)
-    lost = rows - sum(split.outcomes.get("ok", 0) for split in info.splits)
+    lost = sum(
+        split.outcomes.get(status, 0) for split in info.splits for status in ("failed", "pending")
+    )  # a duplicate's clip is that of the row before
     tiles = {
         "clips": f"{clips:,}",
         "hours": f"{sum(split.hours for split in info.splits):,.2f}",

@@ -226,6 +226,14 @@ def test_segments_that_the_video_does_not_have(tmp_path, start, end, reason):
     assert (result["status"], result["reason"]) == ("failed", reason)
 
 
+def test_a_clock_of_milliseconds_makes_no_clip_too_short(tmp_path):
+    source = make(tmp_path / "a.mkv", source="testsrc2=size=320x240:rate=15:duration=8")
+    result, _ = convert(tmp_path, source, 7.0, 12.0)  # the last picture ends at 7.999 s
+    assert (result["status"], result["num_frames"]) == ("ok", 15)
+    result, _ = convert(tmp_path, source, 7.01, 12.0)
+    assert (result["reason"], result["detail"]) == ("too short", "0.989 s")
+
+
 def test_rotation_is_applied(tmp_path):
     upright = make(tmp_path / "a.mp4", "-vf", "geq=lum='if(lt(Y,H/2),220,30)':cb=128:cr=128")
     turned = tmp_path / "b.mp4"

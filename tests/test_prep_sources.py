@@ -551,6 +551,17 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_to_come(clips, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
+def test_a_dry_run_expects_clips_of_the_listed_paths_that_are_there(clips, tmp_path):
+    there = sorted(path.name for path in (clips / "videos").rglob("*.mp4"))[:2]
+    names = [*(f"none-{number}.mp4" for number in range(9)), *there]
+    (tmp_path / "list.txt").write_text("".join(f"{name} x\n" for name in names))
+    done = run_kprep("shard", clips / "videos", tmp_path / "root", "--split", "val", "--profile", "small",
+                     "--annotations", tmp_path / "list.txt", "--dry-run")  # fmt: skip
+    assert "rows             11" in done.stdout
+    assert "expected clips   2, in 1 shards" in done.stdout
+    assert "from 2 clips" in done.stdout
+
+
 def test_rows_that_cannot_be_read_say_why_at_once(clips, tmp_path):
     rows = [("x", name, "0:03", 5, "val", 0) for name in IDS]
     kinetics_csv(tmp_path / "val.csv", rows)
