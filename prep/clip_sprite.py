@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from prep.errors import BadClipError
 from prep.format import CONTAINER_OPTIONS, open_media
-from prep.probe import MAX_PIXELS
+from prep.format.layout import MAX_PIXELS
 
 _BOX_PX = (192, 144)  # width and height that a frame fits into
 _QUALITY = 65  # of WebP: 2 kB a frame, no difference that could be seen at this size

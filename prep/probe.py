@@ -14,6 +14,7 @@ import av
 from av.sidedata.sidedata import Type as SideDataType
 
 from prep.format import open_media
+from prep.format.layout import MAX_PIXELS
 from prep.mp4 import is_encrypted
 from prep.outcome import Reason, RowFailure
 from prep.packet_times import TICK_SECONDS, begins_of, cover, seek, seek_early, usual_seconds
@@ -31,7 +32,6 @@ DEMUXERS = (
     "m4v", "mjpeg", "mp3", "wav", "aac", "flac",
 )  # fmt: skip
 FORMAT_WHITELIST = ",".join(DEMUXERS)
-MAX_PIXELS = 8192 * 4320
 _HDR_CURVES = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]", b"<html", b"<!doctype")
 _LONGEST_MARK = max(map(len, _PLAYLISTS))

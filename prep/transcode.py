@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import ffmpeg
 
+from prep.format.layout import MAX_PIXELS
 from prep.outcome import Reason, RowFailure
-from prep.probe import FORMAT_WHITELIST, MAX_PIXELS, SourceFacts
+from prep.probe import FORMAT_WHITELIST, SourceFacts
 
 if TYPE_CHECKING:
     from pathlib import Path

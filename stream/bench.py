@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from prep.errors import UsageError
 from prep.format import index_path, read_manifest
 from prep.format.layout import MANIFEST_PATH
 from stream.bench_measure import (
@@ -104,8 +106,11 @@ def bench_loaders(
 
     Each gets `seconds` in all, after its queues have been emptied of what it prepared while others
     ran. Small splits are given more views, so that an epoch does not end within a round. `before`
-    is called with the storage's name before each of its rounds.
+    is called with the storage's name before each of its rounds. Raises UsageError for a time that
+    does not end.
     """
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"seconds ({seconds}) must be a number above 0")
     contenders: dict[str, _Contender] = {}
     for name, storage in storages.items():
         contenders[name] = _open(storage, options)
@@ -122,9 +127,11 @@ def bench_loaders(
 def _open(storage: Storage, options: LoaderOptions) -> _Contender:
     """Start a loader alone: time to its first batch, its memory, its requests."""
     others = own_processes()
+    listed = read_manifest(storage).split(options.stream.split, storage.root).num_clips
     begun = time.perf_counter()
-    stream = ClipStream(storage, options.stream, batch_size=options.batch)
-    stream = _long_epoch(stream, options)
+    stream = _stream(storage, options, listed)
+    if len(stream) < _EPOCH_CLIPS // options.batch:  # some clips are too short
+        stream = _stream(storage, options, len(stream.rows))
     loader = ClipLoader(stream, num_workers=options.workers, prefetch_batches=options.prefetch)
     one = _Contender(loader, iter(loader))
     next(one.batches)
@@ -142,12 +149,11 @@ def _open(storage: Storage, options: LoaderOptions) -> _Contender:
     return one
 
 
-def _long_epoch(stream: ClipStream, options: LoaderOptions) -> ClipStream:
-    views = -(-_EPOCH_CLIPS // len(stream.rows))
-    if stream.options.clips_per_video >= views:
-        return stream
-    longer = replace(options.stream, clips_per_video=views)
-    return ClipStream(stream.storage, longer, batch_size=options.batch)
+def _stream(storage: Storage, options: LoaderOptions, clips: int) -> ClipStream:
+    """Open a root with so many views of each of its clips that an epoch is long."""
+    views = -(-max(_EPOCH_CLIPS, options.batch) // max(1, clips))
+    longer = replace(options.stream, clips_per_video=max(views, options.stream.clips_per_video))
+    return ClipStream(storage, longer, batch_size=options.batch)
 
 
 def _queued(options: LoaderOptions) -> int:

@@ -29,6 +29,7 @@ import resource
 import struct
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,7 +67,7 @@ _MAGIC = b"kprepcl1"
 def parse_bytes(value: int | str) -> int:
     """Return a number of bytes: 5, "50GB", "1.5 TB", "64MiB"; UsageError for anything else."""
     found = re.fullmatch(
-        r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE
+        r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE
     )
     if found is None or (found[3] and not found[2]):
         raise UsageError(
@@ -75,7 +76,7 @@ def parse_bytes(value: int | str) -> int:
     unit = _UNITS[found[2].upper()]
     if found[3]:
         unit = 1024 ** "KMGT".index(found[2].upper()) * 1024
-    return int(float(found[1]) * unit)
+    return int(Fraction(found[1]) * unit)
 
 
 def disk_space(sizes: Int64) -> int:
@@ -180,7 +181,7 @@ class ClipCache:
 
     def admits(self, clip: IndexedClip) -> bool:
         """Whether this clip is one of those that the cache is for."""
-        if len(clip.content_hash) != 16:
+        if len(clip.content_hash) != 16 or _disk_bytes(clip.video_bytes) > self.limit_bytes:
             return False
         return int.from_bytes(clip.content_hash[:4], "big") < self._admitted
 
@@ -229,6 +230,8 @@ class ClipCache:
         needed = _disk_bytes(len(payload)) + _NAME_BYTES
         if not path.parent.exists():
             needed += _BLOCK_BYTES
+        if needed > self.limit_bytes:  # evicting everything would not make room
+            return False
         used = self._account(lock)
         if used is None or used + needed > self.limit_bytes:
             used = self._make_room(needed)

@@ -404,6 +404,6 @@ def _storages(
     # an endpoint that is mistyped should not take ten minutes to be found
     opening = RetryPolicy(min(_OPENING_PATIENCE_SECONDS, patience_seconds))
     return [
-        WeightedStorage(Storage(one.root, one.storage_options or options, opening), one.weight)
+        WeightedStorage(Storage(one.root, one.options_or(options), opening), one.weight)
         for one in data_roots(root)
     ]

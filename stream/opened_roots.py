@@ -201,5 +201,5 @@ def too_short_error(split: str, frames: int, fps: Fraction) -> UsageError:
     """Return what is said where no clip is long enough."""
     return UsageError(
         f"no clip of split {split} has {frames} frames at {float(fps):g} fps; "
-        "ask for fewer frames, or short='pad'"
+        "ask for fewer frames, or give the loader short='pad'"
     )

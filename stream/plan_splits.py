@@ -94,7 +94,7 @@ class StoredSplit:
         self.index_bytes = self._index.path.stat().st_size
         self._by_rate = self._index.rates()
         self._rates = list(self._by_rate)
-        self._rate_of = np.zeros(self.num_rows, dtype=np.int16)
+        self._rate_of = np.zeros(self.num_rows, dtype=np.int64)
         for number, rows in enumerate(self._by_rate.values()):
             self._rate_of[rows] = number
         self._labels = self._index.labels

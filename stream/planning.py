@@ -82,7 +82,8 @@ class PlanOptions:
         whole_number("nodes x gpus x batch x accumulate", step, most=_MOST_GLOBAL_BATCH)
         whole_number("seed", self.seed)
         whole_number("workers", self.workers, least=0, most=_MOST)
-        whole_number("cache_limit_bytes", self.cache_limit_bytes or 0, least=0, most=_MOST**2)
+        if self.cache_limit_bytes is not None:
+            whole_number("cache_limit_bytes", self.cache_limit_bytes, least=1, most=_MOST**2)
         for name in ("price_per_1000_requests", "price_per_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} ({getattr(self, name)}) must be a number, at least 0")
@@ -180,9 +181,10 @@ def make_plan(split: PlannedSplit, options: PlanOptions) -> Plan:
     clips = placed[0]
     too_short = 0 if problems else split.num_rows - clips
     if not problems and not clips:
+        more = " or a higher fps" if any(options.fps < rate for rate in spans) else ""
         problems.append(
             f"none of the {split.num_rows} clips has {options.frames} frames at "
-            f"{float(options.fps):g} fps; ask for fewer frames or a higher fps"
+            f"{float(options.fps):g} fps; ask for fewer frames{more}"
         )
     batches = BatchPlan(
         num_positions=clips * options.clips_per_video,

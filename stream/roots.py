@@ -38,6 +38,13 @@ class DataRoot:
         object.__setattr__(self, "root", str(self.root))
         object.__setattr__(self, "weight", _weight(self.weight, self.root))
 
+    def options_or(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of its client, those given where it has none of its own.
+
+        An empty mapping is one of its own: a public bucket beside one with an endpoint and keys.
+        """
+        return options if self.storage_options is None else self.storage_options
+
     @classmethod
     def parse(cls, text: str) -> DataRoot:
         """Read `ROOT` or `ROOT@WEIGHT`: a number behind the last "@" is always the weight.

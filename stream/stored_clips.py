@@ -92,7 +92,7 @@ class StoredClips:
         """
         check_patience(storage_patience_seconds)
         one = _one_root(root)
-        options = one.storage_options or storage_options or {}
+        options = one.options_or(storage_options or {})
         storage = Storage(one.root, options, RetryPolicy(storage_patience_seconds))
         opened = open_roots(storage, split, evaluation=True)
         self.root = one.root

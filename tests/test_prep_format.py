@@ -66,6 +66,12 @@ def test_index_rows_that_no_writer_makes_are_refused(change):
         read_index(data, "index")
 
 
+def test_a_clip_of_too_many_pixels_is_refused():
+    large = dataclasses.replace(RECORD, width=8193, height=4320)
+    with pytest.raises(DatasetError, match="a clip of 35,393,760 pixels, where at most 35,389,440"):
+        read_index(write_index([index_table([large])]), "index")
+
+
 def no_text(length: int) -> pa.Array:
     """Texts that are no UTF-8, which Arrow takes as they are."""
     data = pa.array([b"\xff%d" % number for number in range(length)], pa.binary())

@@ -87,6 +87,12 @@ def test_stream_shows_the_root_beside_memory(root):
     assert found["root"]["bytes_per_clip"] == found["memory"]["bytes_per_clip"]
 
 
+def test_stream_gives_a_split_smaller_than_a_batch_more_views(root):
+    done = run("stream", root, "--workers", 0, "--batch", 40, "--seconds", 0.1, "--rounds", 1)
+    assert done.exit_code == 0, done.exception
+    assert "| root |" in done.output
+
+
 def test_stream_with_workers_as_a_user_runs_it(root):
     """In a process of its own, since workers are started by forkserver."""
     code = "from prep.bench_command import bench_group; bench_group()"
@@ -177,6 +183,8 @@ def test_spread():
         (["decode", "ROOT", "--split", "none"], "it has train"),
         (["decode", "ROOT", "--fps", 60], "fps (60)"),
         (["decode", "ROOT", "--frames", 900], "900 frames"),
+        (["stream", "ROOT", "--seconds", "nan"], "seconds (nan)"),
+        (["stream", "ROOT", "--seconds", "inf"], "seconds (inf)"),
     ],
 )
 def test_mistakes_are_one_sentence(root, arguments, words):

@@ -203,8 +203,12 @@ def test_the_limit_holds_after_every_clip_and_the_oldest_go(tmp_path):
 
 def test_a_clip_larger_than_the_limit_is_not_kept(tmp_path):
     cache = ClipCache(tmp_path, 50_000)
-    assert not cache.put(*clip(1, 60_000))
-    assert cache.put(*clip(2, 20_000))
+    small, payload = clip(2, 20_000)
+    assert cache.put(small, payload)
+    large, much = clip(1, 60_000)
+    assert not cache.put(large, much)
+    assert not cache.takes(large)  # so it is not read whole either
+    assert read(cache, small, [(0, 9)]) is not None  # nothing had to go for it
 
 
 def test_a_file_that_is_being_read_survives_its_eviction(tmp_path, monkeypatch):
@@ -318,7 +322,7 @@ def test_sizes(text, expected):
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-5", "5 apples", "5iB", "1e9"])
+@pytest.mark.parametrize("text", ["", "GB", "-5", "5 apples", "5iB", "1e9", "9" * 400])
 def test_sizes_that_are_none(text):
     with pytest.raises(UsageError, match="cache_limit"):
         parse_bytes(text)

@@ -276,6 +276,13 @@ def test_a_run_that_cannot_work_exits_with_1(root):
     assert "cannot work: 24 of 24 clips" in done.output
 
 
+def test_a_higher_rate_is_proposed_where_there_is_one(root):
+    for fps, way in ((15, ""), (5, " or a higher fps")):
+        done = run(root, "--frames", 400, "--fps", fps, "--json")
+        problem = f"none of the 24 clips has 400 frames at {fps} fps; ask for fewer frames{way}"
+        assert json.loads(done.output)["problems"] == [problem]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -283,6 +290,7 @@ def test_a_run_that_cannot_work_exits_with_1(root):
         (["--synthetic", 10, "--batch", 0], "batch (0)"),
         (["--synthetic", 10, "--clips-per-second", 0], "clips_per_second"),
         (["--synthetic", 10, "--cache-limit", "many"], "cache_limit"),
+        (["--synthetic", 10, "--cache-limit", "0"], "cache_limit_bytes (0)"),
         (["--synthetic", 10, "--fps", "x"], "fps"),
     ],
 )

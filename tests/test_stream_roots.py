@@ -27,6 +27,7 @@ from prep.errors import (
 from prep.storage import Storage
 from stream import BatchAddress, ClipStream, DataRoot, StreamOptions, clip_loader, pins
 from stream.class_lists import join_class_lists
+from stream.loader import _storages
 from stream.roots import data_roots
 
 
@@ -53,6 +54,17 @@ def labels(one) -> dict[str, int]:
         for batch in one
         for key, label in zip(batch.key, batch.label.tolist(), strict=True)
     }
+
+
+def test_empty_options_are_a_roots_own():
+    assert DataRoot("a").options_or({"endpoint": "x"}) == {"endpoint": "x"}
+    assert DataRoot("a", 1, {}).options_or({"endpoint": "x"}) == {}
+    assert DataRoot("a", 1, {"region": "y"}).options_or({"endpoint": "x"}) == {"region": "y"}
+    roots = [DataRoot("s3://a", 1, {}), DataRoot("s3://b")]
+    with_endpoint = [
+        "endpoint" in one.storage.options for one in _storages(roots, {"endpoint": "x"}, 1)
+    ]
+    assert with_endpoint == [False, True]
 
 
 # -- what users write ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from prep.errors import DatasetError
 from prep.format.clip_record import ClipRecord
+from prep.format.layout import MAX_PIXELS
 from prep.parquet import read_parquet
 
 if TYPE_CHECKING:
@@ -128,6 +129,12 @@ def _check_ranges(table: pa.Table, where: str) -> None:
         largest = pc.max(table[name]).as_py()
         if largest is not None and largest > high:
             raise DatasetError(f"{where}: column {name} holds {largest}, which no clip has")
+    pixels = pc.multiply(table["width"].cast("int64"), table["height"].cast("int64"))
+    most = pc.max(pixels).as_py()
+    if most is not None and most > MAX_PIXELS:
+        raise DatasetError(
+            f"{where} has a clip of {most:,} pixels, where at most {MAX_PIXELS:,} are read"
+        )
 
 
 def iter_records(table: pa.Table) -> Iterator[ClipRecord]:

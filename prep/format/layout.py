@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FORMAT_VERSION = 1
+MAX_PIXELS = 8192 * 4320
+"""Of a picture, of a source or a clip: a larger one is a mistake, or made to exhaust memory."""
 MANIFEST_PATH = "manifest.json"
 CARD_PATH = "README.md"
 CLASSES_PATH = "classes.txt"
