@@ -57,7 +57,13 @@ class _Server(forkserver.ForkServer):
     def _is_running(self) -> bool:
         pid = self._forkserver_pid
         how = os.WEXITED | os.WNOHANG | os.WNOWAIT  # the base class waits for one that has ended
-        return pid is not None and os.waitid(os.P_PID, pid, how) is None
+        try:
+            return pid is not None and os.waitid(os.P_PID, pid, how) is None
+        except ChildProcessError:  # it has ended, and somebody waited for all children
+            if self._forkserver_alive_fd is not None:
+                os.close(self._forkserver_alive_fd)
+            self._forkserver_pid = self._forkserver_alive_fd = None
+            return False
 
 
 _server = _Server()

@@ -160,6 +160,24 @@ def test_a_forked_child_lets_go_of_its_parents_server():
     os.close(reading)
 
 
+def test_a_server_that_somebody_else_waited_for_is_started_again(monkeypatch):
+    started = []
+
+    def start(server):
+        started.append(server)
+
+    monkeypatch.setattr(forkserver.ForkServer, "ensure_running", start)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    reading, writing = os.pipe()
+    server = _Server()
+    server._forkserver_pid, server._forkserver_alive_fd = ended.pid, writing
+    server.ensure_running()
+    assert (started, server._forkserver_pid) == ([server], None)
+    assert os.read(reading, 1) == b""  # its pipe is closed
+    os.close(reading)
+
+
 class _Loader:
     """torch's, whose workers died while nobody asked for a batch, or one that cannot begin."""
 
