@@ -29,7 +29,7 @@ from prep.annotations import (
     overlap,
     read_class_list,
 )
-from prep.errors import UsageError
+from prep.errors import StorageError, UsageError
 from prep.journal import Journal
 from prep.ledger import read_ledger, write_ledger
 from prep.merge_plan import case_notes
@@ -761,6 +761,16 @@ def test_overlap_command_prints_and_writes(tmp_path: Path) -> None:
     assert ids.read_text() == "0wR5jVB-WPk\n"
     failed = CliRunner().invoke(overlap_command, [str(a), str(tmp_path / "none")])
     assert isinstance(failed.exception, UsageError)
+
+
+def test_ids_that_cannot_be_written_are_a_mistake_or_a_failure(tmp_path: Path) -> None:
+    lists = [str(path) for path in lists_to_compare(tmp_path)]
+    failed = CliRunner().invoke(overlap_command, [*lists, "--ids", "/dev/full"])
+    with pytest.raises(StorageError, match=r"^--ids /dev/full .* \(No space .*the same command"):
+        raise failed.exception or AssertionError
+    failed = CliRunner().invoke(overlap_command, [*lists, "--ids", str(tmp_path / "no/ids.txt")])
+    with pytest.raises(UsageError, match=r"^--ids .*ids.txt cannot be written: No such file"):
+        raise failed.exception or AssertionError
 
 
 def test_overlap_knows_a_video_by_its_files_name(tmp_path: Path) -> None:
