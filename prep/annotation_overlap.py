@@ -66,7 +66,8 @@ def overlap(a: Listing, b: Listing) -> OverlapReport:
 
     Open the lists with split "*" to compare all their rows. A file that is called `<id>.*` or
     `<id>_<start:06d>_<end:06d>.*` after a YouTube id is of that video. Memory holds the distinct
-    ids. Raises UsageError for a list without a row: that it shares nothing says nothing.
+    ids. Raises UsageError for a list without a row that can be read: that it shares nothing says
+    nothing.
     """
     ids_a, rows_a, bad_a = _ids(a)
     ids_b, rows_b, bad_b = _ids(b)
@@ -83,27 +84,41 @@ def overlap(a: Listing, b: Listing) -> OverlapReport:
 
 
 def _ids(listing: Listing) -> tuple[set[str], int, int]:
-    ids, rows, bad = set(), 0, 0
+    ids, rows, bad, first = set(), 0, 0, ""
     for item in listing:
         rows += 1
         if isinstance(item, Segment):
             ids.add(_video(item)[0])
         else:
             bad += 1
+            first = first or item.detail
     if not rows:
         what, way = ("video", "; see that it is mounted") if listing.path.is_dir() else ("row", "")
         raise UsageError(f"{listing.path} holds no {what}, so there is nothing to compare{way}")
+    if bad == rows:
+        raise UsageError(
+            f"none of the {rows} rows of {listing.path} can be read, so there is nothing to "
+            f"compare ({first}); give an annotation list, a folder of videos, or the table that "
+            "`kprep info --csv` writes"
+        )
     return ids, rows, bad
 
 
 def _video(segment: Segment) -> tuple[str, float, float | None]:
     """Return id, start and end of a segment, or what the name of a file says of them."""
-    if segment.path is not None and (named := _FILE.fullmatch(segment.path)):
-        if named[2]:
-            return named[1], float(named[2]), float(named[3])
-        if not _COUNTER.fullmatch(named[1]):
-            return named[1], 0.0, None
-    return segment.video_id, segment.start_seconds, segment.end_seconds
+    named = named_video(segment.path) if segment.path is not None else None
+    return named or (segment.video_id, segment.start_seconds, segment.end_seconds)
+
+
+def named_video(path: str) -> tuple[str, float, float | None] | None:
+    """Return id, start and end of the YouTube video that a file is named after; None for others.
+
+    The end is None where the name has no times.
+    """
+    named = _FILE.fullmatch(path)
+    if named and named[2]:
+        return named[1], float(named[2]), float(named[3])
+    return (named[1], 0.0, None) if named and not _COUNTER.fullmatch(named[1]) else None
 
 
 def _shared(listing: Listing, shared: set[str], examples: list[str]) -> _Shared:
@@ -127,9 +142,10 @@ def _segments(listing: Listing) -> Iterator[Segment]:
 def _text(segment: Segment) -> str:
     if segment.path is not None:
         return segment.path
+    end = segment.end_seconds
     words = (
         "" if segment.split == "*" else segment.split,
-        f"{segment.start_seconds:g}-{segment.end_seconds:g} s",
+        "whole" if end is None else f"{segment.start_seconds:g}-{end:g} s",
         segment.label or "",
     )
     return " ".join(word for word in words if word)

@@ -6,6 +6,7 @@ A `Listing` yields a `Segment` or a `BadRow` for every row of its input: nothing
     DeepMindJson    {id: {annotations: {label, segment}, …}}
     PathList        a path a line, with or without label
     ClassFolders    a folder that is its own list
+    LedgerTable     what `kprep info --csv` writes of a dataset, where all splits are read
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from prep.annotation_json import DeepMindJson
 from prep.annotation_labels import OneSpelling, kinetics_class_list, read_class_list
+from prep.annotation_ledger import LedgerTable, is_ledger
 from prep.annotation_overlap import OverlapReport, overlap
 from prep.annotation_paths import ClassFolders, PathList, is_path_list, walk
 from prep.annotation_rows import ANY_SPLIT, Listing, first_character, lines, normalise_split
@@ -31,6 +33,7 @@ __all__ = [
     "ClassFolders",
     "DeepMindJson",
     "KineticsCsv",
+    "LedgerTable",
     "Listing",
     "OneSpelling",
     "OverlapReport",
@@ -49,14 +52,17 @@ _SAMPLE_ROWS = 200
 def open_annotations(path: Path, split: str, classes: Sequence[str] = ()) -> Listing:
     """Open a list file or a folder, whose form is found out from what stands in it.
 
-    Rows of other splits are left out and counted; `split` "*" reads the rows of all. Labels that
-    differ only by case or by how accents are written become one class, in the spelling of `classes`
-    where it has one. Raises UsageError for what is no list of a known form.
+    Rows of other splits are left out and counted; `split` "*" reads the rows of all, to compare
+    them: also those of the table of a dataset, which a conversion reads as strictly as any list.
+    Labels that differ only by case or by how accents are written become one class, in the spelling
+    of `classes` where it has one. Raises UsageError for what is no list of a known form.
     """
-    return OneSpelling(_form(path)(path, split), classes)
+    return OneSpelling(_form(path, split)(path, split), classes)
 
 
-def _form(path: Path) -> type[ClassFolders | DeepMindJson | KineticsCsv | PathList]:
+def _form(
+    path: Path, split: str
+) -> type[ClassFolders | DeepMindJson | KineticsCsv | LedgerTable | PathList]:
     if path.is_dir():
         if (path / MANIFEST_PATH).is_file() and (path / "index").is_dir():
             raise UsageError(
@@ -71,9 +77,9 @@ def _form(path: Path) -> type[ClassFolders | DeepMindJson | KineticsCsv | PathLi
         return DeepMindJson
     sample = [line or "" for _, line in islice(lines(path), _SAMPLE_ROWS)]
     try:
-        table_layout(path)
+        layout = table_layout(path)
     except UsageError:
         if is_path_list(sample):
             return PathList
         raise
-    return KineticsCsv
+    return LedgerTable if split == ANY_SPLIT and is_ledger(layout) else KineticsCsv

@@ -12,6 +12,7 @@ from prep.pending_rows import JournalRows
 from prep.progress import Progress
 from prep.signals import handling
 from prep.worker_pool import Job
+from prep.write_errors import WAY_OUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from prep.source import Offer, Source
 
 _COMMIT_ROWS = 256
-_WAY_OUT = "see that there is room and that the disk is sound, then run the same command again"
 _WAIT_SECONDS = 0.2  # for a result, before a signal is looked for
 
 
@@ -323,6 +323,6 @@ def check_fatal(result: dict[str, Any]) -> None:
     if "raised" in result:
         raise error_from_text(result["raised"])
     if "fatal" in result:
-        raise KprepError(f"{result['fatal']}; {_WAY_OUT}")
+        raise KprepError(f"{result['fatal']}; {WAY_OUT}")
     if "error" in result:
         raise KprepError(f"a worker failed; this is a fault in kprep:\n{result['error']}")

@@ -18,6 +18,7 @@ from prep.storage import Storage
 from prep.text.plain import few, setting_text
 from prep.text.quantities import size_text
 from prep.text.terminal import MARGIN, folded, pair
+from prep.write_errors import write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,10 +79,8 @@ def info_command(root: str, as_json: bool, csv_name: str | None) -> None:
     else:
         click.echo("\n".join(info_lines(storage.root, info, begun)))
     if csv_path is not None:
-        try:
+        with write_errors(csv_path):
             write_ledger_csv(storage, csv_path)
-        except OSError as error:
-            raise UsageError(f"{csv_path} cannot be written: {error.strerror}") from error
 
 
 def info_json(root: str, info: DatasetInfo | None, begun: Begun) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prep.atomic_files import write_atomic
 from prep.errors import KprepError, UsageError
+from prep.write_errors import write_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +38,8 @@ class MergeWork:
 
     def begin(self, root: str, identity: str) -> None:
         """Note which root is made here."""
-        try:
+        with write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot make {self.folder}: {error.strerror}") from error
         self._write("plan.json", {"root": root, "identity": identity})
 
     def record(self, split: str, number: int, facts: dict[str, Any]) -> None:
@@ -68,7 +67,8 @@ class MergeWork:
         return values
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        write_atomic(self.folder / name, json.dumps(values).encode())
+        with write_errors(self.folder / name):
+            write_atomic(self.folder / name, json.dumps(values).encode())
 
 
 def _crc32(facts: Any) -> int:

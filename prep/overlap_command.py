@@ -10,6 +10,7 @@ from prep.annotation_overlap import ListCounts, SharedVideo, overlap
 from prep.annotations import ANY_SPLIT, open_annotations
 from prep.atomic_files import text_output
 from prep.errors import UsageError
+from prep.write_errors import write_errors
 
 
 @click.command("overlap")
@@ -58,8 +59,5 @@ def _example(video: SharedVideo) -> str:
 
 
 def _write(path: Path, ids: tuple[str, ...]) -> None:
-    try:
-        with text_output(path) as file:
-            file.writelines(f"{video_id}\n" for video_id in ids)
-    except OSError as error:
-        raise UsageError(f"--ids {path} cannot be written: {error.strerror}") from error
+    with write_errors(path, "--ids"), text_output(path) as file:
+        file.writelines(f"{video_id}\n" for video_id in ids)

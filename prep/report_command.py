@@ -13,6 +13,7 @@ from prep.outside import check_outside
 from prep.storage import Storage
 from prep.text.plain import plain
 from prep.text.quantities import size_text
+from prep.write_errors import write_errors
 
 
 @click.command("report")
@@ -48,10 +49,8 @@ def report_command(root: str, out: Path, samples: int, seed: int) -> None:
     _check_out(out, storage)
     report = make_report(storage, samples=samples, seed=seed, progress=_progress)
     page = report_page(report, seed)
-    try:
+    with write_errors(out):
         write_atomic(out, page)
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}") from error
     for finding in report.findings:
         click.echo(f"warning: {finding.title}")
     bad = [clip for clip in report.clips if clip.sprite is None]

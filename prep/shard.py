@@ -36,6 +36,8 @@ from prep.root_state import (
 from prep.shard_builder import ShardBuilder
 from prep.sources import open_listing, open_sources, source_folders
 from prep.standing_shards import altered_shards, note_on
+from prep.text.plain import plain
+from prep.write_errors import write_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from prep.journal import Journal
     from prep.options import ShardOptions
     from prep.source import Source
-from prep.text.plain import plain
 
 
 @dataclass
@@ -116,7 +117,7 @@ def _made(work: Path) -> Path:
         for folder in (work / "staged", work / "temporary"):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make {error.filename}: {error.strerror}") from error
+        raise write_error(f"{error.filename}", error) from error
     return work
 
 

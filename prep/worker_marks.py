@@ -12,6 +12,8 @@ import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from prep.write_errors import write_errors
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -70,7 +72,8 @@ class Mark:
 
 def new_mark(path: Path) -> None:
     """Make the file of a mark."""
-    path.write_bytes(_FORM.pack(_NO_CLIP, 0))
+    with write_errors(path):
+        path.write_bytes(_FORM.pack(_NO_CLIP, 0))
 
 
 def read_mark(path: Path) -> tuple[int | None, int]:

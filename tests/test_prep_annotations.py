@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prep import annotation_json
+from prep.annotation_overlap import ListCounts
 from prep.annotations import (
     ANY_SPLIT,
     ClassFolders,
@@ -28,7 +29,9 @@ from prep.annotations import (
     overlap,
     read_class_list,
 )
-from prep.errors import UsageError
+from prep.errors import StorageError, UsageError
+from prep.journal import Journal
+from prep.ledger import read_ledger, write_ledger
 from prep.merge_plan import case_notes
 from prep.overlap_command import overlap_command
 from prep.segment import BadRow, Segment
@@ -760,6 +763,16 @@ def test_overlap_command_prints_and_writes(tmp_path: Path) -> None:
     assert isinstance(failed.exception, UsageError)
 
 
+def test_ids_that_cannot_be_written_are_a_mistake_or_a_failure(tmp_path: Path) -> None:
+    lists = [str(path) for path in lists_to_compare(tmp_path)]
+    failed = CliRunner().invoke(overlap_command, [*lists, "--ids", "/dev/full"])
+    with pytest.raises(StorageError, match=r"^--ids /dev/full .* \(No space .*the same command"):
+        raise failed.exception or AssertionError
+    failed = CliRunner().invoke(overlap_command, [*lists, "--ids", str(tmp_path / "no/ids.txt")])
+    with pytest.raises(UsageError, match=r"^--ids .*ids.txt cannot be written: No such file"):
+        raise failed.exception or AssertionError
+
+
 def test_overlap_knows_a_video_by_its_files_name(tmp_path: Path) -> None:
     whole = files(
         tmp_path / "whole", "train/x/0wR5jVB-WPk.mp4", "valid/y/3caPS4FHFF8_000005_000015.mp4"
@@ -804,6 +817,96 @@ def test_overlap_with_nothing_is_refused(tmp_path: Path, kind: str) -> None:
         nothing = written(tmp_path, HEADER, "c.csv")
     with pytest.raises(UsageError, match="holds no .* nothing to compare"):
         overlap(*[open_annotations(path, ANY_SPLIT) for path in (a, nothing)])
+
+
+def table_of(source: Path, table: Path, *splits: str) -> Path:
+    """Write what `kprep info --csv` would of a dataset made from a list or folder, no clip tried."""
+    with table.open("w", newline="") as file:
+        for split in splits:
+            with contextlib.closing(Journal(table.with_suffix(f".{split}"), split)) as journal:
+                journal.plan(
+                    open_annotations(source, split), seed=0, clips_per_shard=8, limit=None,
+                    classes=frozenset(), taken_keys=frozenset(),
+                )  # fmt: skip
+                ledger = read_ledger(write_ledger(journal.all_rows()), split)
+            writer = csv.writer(file)
+            if split == splits[0]:
+                writer.writerow(["split", *ledger.column_names])
+            writer.writerows((split, *row.values()) for row in ledger.to_pylist())
+    return table
+
+
+def found_in(a: Path, b: Path) -> tuple[object, ...]:
+    """Return what is compared of two lists: all but how the examples are shown."""
+    report = overlap(*[open_annotations(path, ANY_SPLIT) for path in (a, b)])
+    return report.a, report.b, report.shared_ids, report.same_segments
+
+
+def test_overlap_reads_the_table_of_a_dataset_as_the_folder_that_it_came_from(
+    tmp_path: Path,
+) -> None:
+    names = (
+        "train/x/0wR5jVB-WPk_000417_000427.mp4",  # known by its name, with times
+        "train/x/-_abcdefgh__000001_000011.mp4",  # an id of which its key keeps the letters only
+        "train/x/odd,_name.mp4",
+        "val/y/more/3caPS4FHFF8.mp4",
+        "val/y/clip_000001.mp4",
+        "val/y/bad\nname.mp4",  # a row that has no id
+    )
+    folder = files(tmp_path / "folder", *names)
+    other = files(tmp_path / "other", *(name for name in names if "x/" in name), "train/z/1.mp4")
+    table = table_of(folder, tmp_path / "rows.csv", "train", "val")
+    wanted = found_in(folder, folder)
+    assert wanted[0] == ListCounts(rows=6, ids=5, rows_shared=5, bad_rows=1)
+    assert wanted[3] == 5
+    assert found_in(folder, table) == found_in(table, folder) == found_in(table, table) == wanted
+    assert found_in(table, other) == found_in(folder, other)
+    assert found_in(table, other)[2] == ("-_abcdefgh_", "0wR5jVB-WPk", "train/x/odd,_name.mp4")
+    sheet = table.read_text().replace(",", ";").replace("odd;_", "odd,_")
+    assert found_in(written(tmp_path, sheet, "sheet.csv"), folder) == wanted
+    done = CliRunner().invoke(overlap_command, [str(table), str(folder)])
+    assert "A: train 417-427 s x  B: train/x/0wR5jVB-WPk_000417_000427.mp4" in done.output
+
+
+def test_overlap_reads_the_table_of_a_list_as_the_list(tmp_path: Path) -> None:
+    a, b = lists_to_compare(tmp_path)
+    table = table_of(a, tmp_path / "rows.csv", "val")
+    assert found_in(a, b)[0] == ListCounts(rows=4, ids=2, rows_shared=2, bad_rows=1)
+    assert found_in(table, b) == found_in(a, b)
+    assert found_in(table, table) == found_in(a, a)
+
+
+def test_overlap_knows_the_samples_of_somebody_elses_tars_by_their_keys(tmp_path: Path) -> None:
+    """Their names are those of files; what could not be streamed has no end."""
+    head = (
+        "split,row,key,video_id,start_seconds,end_seconds,label,status,reason,detail,source,"
+        "seconds,short"
+    )
+    keys = {"0wR5jVB-WPk_000417_000427": "1.2", "train/000/3caPS4FHFF8": "", "000017": "2.0"}
+    rows = (f'train,0,{key},{key},0.0,{end},,ok,,"two\nlines",tar,,' for key, end in keys.items())
+    table = written(tmp_path, "\n".join([head, *rows]), "rows.csv")
+    assert found_in(table, table)[0] == ListCounts(rows=3, ids=3, rows_shared=3, bad_rows=0)
+    folder = files(tmp_path / "videos", "0wR5jVB-WPk_000417_000427.mp4", "3caPS4FHFF8.webm")
+    assert found_in(table, folder)[2:] == (("0wR5jVB-WPk", "3caPS4FHFF8"), 2)
+    with pytest.raises(UsageError, match=r"rows.csv, line \d+: .*; write the table anew"):
+        found_in(written(tmp_path, table.read_text() + '\ntrain,"0', "rows.csv"), folder)
+
+
+def test_a_conversion_reads_the_table_of_a_dataset_as_strictly_as_any_list(tmp_path: Path) -> None:
+    folder = files(tmp_path / "folder", "x/0wR5jVB-WPk_000417_000427.mp4", "x/a.mp4")
+    table = table_of(folder, tmp_path / "rows.csv", "train")
+    assert [type(item) for item in read(table)] == [BadRow, BadRow]
+
+
+def test_overlap_with_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    a, _ = lists_to_compare(tmp_path)
+    nothing = written(tmp_path, f"{HEADER}\nx,0wR5jVB-WPk,5,5,val\nx,3caPS4FHFF8,,,val\n", "c.csv")
+    why = (
+        "none of the 2 rows of .*c.csv can be read, .*line 2: time_start .*give an annotation list"
+    )
+    for lists in ((a, nothing), (nothing, a)):
+        with pytest.raises(UsageError, match=why):
+            found_in(*lists)
 
 
 def test_overlap_does_not_write_over_its_lists(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import shutil
@@ -16,13 +17,14 @@ from conftest import run_kprep
 from copy_datasets import files_of
 from report_datasets import CLASSES, large_dataset
 
-from prep.errors import DatasetError, UsageError
+from prep.errors import DatasetError, StorageError, UsageError
 from prep.info import write_ledger_csv
 from prep.info_command import info_command, info_lines
 from prep.journal import Journal
 from prep.root_state import unfinished
 from prep.storage import Storage
 from prep.text.plain import few, setting_text
+from prep.write_errors import write_error
 
 SPLIT_FIELDS = {"clips", "rows", "hours", "bytes", "shards", "short_clips", "outcomes", "failures",
                 "sources", "clips_by_class", "clips_without_class", "settings", "tools",
@@ -249,6 +251,35 @@ def test_the_csv_never_stands_inside_the_dataset(motion_dataset, tmp_path, path)
     assert "lies inside the dataset" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert {found: found.stat().st_mtime_ns for found in root.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "says"),
+    [
+        ("/dev/full", 1, "(No space left on device); see that there is room and that the disk is"),
+        ("no/folder.csv", 2, ": No such file or directory; give another path"),
+    ],
+)
+def test_a_csv_that_cannot_be_written_is_a_mistake_or_a_failure(
+    motion_dataset, tmp_path, monkeypatch, target, code, says
+):
+    monkeypatch.chdir(tmp_path)
+    done = run_kprep("info", motion_dataset, "--csv", target, check=False)
+    assert done.returncode == code
+    assert f"{target} cannot be written" in done.stderr
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(StorageError, code) for code in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE)]
+    + [(UsageError, code) for code in (errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EROFS)],
+)
+def test_another_path_mends_a_mistake_and_no_failure(kind, number):
+    error = write_error("--ids x", OSError(number, os.strerror(number)))
+    assert type(error) is kind
+    assert str(error).startswith("--ids x cannot be written")
+    assert os.strerror(number) in str(error)
 
 
 def test_an_earlier_csv_stays_until_the_new_one_is_whole(motion_dataset, tmp_path):

@@ -1,7 +1,9 @@
 """`kprep merge` and `kprep subset`: clips byte for byte, deterministic, ledgers that add up."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -30,7 +32,7 @@ from webdataset import TarWriter
 from prep.assemble import write_tar
 from prep.byte_progress import ByteProgress
 from prep.copy_dataset import copy_dataset
-from prep.errors import DatasetError, UsageError
+from prep.errors import DatasetError, StorageError, UsageError
 from prep.format import Sidecar, Split
 from prep.job_bytes import JobBytes
 from prep.ledger import SCHEMA
@@ -588,6 +590,33 @@ def test_a_shard_that_did_not_last_is_made_again(one, tmp_path):
     assert "2 shards that an earlier run had finished had to be made again: train/train-000000.tar was altered" in done.stdout  # fmt: skip
     subset(one, tmp_path / "whole", clips_per_shard=5, class_list="all")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "train-000000.mark", "train-000000.json"])
+def test_a_full_disk_is_named_with_the_file_and_the_same_command_goes_on(
+    one, tmp_path, monkeypatch, name
+):
+    """Whichever file of the work folder is the first that finds no room."""
+
+    def write(path, data):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(path, data)
+
+    whole = Path.write_bytes
+    out = tmp_path / "out"
+    with monkeypatch.context() as full:
+        full.setattr("prep.merge_work.write_atomic", write)
+        full.setattr(Path, "write_bytes", write)
+        with pytest.raises(StorageError) as caught:
+            subset(one, out)
+    where = out / ".kprep-work/merge-work" / name
+    assert str(caught.value) == (
+        f"{where} cannot be written (No space left on device); see that there is room and that the "
+        "disk is sound, then run the same command again"
+    )
+    subset(one, out)
+    assert faults(out) == []
 
 
 def test_signals_end_a_merge_cleanly_and_it_says_how_to_go_on(one, two, tmp_path):

@@ -1,5 +1,6 @@
 """`kprep report` without a browser: sums, warnings, the sample, and what the page holds."""
 
+import errno
 import html
 import json
 import os
@@ -17,6 +18,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from conftest import REPOSITORY, run_kprep
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,9 +30,10 @@ from prep.clip_sprite import draw_sprite, encode_picture
 from prep.clip_statistics import class_counts, clip_seconds, frequent, histogram
 from prep.dataset_warnings import find_warnings, overlapping_rows
 from prep.demo_videos import random_motion, write_video
-from prep.errors import BadClipError, StorageError
+from prep.errors import BadClipError, StorageError, UsageError
 from prep.format import index_schema, read_index, read_manifest
 from prep.report import make_report
+from prep.report_command import report_command
 from prep.report_html import report_page
 from prep.storage import RetryPolicy, Storage
 from prep.text.html import script_json, text
@@ -458,6 +461,22 @@ def test_a_place_that_cannot_be_is_refused_before_anything_is_read(tmp_path, out
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, StorageError), (errno.EACCES, UsageError)]
+)
+def test_a_page_that_cannot_be_written_is_a_mistake_or_a_failure(
+    odd_dataset, tmp_path, monkeypatch, number, kind
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("prep.report_command.write_atomic", refuse)
+    out = tmp_path / "page.html"
+    done = CliRunner().invoke(report_command, [str(odd_dataset), str(out), "--samples", "0"])
+    assert type(done.exception) is kind
+    assert f"{out} cannot be written" in str(done.exception)
 
 
 def test_a_damaged_index_is_one_sentence(odd_dataset, tmp_path):
