@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from prep.annotation_table import Layout
 
 # Of prep.ledger.SCHEMA, which costs an import of pyarrow; no annotation list has all of them
-_COLUMNS = ("row", "key", "status", "reason", "detail", "source", "seconds", "short")
+_COLUMNS = (
+    "row", "key", "youtube_id", "time_start", "time_end", "label", "status", "reason", "detail",
+    "source", "seconds", "short",
+)  # fmt: skip
 # The key of a file `<id>_<start:06d>_<end:06d>.*`, which is cut no further; see Segment.key
 _FILE_KEY = re.compile(r"(?:.*-)?(\d{6})-(\d{6})-[0-9a-f]{10}")
 _FROM_TARS = "tar"  # the source of what `kprep index` found, whose ids are keys of samples

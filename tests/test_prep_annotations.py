@@ -874,6 +874,8 @@ def test_overlap_reads_the_table_of_a_list_as_the_list(tmp_path: Path) -> None:
     assert found_in(a, b)[0] == ListCounts(rows=4, ids=2, rows_shared=2, bad_rows=1)
     assert found_in(table, b) == found_in(a, b)
     assert found_in(table, table) == found_in(a, a)
+    without_label = table.read_text().replace(",label,", ",other,")
+    assert found_in(written(tmp_path, without_label, "cut.csv"), table) == found_in(a, a)
 
 
 def test_overlap_knows_the_samples_of_somebody_elses_tars_by_their_keys(tmp_path: Path) -> None:
