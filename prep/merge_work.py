@@ -60,7 +60,7 @@ class MergeWork:
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             values: dict[str, Any] = json.loads((self.folder / name).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # `begin` says that no folder can be there
             return None
         except (OSError, ValueError) as error:
             raise KprepError(f"{self.folder / name} cannot be read ({error}); remove it") from error

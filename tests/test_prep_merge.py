@@ -495,6 +495,12 @@ def test_those_that_write_shards_say_how_far_they_are(one, tmp_path, monkeypatch
     assert not list((tmp_path / "out").rglob("*.mark"))
 
 
+def test_a_work_folder_below_a_file_is_a_mistake(one, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="work cannot be written: Not a directory; give another"):
+        subset(one, tmp_path / "out", work=tmp_path / "file/work")
+
+
 def test_a_destination_with_something_else_is_refused(one, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")
