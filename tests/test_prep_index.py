@@ -258,6 +258,19 @@ def test_clips_that_cannot_be_streamed_exactly_are_left_out_by_name(tmp_path):
     assert verify(Storage(str(root)), deep=True).faults == []
 
 
+def test_a_bad_key_is_told_the_rule_that_it_breaks(tmp_path):
+    keys = {
+        "__n": "not begin with '__'",
+        "a.b/x": "have no dot",
+        "y" * 201: "have at most 200 characters",
+    }
+    samples = {key: {"mp4": clip(), "cls": b"0"} for key in ("good", *keys)}
+    write_tar(tmp_path / "train.tar", samples)
+    run_kprep("index", tmp_path)
+    wanted = {key: ("bad name", f"keys must {rule}") for key, rule in keys.items()}
+    assert failures(tmp_path) == wanted
+
+
 def test_a_dataset_without_a_clip_is_refused(tmp_path):
     write_tar(tmp_path / "root/train.tar", {"a": {"mp4": b"no video", "cls": b"0"}})
     done = run_kprep("index", tmp_path / "root", check=False)
