@@ -51,7 +51,7 @@ def plan(
     known = journal.setting("identity")
     if known is not None and known != identity:
         changed = "; ".join(
-            f"{name} was {known.get(name)}, is {value}"
+            _changed(options, name, known.get(name), value)
             for name, value in identity.items()
             if known.get(name) != value
         )
@@ -65,6 +65,14 @@ def plan(
     journal.use_sources(list(options.sources))
     journal.reopen(_reasons_to_retry(options))
     return list(listing.notes)
+
+
+def _changed(options: ShardOptions, name: str, was: Any, now: Any) -> str:
+    """Return what is said of a setting that differs; of a profile the fields that do."""
+    if name == "profile" and isinstance(was, dict):
+        different = "; ".join(options.profile.differences_from_json(was))
+        return f"profile was {was.get('name')} ({different})"
+    return f"{name} was {was}, is {now}"
 
 
 def _plan_anew(

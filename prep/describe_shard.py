@@ -202,8 +202,8 @@ class _Foreign(_Described):
 
     def _about(self, sample: Sample) -> dict[str, Any]:
         key = sample.key
-        if not key.isprintable() or "." in key or key.startswith("__") or len(key) > _MAX_KEY:
-            raise RowFailure(Reason.BAD_NAME, f"keys have no dot and at most {_MAX_KEY} characters")
+        if broken := _broken_rule(key):
+            raise RowFailure(Reason.BAD_NAME, f"keys must {broken}")
         labels: dict[str, Any] = {}
         for rule in self.context["rules"]:
             try:
@@ -211,3 +211,14 @@ class _Foreign(_Described):
             except RowFailure as failure:
                 labels[rule] = failure.detail
         return {"labels": labels}
+
+
+def _broken_rule(key: str) -> str:
+    """Return what a key must be and is not, so that readers would cut it differently; or ""."""
+    if not key.isprintable():
+        return "be of characters that can be printed"
+    if "." in key:
+        return "have no dot"
+    if key.startswith("__"):
+        return "not begin with '__'"  # as webdataset's own entries of a sample, such as __key__
+    return f"have at most {_MAX_KEY} characters" if len(key) > _MAX_KEY else ""

@@ -23,7 +23,7 @@ from prep.exclusive import exclusive
 from prep.foreign_labels import check_rule, class_list
 from prep.foreign_publish import (
     clip_label,
-    companion_paths,
+    companions_of,
     foreign_records,
     has_our_card,
     ledger_rows,
@@ -53,7 +53,7 @@ from prep.shard_bytes import ShardBytes
 from prep.temporary import temporary_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prep.journal import Row
     from prep.shard_jobs import ShardProgress
@@ -128,13 +128,10 @@ def _refuse_overwriting(
                 f"{storage.root} was made by `kprep shard`; mend it with `kprep verify --repair`, "
                 f"or remove {MANIFEST_PATH} if it is to be indexed as somebody else's"
             )
-        return
-    ours = {*companions.energon_files({}), CLASSES_PATH}
-    for name, tars in splits.items():
-        ours |= {*companion_paths(name), *(f"{path}.idx" for path in tars)}
+    ours = {*companions.energon_files({}), CLASSES_PATH, *companions_of(splits)}
     begun = read_marker(storage)
     left = set(begun.files) & set(files) if begun is not None else set()
-    strange = sorted(left - ours - {CARD_PATH})
+    strange = sorted(left - ours - {CARD_PATH, *_left_behind(storage, splits, files)})
     if strange:
         raise UsageError(
             f"{storage.where(strange[0])} is of a `kprep index` that was interrupted and had other "
@@ -147,6 +144,22 @@ def _refuse_overwriting(
             + (f", as would {len(there) - 1} more files" if len(there) > 1 else "")
             + "; move it away, or allow it with --force"
         )
+
+
+def _left_behind(
+    storage: Storage, splits: dict[str, list[str]], found: Iterable[str]
+) -> tuple[str, ...]:
+    """Return what kprep made for splits and tars that are gone, by the manifest that still stands.
+
+    So is what a run was killed in removing, whose manifest no longer lists it.
+    """
+    begun = read_marker(storage)
+    made = set(begun.gone) if begun is not None else set()
+    if MANIFEST_PATH in found:
+        old = read_manifest(storage)
+        tars = {name: [shard.path for shard in split.shards] for name, split in old.splits.items()}
+        made |= companions_of(tars) & set(old.files)
+    return tuple(sorted((made - companions_of(splits)) & set(found)))
 
 
 def index_tars(
@@ -184,6 +197,12 @@ def index_tars(
     left_out = sorted(set(find_tars(files)) - {path for tars in splits.values() for path in tars})
     if left_out:
         result.notes.append(f"{len(left_out)} tars are of no split, such as {left_out[0]}")
+    if work.removed:
+        count = len(work.removed)
+        result.notes.append(
+            f"{count} file{'s' if count > 1 else ''} that kprep had made for splits or tars that "
+            f"are gone {'were' if count > 1 else 'was'} removed, such as {work.removed[0]}"
+        )
     return result
 
 
@@ -330,6 +349,7 @@ class _Indexing:
         self.written: dict[str, bytes] = {}
         self.failures: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.removed: tuple[str, ...] = ()
 
     def index(self) -> None:
         """Make every split."""
@@ -399,12 +419,13 @@ class _Indexing:
         found: dict[str, ObjectInfo],
         check_lock: Callable[[], None],
     ) -> Manifest:
-        """Write every file, the manifest last."""
+        """Write every file, the manifest last; then remove what it has left behind."""
         profile = EncodingProfile(FOREIGN_PROFILE)
         self.files |= {path: file_entry(data) for path, data in self.written.items()}
         manifest = Manifest(profile, self.class_names, self.splits, self.files)
         shared = shared_files_of(storage, manifest, self.written)
-        ours = {*self.files, *shared, MANIFEST_PATH}
+        gone = _left_behind(storage, self.paths, found)
+        ours = {*self.files, *shared, *gone, MANIFEST_PATH}
         others = [path for path in found if path not in ours]
         with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
             entries = threads.map(lambda path: _entry(storage, path), others)
@@ -413,11 +434,14 @@ class _Indexing:
         manifest = replace(manifest, files={**self.files, **listed})
         Manifest.from_bytes(manifest.to_bytes(), MANIFEST_PATH)  # what we write must be readable
         written = {**self.written, **shared}
-        write_marker(storage, Begun(tuple(written), card=CARD_PATH in shared))
+        write_marker(storage, Begun(tuple(written), card=CARD_PATH in shared, gone=gone))
         for path, data in written.items():
             storage.write(path, data)
         check_lock()
         storage.write(MANIFEST_PATH, manifest.to_bytes())
+        for path in gone:
+            storage.delete(path)
+        self.removed = gone
         remove_marker(storage)
         return manifest
 

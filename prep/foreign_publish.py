@@ -16,7 +16,7 @@ from prep.segment import Segment
 from prep.verify_shard import index_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prep.format import ClipRecord, Manifest
     from prep.storage import Storage
@@ -102,3 +102,18 @@ def has_our_card(manifest: Manifest) -> bool:
 def companion_paths(split: str) -> list[str]:
     """Return the files that a split has besides its shards."""
     return [index_path(split), ledger_path(split), wids_path(split)]
+
+
+def companions_of(splits: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return the files that kprep makes for splits and their tars, by path."""
+    return {
+        path
+        for name, tars in splits.items()
+        for path in (*companion_paths(name), *(f"{tar}.idx" for tar in tars))
+    }
+
+
+def is_companion(path: str) -> bool:
+    """Whether a path is of the form that kprep gives to a file of a split or a tar."""
+    name = path.rpartition("/")[2].partition(".")[0].removeprefix("wids-")
+    return path.endswith(".tar.idx") or path in companion_paths(name)

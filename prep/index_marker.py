@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from prep.errors import UsageError
+from prep.foreign_publish import is_companion
 from prep.format.layout import WORK_NAME
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class Begun:
 
     files: tuple[str, ...]
     card: bool
+    gone: tuple[str, ...] = ()
+    """Companions of splits and tars that are gone, to be removed once the manifest stands."""
 
 
 def write_marker(storage: Storage, begun: Begun) -> None:
@@ -29,7 +32,7 @@ def write_marker(storage: Storage, begun: Begun) -> None:
 
 
 def remove_marker(storage: Storage) -> None:
-    """Forget it, as the manifest lists it now."""
+    """Forget it, as the manifest lists what was written and what is gone is removed."""
     storage.delete(MARKER_PATH)
 
 
@@ -39,8 +42,9 @@ def read_marker(storage: Storage) -> Begun | None:
         return None
     try:
         values = json.loads(storage.read(MARKER_PATH))
-        return Begun(tuple(str(path) for path in values["files"]), values["card"] is True)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        gone = tuple(path for path in map(str, values.get("gone", ())) if is_companion(path))
+        return Begun(tuple(str(path) for path in values["files"]), values["card"] is True, gone)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{storage.where(MARKER_PATH)} is not kprep's; remove it, then run again"
         ) from error

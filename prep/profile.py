@@ -78,9 +78,18 @@ class EncodingProfile:
 
     def differences(self, other: EncodingProfile) -> list[str]:
         """Return `field: ours, not theirs` for every field in which two profiles differ."""
-        mine, theirs = self.to_json(), other.to_json()
+        return self.differences_from_json(other.to_json())
+
+    def differences_from_json(self, theirs: dict[str, Any]) -> list[str]:
+        """Return the same for the JSON values of a profile, which another kprep may have written.
+
+        A field that it did not know is None.
+        """
+        mine = self.to_json()
         return [
-            f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]
+            f"{key}: {mine.get(key)}, not {theirs.get(key)}"
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key)
         ]
 
     def changed(self, **values: Any) -> EncodingProfile:

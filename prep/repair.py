@@ -60,13 +60,14 @@ def repair(
 
     A tar is trusted when it is, byte for byte, the one that the manifest lists: the index cannot
     vouch for captions, extra columns and whatever else stands beside the clips. Where one is
-    altered, damaged or missing nothing is written at all. New files are written first and the
+    altered, damaged or missing, or the manifest contradicts what is as it lists it, nothing is
+    written at all. New files are written first and the
     manifest last, at once. KprepError where the manifest is not the one that was examined.
     """
     done = Repair(findings)
     if not findings.faults:
         return done
-    done.refused += _damaged_shards(findings)
+    done.refused += _damaged_shards(findings) or _wrong_manifest(findings)
     if done.refused:
         return done
     with exclusive(storage) as check_lock:
@@ -109,6 +110,14 @@ def _damaged_shards(findings: Findings) -> list[str]:
                 f"what differs), or make the dataset anew with {anew}"
             )
     return sentences
+
+
+def _wrong_manifest(findings: Findings) -> list[str]:
+    """Return a sentence where the manifest is what is wrong: nothing can be made anew by it."""
+    if all(fault.path != MANIFEST_PATH for fault in findings.faults):
+        return []
+    why = "it contradicts itself, or files that are as it lists them, so nothing is made anew by it"
+    return [f"{MANIFEST_PATH}: {why}; get it from another copy of the dataset"]
 
 
 class _Rebuilding:
@@ -203,7 +212,13 @@ class _Rebuilding:
                 "are not the clips that were published; get the manifest or the shards from "
                 "another copy of the dataset"
             )
-        self._write(index_path(name), write_index(tables))
+        path, data = index_path(name), write_index(tables)
+        if self.findings.contents.get(path) == data:
+            raise KprepError(
+                "it is what the tars give already, so that a tar or the manifest is wrong where "
+                "it disagrees; get them from another copy of the dataset"
+            )
+        self._write(path, data)
 
     def _readable_ledger(self, name: str) -> pa.Table | None:
         data = self.findings.contents.get(ledger_path(name))
@@ -239,9 +254,7 @@ class _Rebuilding:
 
     def _explain(self, path: str) -> None:
         """Say why a faulty file stays as it is."""
-        if path == MANIFEST_PATH:
-            why = "its counts are not made anew; get it from another copy"
-        elif path in self.manifest.files and path.startswith("ledger/"):
+        if path in self.manifest.files and path.startswith("ledger/"):
             why = "the tars do not hold the rows that failed; get it from another copy"
         elif path in self.manifest.files:
             why = "it cannot be made from the tars; get it from another copy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from prep import companions
 from prep.assemble import energon_offsets
 from prep.faults import Fault, Kind, fault_from_json
 from prep.format import foreign_settings, index_path, ledger_path, read_manifest
-from prep.format.layout import MANIFEST_PATH
+from prep.format.layout import CLASSES_PATH, MANIFEST_PATH
 from prep.shard_jobs import run_here, run_shard_jobs
 from prep.temporary import temporary_folder
 from prep.verify_files import (
@@ -28,6 +28,11 @@ from prep.verify_files import (
     unfinished_copy,
     unlisted_files,
     wanted_files,
+)
+from prep.verify_manifest import (
+    blame_manifest,
+    counted_manifest,
+    listed_class_names,
 )
 from prep.verify_shard import verify_shard
 
@@ -150,8 +155,8 @@ def examine(
             findings.shards[job["path"]] = report
     for path in sorted(findings.shards):
         findings.faults += map(fault_from_json, findings.shards[path]["faults"])
-    findings.faults += _sample_counts(findings)
-    findings.faults += _shard_companions(findings)
+    findings.faults += [*_sample_counts(findings), *_shard_companions(findings)]
+    findings.faults = blame_manifest(findings)
     if findings.faults:
         findings.faults[:0] = unfinished_copy(storage)
     return findings
@@ -160,7 +165,8 @@ def examine(
 def _examine_split_files(findings: Findings, name: str) -> None:
     manifest, contents = findings.manifest, findings.contents
     if index_path(name) in contents:
-        table, faults = parse_index(manifest, name, contents[index_path(name)])
+        num_classes = max(len(manifest.class_names), len(listed_class_names(findings) or ()))
+        table, faults = parse_index(manifest, name, contents[index_path(name)], num_classes)
         findings.faults += faults
         if table is not None:
             findings.tables[name] = table
@@ -190,11 +196,14 @@ def _jobs(
 ) -> list[dict[str, Any]]:
     """Return a job for each shard; what the workers share goes to files in `folder`."""
     manifest, jobs = findings.manifest, []
+    lists = {MANIFEST_PATH: list(manifest.class_names)}
+    if (listed := listed_class_names(findings)) is not None:
+        lists[CLASSES_PATH] = listed
     for name, split in sorted(manifest.splits.items()):
         context = folder / f"{name}.json"
         values = {
             "split": name,
-            "class_names": list(manifest.class_names),
+            "class_lists": lists,
             "profile": manifest.profile.name,
             "gop_frames": manifest.profile.keyframe_interval_frames,
             "foreign": foreign_settings(name, split),
@@ -251,6 +260,7 @@ def _sample_counts(findings: Findings) -> list[Fault]:
 def _shard_companions(findings: Findings) -> list[Fault]:
     """Compare `.tar.idx` and wids with what stands in the shards."""
     faults, contents = [], findings.contents
+    counted = counted_manifest(findings)
     for path, report in sorted(findings.shards.items()):
         listed = contents.get(f"{path}.idx")
         known = "offsets" in report and not _altered(report, findings, path)
@@ -258,8 +268,8 @@ def _shard_companions(findings: Findings) -> list[Fault]:
             faults.append(Fault(Kind.COMPANION, f"{path}.idx", "disagrees with the tar"))
     for name in sorted(findings.manifest.splits):
         path = companions.wids_path(name)
-        wanted = wids_of(findings, name)
-        if wanted is not None and path in contents and contents[path] != wanted:
+        wanted = [wids_of(findings, name), wids_of(replace(findings, manifest=counted), name)]
+        if wanted[0] is not None and path in contents and contents[path] not in wanted:
             faults.append(Fault(Kind.COMPANION, path, "disagrees with the shards"))
     return faults
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from prep.storage import Storage
 
 ALTERED = "altered (sha256 differs from the manifest's)"
+OTHER_FINGERPRINT = "its fingerprint is not the manifest's"
 
 
 def shard_paths(manifest: Manifest) -> set[str]:
@@ -151,17 +152,21 @@ def shared_files(manifest: Manifest, contents: dict[str, bytes]) -> Iterator[Fau
             yield Fault(Kind.COMPANION, path, "disagrees with the manifest")
 
 
-def parse_index(manifest: Manifest, name: str, data: bytes) -> tuple[pa.Table | None, list[Fault]]:
+def parse_index(
+    manifest: Manifest, name: str, data: bytes, num_classes: int
+) -> tuple[pa.Table | None, list[Fault]]:
     """Return a split's index, None where it is none, and what is wrong with its sums."""
     path = index_path(name)
     try:
         table = read_index(data, path)
     except DatasetError as error:
         return None, [Fault(Kind.INDEX, path, str(error).removeprefix(f"{path} "))]
-    return table, list(_index_sums(manifest, name, table))
+    return table, list(_index_sums(manifest, name, table, num_classes))
 
 
-def _index_sums(manifest: Manifest, name: str, table: pa.Table) -> Iterator[Fault]:
+def _index_sums(
+    manifest: Manifest, name: str, table: pa.Table, num_classes: int
+) -> Iterator[Fault]:
     split, path = manifest.splits[name], index_path(name)
 
     def fault(message: str) -> Fault:
@@ -170,7 +175,7 @@ def _index_sums(manifest: Manifest, name: str, table: pa.Table) -> Iterator[Faul
     if table.num_rows != split.num_clips:
         yield fault(f"{table.num_rows} rows, the manifest says {split.num_clips} clips")
     if split_fingerprint(table) != split.fingerprint:
-        yield fault("its fingerprint is not the manifest's")
+        yield fault(OTHER_FINGERPRINT)
     rows = Counter(table["shard"].to_pylist())
     for shard in split.shards:
         if rows[shard.path] != shard.num_clips:
@@ -182,10 +187,9 @@ def _index_sums(manifest: Manifest, name: str, table: pa.Table) -> Iterator[Faul
         Fault(Kind.DUPLICATE_KEY, path, f"key {key} stands {count} times", key)
         for key, count in Counter(keys).items() if count > 1
     )  # fmt: skip
-    highest = len(manifest.class_names)
     for key, label in zip(keys, table["label"].to_pylist(), strict=True):
-        if label >= highest:
-            yield fault(f"{key} has label {label}, the manifest {highest} classes")
+        if label >= num_classes:
+            yield fault(f"{key} has label {label}, the manifest {num_classes} classes")
 
 
 def ledger_faults(

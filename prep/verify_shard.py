@@ -69,6 +69,7 @@ def _check(job: dict[str, Any], body: ShardBytes, mark: Mark) -> dict[str, Any]:
         "bytes": body.size_bytes,
         "sha256": body.sha256.hexdigest(),
         "md5": body.md5.hexdigest(),
+        "class_lists": sorted(check.class_lists),
         "offsets": [*(sample.offset for sample in samples), samples[-1].end if samples else 0],
     }
 
@@ -86,7 +87,10 @@ def _altered(job: dict[str, Any], body: ShardBytes, inside: list[Fault]) -> Faul
 @functools.lru_cache(maxsize=2)
 def _context(path: str) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    values["indices"] = {name: number for number, name in enumerate(values["class_names"])}
+    values["indices"] = {
+        path: {name: number for number, name in enumerate(names)}
+        for path, names in values["class_lists"].items()
+    }
     return values
 
 
@@ -115,6 +119,8 @@ class ShardCheck:
         self._skip: dict[str, str] = job["skip"]
         self._mark = mark
         self._texts: dict[str, bytes] = {}
+        self.class_lists: set[str] = set()
+        """Where manifest and classes.txt have other names: which of them the clips agree with."""
 
     @property
     def foreign(self) -> dict[str, Any] | None:
@@ -211,21 +217,35 @@ class ShardCheck:
         except DatasetError as error:
             self.fault(Kind.TAR, str(error), row.key)
             return
-        if not sidecar_agrees(values, row, self.context["class_names"], self.context["profile"]):
+        lists, profile = self.context["class_lists"], self.context["profile"]
+        if not self._agrees(
+            [path for path in lists if sidecar_agrees(values, row, lists[path], profile)]
+        ):
             self.fault(Kind.INDEX, f"{name} disagrees with the index", row.key)
         elif values.split != self.context["split"]:
             text = f"{name} says split {shown(values.split)}, it stands in {self.context['split']}"
             self.fault(Kind.INDEX, text, row.key)
 
     def _check_label(self, rule: str, row: ClipRecord) -> None:
-        try:
-            label = label_index(stated_label(rule, self._texts), self.context["indices"])
-        except RowFailure as failure:
-            self.fault(Kind.INDEX, f"{row.key}: bad label ({failure.detail})", row.key)
-            return
-        if label != row.label:
-            text = f"{row.key}: its label is {label}, the index says {row.label}"
-            self.fault(Kind.INDEX, text, row.key)
+        agreeing, problems = [], []
+        for path, indices in self.context["indices"].items():
+            try:
+                label = label_index(stated_label(rule, self._texts), indices)
+            except RowFailure as failure:
+                problems.append(f"bad label ({failure.detail})")
+                continue
+            if label == row.label:
+                agreeing.append(path)
+            else:
+                problems.append(f"its label is {label}, the index says {row.label}")
+        if not self._agrees(agreeing):
+            self.fault(Kind.INDEX, f"{row.key}: {problems[0]}", row.key)
+
+    def _agrees(self, agreeing: list[str]) -> bool:
+        """Whether a clip agrees with any class list; remember which, if not with both."""
+        if len(agreeing) < len(self.context["class_lists"]):
+            self.class_lists.update(agreeing)
+        return bool(agreeing)
 
 
 def index_key(foreign: dict[str, Any] | None, path: str, key: str) -> str:

@@ -258,6 +258,19 @@ def test_clips_that_cannot_be_streamed_exactly_are_left_out_by_name(tmp_path):
     assert verify(Storage(str(root)), deep=True).faults == []
 
 
+def test_a_bad_key_is_told_the_rule_that_it_breaks(tmp_path):
+    keys = {
+        "__n": "not begin with '__'",
+        "a.b/x": "have no dot",
+        "y" * 201: "have at most 200 characters",
+    }
+    samples = {key: {"mp4": clip(), "cls": b"0"} for key in ("good", *keys)}
+    write_tar(tmp_path / "train.tar", samples)
+    run_kprep("index", tmp_path)
+    wanted = {key: ("bad name", f"keys must {rule}") for key, rule in keys.items()}
+    assert failures(tmp_path) == wanted
+
+
 def test_a_dataset_without_a_clip_is_refused(tmp_path):
     write_tar(tmp_path / "root/train.tar", {"a": {"mp4": b"no video", "cls": b"0"}})
     done = run_kprep("index", tmp_path / "root", check=False)
@@ -773,6 +786,95 @@ def test_what_a_killed_run_did_not_begin_is_still_the_users(tmp_path):
     assert (root / "README.md").read_text() == "mine\n"
     assert not (root / ".kprep-work").exists()
     assert verify(Storage(str(root))).faults == []
+
+
+OF_VAL = ("index/val.parquet", "ledger/val.parquet", "wids-val.json")
+
+
+def two_splits(root: Path) -> Storage:
+    """Index a tar of train and one of val; beside them lie files of the user."""
+    write_tar(root / "train/0.tar", {"a": {"mp4": clip(), "cls": b"0"}})
+    write_tar(root / "val/0.tar", {"b": {"mp4": clip(), "cls": b"1"}})
+    (root / "index").mkdir()
+    for path in ("wids-test.json", "index/test.parquet", "val/1.tar.idx"):
+        (root / path).write_text("mine\n")
+    assert indexed(root) == ["train/0.tar", "val/0.tar"]
+    return Storage(str(root))
+
+
+def reindexed(root: Path, *splits: str) -> set[str]:
+    """Index anew; return the files that are there, each of them listed."""
+    indexed(root, splits=splits, force=True)
+    assert verify(Storage(str(root)), deep=True).faults == []  # nothing that is not listed
+    files = set(json.loads((root / "manifest.json").read_text())["files"])
+    assert {"wids-test.json", "index/test.parquet", "val/1.tar.idx"} <= files
+    return files
+
+
+def test_what_other_splits_leave_behind_is_removed(tmp_path):
+    storage = two_splits(tmp_path)
+    files = reindexed(tmp_path, "train")
+    assert not {*OF_VAL} & {*files, *files_of(tmp_path)}
+    assert {"train/0.tar.idx", "val/0.tar.idx"} <= files
+    assert {*OF_VAL} <= reindexed(tmp_path)  # and back
+    files = reindexed(tmp_path, "val=val/*")
+    assert "train/0.tar" in files  # the user's, of no split
+    assert not {"train/0.tar.idx", "index/train.parquet", "wids-train.json"} & files
+    storage.delete("train/0.tar")
+    write_tar(tmp_path / "val/2.tar", {"c": {"mp4": clip(), "cls": b"1"}})
+    reindexed(tmp_path)
+    storage.delete("val/2.tar")
+    assert "val/2.tar.idx" not in reindexed(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["manifest.json", *OF_VAL])
+def test_killed_while_removing_the_same_command_completes(tmp_path, monkeypatch, moment):
+    storage = two_splits(tmp_path)
+
+    step = "write" if moment == "manifest.json" else "delete"
+    real = getattr(Storage, step)
+
+    def killed(self, path, *data):
+        if path == moment:
+            raise KeyboardInterrupt
+        real(self, path, *data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, step, killed)
+        indexed(tmp_path, splits=("train",), force=True)
+    assert storage.exists(".kprep-work/index.json")
+    assert storage.exists(OF_VAL[-1])
+    assert not {*OF_VAL} & {*reindexed(tmp_path, "train"), *files_of(tmp_path)}
+    assert not storage.exists(".kprep-work/index.json")
+
+
+def test_a_killed_run_with_other_splits_is_completed_first(tmp_path, monkeypatch):
+    """Its files are listed nowhere yet, so that they would be taken for the user's."""
+    two_splits(tmp_path)
+
+    def killed(self, path, data):
+        if path == "manifest.json":
+            raise KeyboardInterrupt
+        real(self, path, data)
+
+    real = Storage.write
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", killed)
+        indexed(tmp_path, splits=("other",), force=True)
+    with pytest.raises(UsageError, match="run that command again"):
+        indexed(tmp_path, splits=("train",), force=True)
+    assert "wids-other.json" in reindexed(tmp_path, "other")
+    assert "wids-other.json" not in reindexed(tmp_path, "train")
+
+
+def test_a_marker_removes_no_file_that_is_not_of_our_form(tmp_path):
+    storage = two_splits(tmp_path)
+    marker = {"files": [], "card": True, "gone": ["val/0.tar", "README.md", "wids-no.json"]}
+    storage.write(".kprep-work/index.json", json.dumps(marker).encode())
+    storage.write("wids-no.json", b"of a killed run")
+    files = reindexed(tmp_path)
+    assert "val/0.tar" in files
+    assert "wids-no.json" not in files
 
 
 def test_a_marker_that_is_not_ours_is_refused(tmp_path):

@@ -554,6 +554,11 @@ def test_a_conversion_begun_with_something_else_is_refused(videos, tmp_path, wha
     done = run_kprep(*arguments(videos, root, "train", *more), check=False, **environment)
     assert done.returncode == 2
     assert f"{what} was" in done.stderr
+    if what == "profile":  # what differs, and not the eleven fields of both
+        assert re.search(
+            r"begun differently: profile was (\w+) \(name: custom-\w{8}, not \1; crf: 30, not \d+\); ",
+            " ".join(done.stderr.split()),
+        )
     run_kprep(*arguments(videos, root))
 
 

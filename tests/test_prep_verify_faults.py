@@ -717,6 +717,79 @@ def test_repair_of_somebody_elses_tars(others):
     assert contents(others) == before
 
 
+def refused_by_the_manifest(storage: Storage, *messages: str) -> None:
+    """Nothing but the manifest is named, and nothing is written."""
+    before = contents(storage)
+    found = verify(storage).faults
+    assert {(fault.kind, fault.path) for fault in found} == {(Kind.MANIFEST, "manifest.json")}
+    assert [fault.message for fault in found] == [*messages]
+    done = rebuild(storage)
+    assert (done.rebuilt, done.findings.faults) == ([], found)
+    assert [line.startswith("manifest.json: it contradicts") for line in done.refused] == [True]
+    assert "from another copy" in done.refused[0]
+    assert contents(storage) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["left", "uX"], "class 1 is uX in it, and up in classes.txt, which is as listed"),
+        (["up", "left"], "class 0 is up in it, and left in classes.txt, which is as listed"),
+        (["left"], "it names 1 classes, classes.txt, which is as listed, 2"),
+    ],
+    ids=["another", "swapped", "one less"],
+)
+def test_class_names_that_only_the_manifest_has_are_its_fault(dataset, names, message):
+    change_manifest(dataset, lambda values: values.__setitem__("class_names", names))
+    refused_by_the_manifest(dataset, message)
+
+
+@pytest.mark.parametrize("index", [1, 3])
+def test_class_names_of_somebody_elses_tars_are_the_manifests_fault(others, index):
+    """Here the clips have numbers, so that classes.txt, with its listed sha256, decides alone."""
+    names = json.loads(others.read("manifest.json"))["class_names"]
+    names[index] = "cX"
+    change_manifest(others, lambda values: values.__setitem__("class_names", names))
+    refused_by_the_manifest(
+        others, f"class {index} is cX in it, and {index} in classes.txt, which is as listed"
+    )
+
+
+def test_counts_that_only_the_manifest_has_are_its_fault(dataset):
+    val = lambda values: values["splits"]["val"]  # noqa: E731
+    kept, says = dataset.read("manifest.json"), "it contradicts {}, which is as listed: {}"
+    index, ledger = "index/val.parquet", "ledger/val.parquet"
+    change_manifest(dataset, lambda values: val(values).__setitem__("num_clips", 5))
+    refused_by_the_manifest(
+        dataset,
+        says.format(index, "6 rows, the manifest says 5 clips"),
+        says.format(ledger, "6 rows are ok, the manifest says 5 clips"),
+    )
+    dataset.write("manifest.json", kept)
+    change_manifest(dataset, lambda values: val(values)["shards"][1].__setitem__("num_clips", 4))
+    refused_by_the_manifest(
+        dataset,
+        says.format(index, f"3 rows of {SHARD}, not 4"),
+        f"{SHARD} holds 3 samples, it says 4",
+    )
+    dataset.write("manifest.json", kept)
+    change_manifest(dataset, lambda values: val(values)["outcomes"].__setitem__("ok", 5))
+    assert {fault.path for fault in verify(dataset).faults} == {"manifest.json"}
+    before = contents(dataset)
+    assert rebuild(dataset).rebuilt == []
+    assert contents(dataset) == before
+
+
+def test_a_manifest_of_another_profile_lets_no_index_be_rebuilt(dataset):
+    """The tars give the same index, so that it is not what is wrong."""
+    change_manifest(dataset, lambda values: values["profile"].__setitem__("name", "other"))
+    before = contents(dataset)
+    done = rebuild(dataset)
+    assert done.rebuilt == []
+    assert ["tars give already" in line for line in done.refused] == [True, True]
+    assert contents(dataset) == before
+
+
 def test_the_repair_command(whole, tmp_path):
     root = Path(shutil.copytree(whole, tmp_path / "root"))
     (root / "index/val.parquet").unlink()
