@@ -267,7 +267,26 @@ def test_the_protocol_says_what_the_weights_are(tmp_path: Path) -> None:
                     tested.start_from(str(path))
                 found[f"{kept} {asked} {way}"] = tested.evaluate()[0].protocol
     averaged = {name for name, text in found.items() if "averaged weights" in text}
-    assert averaged == {"0.5", "0.5 0.5 restore", "0.5 0.5 start_from", "0.5 0 start_from"}
+    assert averaged == {
+        "0.5", "0.5 0.5 restore", "0.5 0.5 start_from", "0.5 0 restore", "0.5 0 start_from",
+    }  # fmt: skip
+
+
+def test_a_checkpoint_is_evaluated_with_its_average_and_what_changed_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _trainer(tmp_path / "a", _recipe("schedule.epochs=1", "model.ema_decay=0.5")).fit()
+    path = tmp_path / "a" / "final.pt"
+    saved = torch.load(path, weights_only=True)
+    recipe = _recipe("augment.mean=[0.1, 0.1, 0.1]", "augment.flip=0.1", "eval.every_epochs=9")
+    tested = Trainer(recipe, CPU, None, _Loader(CPU, 4), tmp_path / "b")
+    tested.restore(path, weights_only=True)
+    evaluated = tested._state.evaluated.state_dict()
+    torch.testing.assert_close(dict(evaluated), dict(saved["ema"]), rtol=0, atol=0)
+    changed = [line for line in caplog.messages if line.startswith("changed since checkpoint")]
+    mean = _recipe().augment.mean  # the flip and the turn of an evaluation change no result
+    assert changed == [f"changed since checkpoint {path}: augment.mean: {mean} -> (0.1, 0.1, 0.1)"]
 
 
 def test_a_head_that_is_drawn_is_never_evaluated(tmp_path: Path) -> None:
