@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
@@ -11,7 +12,7 @@ from torchvision.models import swin_t
 from torchvision.models.video import R3D_18_Weights, swin3d_t
 
 from prep.errors import KprepError, UsageError
-from train.checkpoint import checkpoints_in
+from train.checkpoint import checkpoints_in, load_checkpoint
 from train.models import build_model, freeze_weights, set_training, tiny
 from train.recipe import ModelRecipe, load_recipe
 from train.trainer import Trainer
@@ -135,6 +136,36 @@ def test_files_of_others_are_read(tmp_path: Path, form: str) -> None:
     found = find_weights(str(path))
     assert found.tensors.keys() == tensors.keys()
     assert found.class_names is None
+
+
+def test_the_reference_scripts_checkpoints_are_read(tmp_path: Path) -> None:
+    """What torchvision's video_classification/train.py saves."""
+    model = tiny(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 30, 40])
+    saved = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "epoch": 44,
+        "args": argparse.Namespace(model="r2plus1d_18", lr=0.64, lr_milestones=[20, 30, 40]),
+    }
+    torch.save(saved, tmp_path / "checkpoint.pth")
+    found = find_weights(str(tmp_path / "checkpoint.pth"))
+    torch.testing.assert_close(found.tensors, dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_what_else_a_file_holds_is_named_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    for other, name in ((path, "PosixPath"), (torch.nn.ReLU(), "torch.nn.modules.*ReLU")):
+        torch.save({"model": tiny(3).state_dict(), "other": other}, path)
+        message = rf"it holds \S*{name}, and only .*; save its state dict alone, torch.save\("
+        with pytest.raises(KprepError, match=message) as caught:
+            find_weights(str(path))
+        assert str(caught.value).isprintable()
+        with pytest.raises(KprepError, match=rf"it holds \S*{name}, .* older one") as caught:
+            load_checkpoint(path)
+        assert str(caught.value).isprintable()
 
 
 class _Child(nn.Module):
