@@ -20,6 +20,7 @@ from train.distributed import (
     choose_device,
     gather_to_first,
     joined_world,
+    mean_in_rank_order,
 )
 from train.launch import launch
 from train.lost_ranks import naming_lost_ranks
@@ -142,6 +143,28 @@ def test_ranks_exchange_tensors_text_and_losses(tmp_path: Path) -> None:
     first = repr(([[0, 4], [1, 4], [2, 4]], [0, 0, 0], "première", losses))
     other = repr(([], [], "première", losses))
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [first, other, other]
+
+
+def test_gradients_are_summed_in_rank_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 1e8 - 1e8 + 1 is 1, and 1e8 + 1 - 1e8 is 0."""
+    ranks = torch.tensor([[1e8, 1e8], [-1e8, 1], [1, -1e8]])
+    gathered: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
+
+    def all_gather(parts: list[torch.Tensor], *_: object, **__: object) -> SimpleNamespace:
+        for part, rank in zip(parts, ranks, strict=True):
+            part.copy_(rank)
+        return SimpleNamespace(get_future=lambda: gathered)
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+    mean = mean_in_rank_order(ranks[1])
+    gathered.set_result([])
+    assert torch.equal(mean.wait(), torch.tensor([1 / 3, 0]))
+    gathered = torch.futures.Future()
+    mean = mean_in_rank_order(ranks[1])
+    gathered.set_exception(RuntimeError("a rank is gone"))
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        mean.wait()
 
 
 def _fail(folder: str, how: str) -> None:

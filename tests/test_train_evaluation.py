@@ -258,6 +258,29 @@ def test_evaluation_scores_every_clip_and_restores_the_mode() -> None:
         evaluate(model, batches, RECIPE, CPU, num_classes=4, num_videos=7)
 
 
+class _Growing(nn.Module):
+    """Keeps a table over time that grows when a longer clip comes, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+        self.table = torch.empty(0)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        if len(self.table) < clips.shape[2]:
+            self.table = torch.linspace(0, 1, clips.shape[2])
+        levels = clips.mean(dim=(1, 3, 4)) * self.table[: clips.shape[2]]
+        return levels.sum(dim=1, keepdim=True) * self.gain * self.table[1]
+
+
+def test_what_a_network_keeps_of_an_evaluation_can_be_trained_with() -> None:
+    model = _Growing()
+    evaluate(model, [_batch([0, 1])], RECIPE, CPU, num_classes=4)
+    assert len(model.table) == 2
+    model(torch.ones(1, 3, 2, 8, 8)).sum().backward()
+    assert model.gain.grad is not None
+
+
 def _evaluate_unevenly(folder: str) -> None:
     """Rank 0 has three batches, rank 1 none, and rank 1's BatchNorm statistics are off."""
     with joined_world("cpu") as world:

@@ -25,7 +25,7 @@ from train.confusion import (
     worst_confusions,
 )
 from train.distributed import World
-from train.evaluation_files import write_evaluation
+from train.evaluation_files import source_text, write_evaluation
 from train.output import RunOutput
 from train.recipe import Recipe
 from train.report_page import read_metrics, report_page
@@ -143,6 +143,30 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> N
     accuracy, videos = _evaluation()
     with pytest.raises(KprepError, match=r"evaluation .*/evaluation/x cannot be written"):
         RunOutput(tmp_path, CPU, Recipe()).save_evaluation("x", accuracy, videos, NAMES)
+
+
+def test_results_of_other_weights_clips_or_protocols_are_kept(tmp_path: Path) -> None:
+    accuracy, videos = _evaluation()
+    output = RunOutput(tmp_path / "run", CPU, Recipe())
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "final.pt").touch()
+
+    def save(weights: object, clips: str = "0", protocol: str = "by hand") -> str:
+        extra = {"source.json": source_text(str(weights), clips, protocol)}
+        page = output.save_evaluation("test-val-final", accuracy, videos, NAMES, extra=extra)
+        assert page.exists()
+        return page.parent.name
+
+    first, other = tmp_path / "a" / "final.pt", tmp_path / "b" / "final.pt"
+    assert save(first) == "test-val-final"
+    assert save(other) == "test-val-final-2"
+    assert save(first, clips="1") == "test-val-final-3"
+    assert save(first, protocol="another") == "test-val-final-4"
+    assert save(other) == "test-val-final-2"
+    assert save(tmp_path / "b" / ".." / "a" / "final.pt") == "test-val-final"
+    (tmp_path / "run/evaluation/test-val-final-2/source.json").unlink()
+    assert save(other) == "test-val-final-5"
 
 
 class _Reader(HTMLParser):

@@ -645,6 +645,24 @@ def test_two_ranks_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
     assert not torch.equal(rng[0], rng[1])  # dropout must differ between ranks
 
 
+def _fit_and_resume(output: str) -> None:
+    with joined_world("cpu") as world:
+        recipe = _recipe("data.batch_size=2", "run.deterministic=true")
+        _trainer(Path(output, "whole"), recipe, world).fit()
+        resumed = _trainer(Path(output, "cut"), recipe, world)
+        resumed.restore(Path(output, "whole/checkpoints/epoch-0001.pt"))
+        resumed.fit()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_three_ranks_that_resume_equal_three_that_were_not_interrupted(tmp_path: Path) -> None:
+    """gloo sums three numbers in an order that depends on their place in DDP's messages."""
+    launch(3, _fit_and_resume, str(tmp_path))
+    whole, cut = (load_checkpoint(tmp_path / name / "final.pt") for name in ("whole", "cut"))
+    _assert_same(whole.model, cut.model)
+
+
 @dataclass(frozen=True)
 class _Trouble:
     """What goes wrong on the last rank, and after which step all ranks stop."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
@@ -11,7 +12,7 @@ from torchvision.models import swin_t
 from torchvision.models.video import R3D_18_Weights, swin3d_t
 
 from prep.errors import KprepError, UsageError
-from train.checkpoint import checkpoints_in
+from train.checkpoint import checkpoints_in, load_checkpoint
 from train.models import build_model, freeze_weights, set_training, tiny
 from train.recipe import ModelRecipe, load_recipe
 from train.trainer import Trainer
@@ -135,6 +136,36 @@ def test_files_of_others_are_read(tmp_path: Path, form: str) -> None:
     found = find_weights(str(path))
     assert found.tensors.keys() == tensors.keys()
     assert found.class_names is None
+
+
+def test_the_reference_scripts_checkpoints_are_read(tmp_path: Path) -> None:
+    """What torchvision's video_classification/train.py saves."""
+    model = tiny(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 30, 40])
+    saved = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "epoch": 44,
+        "args": argparse.Namespace(model="r2plus1d_18", lr=0.64, lr_milestones=[20, 30, 40]),
+    }
+    torch.save(saved, tmp_path / "checkpoint.pth")
+    found = find_weights(str(tmp_path / "checkpoint.pth"))
+    torch.testing.assert_close(found.tensors, dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_what_else_a_file_holds_is_named_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    for other, name in ((path, "PosixPath"), (torch.nn.ReLU(), "torch.nn.modules.*ReLU")):
+        torch.save({"model": tiny(3).state_dict(), "other": other}, path)
+        message = rf"it holds \S*{name}, and only .*; save its state dict alone, torch.save\("
+        with pytest.raises(KprepError, match=message) as caught:
+            find_weights(str(path))
+        assert str(caught.value).isprintable()
+        with pytest.raises(KprepError, match=rf"it holds \S*{name}, .* older one") as caught:
+            load_checkpoint(path)
+        assert str(caught.value).isprintable()
 
 
 class _Child(nn.Module):
@@ -267,7 +298,26 @@ def test_the_protocol_says_what_the_weights_are(tmp_path: Path) -> None:
                     tested.start_from(str(path))
                 found[f"{kept} {asked} {way}"] = tested.evaluate()[0].protocol
     averaged = {name for name, text in found.items() if "averaged weights" in text}
-    assert averaged == {"0.5", "0.5 0.5 restore", "0.5 0.5 start_from", "0.5 0 start_from"}
+    assert averaged == {
+        "0.5", "0.5 0.5 restore", "0.5 0.5 start_from", "0.5 0 restore", "0.5 0 start_from",
+    }  # fmt: skip
+
+
+def test_a_checkpoint_is_evaluated_with_its_average_and_what_changed_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _trainer(tmp_path / "a", _recipe("schedule.epochs=1", "model.ema_decay=0.5")).fit()
+    path = tmp_path / "a" / "final.pt"
+    saved = torch.load(path, weights_only=True)
+    recipe = _recipe("augment.mean=[0.1, 0.1, 0.1]", "augment.flip=0.1", "eval.every_epochs=9")
+    tested = Trainer(recipe, CPU, None, _Loader(CPU, 4), tmp_path / "b")
+    tested.restore(path, weights_only=True)
+    evaluated = tested._state.evaluated.state_dict()
+    torch.testing.assert_close(dict(evaluated), dict(saved["ema"]), rtol=0, atol=0)
+    changed = [line for line in caplog.messages if line.startswith("changed since checkpoint")]
+    mean = _recipe().augment.mean  # the flip and the turn of an evaluation change no result
+    assert changed == [f"changed since checkpoint {path}: augment.mean: {mean} -> (0.1, 0.1, 0.1)"]
 
 
 def test_a_head_that_is_drawn_is_never_evaluated(tmp_path: Path) -> None:

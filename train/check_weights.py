@@ -20,6 +20,8 @@ import torch
 from prep.errors import UsageError
 from train.agreement import rank_0_first
 from train.evaluation import evaluate
+from train.evaluation_files import SOURCE_NAME, source_text
+from train.loader import fingerprint
 from train.models import draw_model
 from train.output import RunOutput
 from train.progress import log
@@ -109,9 +111,9 @@ def check_weights(
     result = _compare(accuracy, published, len(loader.class_names))
     files = RunOutput(output, world, recipe)
     text = json.dumps(asdict(result), indent=1) + "\n"
-    page = files.save_evaluation(
-        name, accuracy, videos, published.class_names, extra={"published.json": text}
-    )
+    source = source_text(published.name, fingerprint(loader), accuracy.protocol)
+    extra = {"published.json": text, SOURCE_NAME: source}
+    page = files.save_evaluation(name, accuracy, videos, published.class_names, extra=extra)
     if world.is_first:
         log.info("%s", result)
         log.info("%d videos%s", accuracy.videos, accuracy.left_out)

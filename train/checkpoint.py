@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle  # for its exception: nothing is read with it
 import re
 import zipfile
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ _NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{8,}))?\.pt")
 BEST_NAME = "best.pt"
 ABANDONED_NAME = "abandoned"
 _LEFT_OVER = re.compile(r"\.(?:epoch-\d{4,}(?:-step-\d{8,})?|best)\.pt\.\d+\.tmp")
+# such as "Unsupported global: GLOBAL pathlib.PosixPath was not an allowed global by default."
+_REFUSED = re.compile(r"GLOBAL (\S+)")
 
 _RNG_DIMENSIONS = 2  # of a tensor of random states: a row of bytes for each rank
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -180,9 +183,8 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
             _check_bytes(path)
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
     except Exception as error:  # bytes that are no checkpoint can raise anything
-        text = str(error).partition("\n")[0] or type(error).__name__
         raise KprepError(
-            f"checkpoint {path} cannot be read ({text}); resume from an older one"
+            f"checkpoint {path} cannot be read ({why_unreadable(error)}); resume from an older one"
         ) from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of kprep")
@@ -190,6 +192,15 @@ def load_checkpoint(path: Path, *, in_place: bool = False) -> Checkpoint:
         found = Checkpoint(**{**values, "loader": json.loads(values["loader"])})
         _check_kinds(found)
     return found
+
+
+def why_unreadable(error: Exception) -> str:
+    """Say why `torch.load` read no tensors, without its paragraphs of advice and their colours."""
+    if found := _REFUSED.search(str(error)):
+        return f"it holds {found[1]}, and only tensors, numbers and text are read"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors, numbers and text, or is not written by torch.save"
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -228,3 +228,23 @@ def broadcast_buffers(world: World, buffers: Iterator[torch.Tensor]) -> None:
         return
     for buffer in buffers:
         dist.broadcast(buffer, src=0)
+
+
+def mean_in_rank_order(own: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+    """Begin to average a message of gradients over the ranks, each element summed from rank 0 on.
+
+    gloo sums three or more numbers in an order that depends on their place in the message, and DDP
+    gives them other places after a process's first backward: a resumed run would differ in the last
+    bits from one that was not interrupted.
+    """
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    work = dist.all_gather(parts, own, async_op=True)
+
+    def mean(gathered: torch.futures.Future[list[torch.Tensor]]) -> torch.Tensor:
+        gathered.value()  # raises where a rank is gone
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        return total.div_(len(parts))
+
+    return work.get_future().then(mean)

@@ -99,7 +99,7 @@ def evaluate(
     return Accuracy(**values), videos
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what a network keeps of an inference-mode forward, no backward could use
 def score_clips(
     model: torch.nn.Module,
     batches: Iterable[ClipBatch],

@@ -4,6 +4,7 @@ summary.json     accuracies, protocol, worst confusions, videos without a score
 classes.csv      one line for each class
 confusion.csv    videos by true class (lines) and predicted class (columns)
 videos.parquet   one row for each video: key, label, prediction, clips, probabilities
+source.json      of one without training: the weights, the fingerprint of the clips, the protocol
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,10 +29,32 @@ from train.confusion import class_results, confusion_matrix, worst_confusions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from train.accuracy import Accuracy
     from train.scores import VideoScores
+
+SOURCE_NAME = "source.json"
+
+
+def source_text(weights: str, clips: str, protocol: str) -> str:
+    """Return the text of source.json: what an evaluation without training is a result of."""
+    # a file of this name elsewhere is another one
+    place = str(Path(weights).resolve()) if Path(weights).is_file() else weights
+    return json.dumps({"weights": place, "clips": clips, "protocol": protocol}, indent=1) + "\n"
+
+
+def place_of_test(directory: Path, source: str) -> Path:
+    """Return the first of DIRECTORY, DIRECTORY-2, … that no result of another source stands in."""
+    numbered = (directory.with_name(f"{directory.name}-{number}") for number in count(2))
+    return next(place for place in chain([directory], numbered) if _is_free(place, source))
+
+
+def _is_free(place: Path, source: str) -> bool:
+    if not place.exists():
+        return True
+    with suppress(FileNotFoundError, UnicodeDecodeError):  # whose result it is nobody knows
+        return (place / SOURCE_NAME).read_text(encoding="utf-8") == source
+    return False
 
 
 def write_evaluation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prep.errors import DatasetError, UsageError
+from stream.loader import ClipLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,11 @@ class Loader(Protocol):
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def fingerprint(loader: Loader | None) -> str:
+    """Return what tells a loader's clips from those of other datasets and splits; "" if unknown."""
+    return loader.stream.mixture.fingerprint if isinstance(loader, ClipLoader) else ""
 
 
 def common_class_names(train_loader: Loader | None, val_loader: Loader | None) -> list[str]:

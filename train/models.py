@@ -13,6 +13,7 @@ from torchvision.models import video
 from torchvision.ops import StochasticDepth
 
 from prep.errors import UsageError
+from train.distributed import mean_in_rank_order
 from train.fused_norm import has_fused_norm, use_fused_norm, why_not_fused
 from train.mvit import set_clip_size
 from train.precision import autocast, reduced_type
@@ -134,7 +135,10 @@ def check_clip_size(recipe: Recipe, num_classes: int) -> None:
 def distribute(model: nn.Module, world: World) -> DistributedDataParallel:
     """Wrap the network so that the ranks' gradients are averaged."""
     device_ids = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids)
+    wrapped = DistributedDataParallel(model, device_ids=device_ids)
+    if world.device.type == "cpu" and world.size > 2:
+        wrapped.register_comm_hook(None, lambda _, bucket: mean_in_rank_order(bucket.buffer()))
+    return wrapped
 
 
 def is_finite(model: nn.Module) -> bool:

@@ -22,7 +22,12 @@ from train.checkpoint import (
 )
 from train.curves import open_curves
 from train.distributed import broadcast_text
-from train.evaluation_files import abandon_evaluations, write_evaluation
+from train.evaluation_files import (
+    SOURCE_NAME,
+    abandon_evaluations,
+    place_of_test,
+    write_evaluation,
+)
 from train.progress import MetricsFile, log
 from train.report_page import read_metrics, report_page
 
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from train.distributed import World
     from train.recipe import Recipe
     from train.scores import VideoScores
+
+_PAGE_NAME = "report.html"
 
 
 class RunOutput:
@@ -164,27 +171,33 @@ class RunOutput:
 
         `extra` holds names and texts of further files of the directory.
         `scores` are rank 0's. In training `step` counts the steps that are complete, and the page
-        is the run's `report.html`; else it stands in the directory. Raises KprepError, on all
-        ranks, when something cannot be written.
+        is the run's `report.html`; else it stands in the directory, whose name gets a number where
+        NAME holds the result of another source. Raises KprepError, on all ranks, when something
+        cannot be written.
         """
-        directory = self._directory / "evaluation" / name
+        directory = asked = self._directory / "evaluation" / name
         alone = step is None
-        page = (directory if alone else self._directory) / "report.html"
         with raising_together(self._world):
             try:
                 if scores is not None:
+                    if alone:
+                        directory = place_of_test(asked, (extra or {}).get(SOURCE_NAME, ""))
                     lines = read_metrics(self._directory / "metrics.jsonl")
                     # the line of this evaluation is written last, so that a cut is made up for
                     lines += [] if alone else [{"kind": "eval", "step": step, **asdict(accuracy)}]
-                    title = f"{self._recipe.name}: {name}"
+                    title = f"{self._recipe.name}: {directory.name}"
                     text = report_page(title, accuracy, scores, class_names, lines)
-                    texts = {**(extra or {}), **({page.name: text} if alone else {})}
+                    texts = {**(extra or {}), **({_PAGE_NAME: text} if alone else {})}
                     write_evaluation(directory, accuracy, scores, class_names, texts)
                     if not alone:
-                        write_atomic(page, text.encode())
+                        write_atomic(self._directory / _PAGE_NAME, text.encode())
             except OSError as error:
                 raise KprepError(f"evaluation {directory} cannot be written: {error}") from error
-        return page
+        if directory != asked:  # on rank 0
+            log.info("%s is kept: it is of other weights, clips or another protocol", asked)
+        if not alone:
+            return self._directory / _PAGE_NAME
+        return asked.with_name(broadcast_text(self._world, directory.name)) / _PAGE_NAME
 
     def newest_before(self, step: int, steps_per_epoch: int) -> str:
         """Return, on all ranks, what `checkpoint_before` finds; "" where there is none."""

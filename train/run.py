@@ -109,7 +109,8 @@ def train(
             trainer.start_from(weights)
         if not test_only:
             return trainer.fit()
-        return trainer.test(test_name(val_split or "", str(checkpoint or weights)))
+        source = str(checkpoint or weights)
+        return trainer.test(test_name(val_split or "", source), source)
 
 
 def check_published(

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from train.output import RunOutput
     from train.recipe import DataRecipe, Recipe
 
+# The settings that an evaluation's result depends on; the network is the checkpoint's.
+_EVALUATED_WITH = (
+    "data.frames", "data.fps", "data.short", "augment.resize", "augment.short_side",
+    "augment.round_resized", "augment.crop", "augment.mean", "augment.std", "eval.frames",
+    "eval.clips_per_video", "eval.placement", "eval.crops", "eval.average", "run.precision",
+)  # fmt: skip
+
 
 class RunState:
     """The network of a run, all that its training goes on from, and how far it has come.
@@ -99,13 +106,15 @@ class RunState:
     def restore(self, path: Path, loader: Loader | None) -> None:
         """Go on from a checkpoint, with the clips of `loader`; without one, take its network only.
 
+        A network that is only evaluated has the averaged weights where the checkpoint has some.
         Raises UsageError when it belongs to other classes or another network, and what the stream
         raises when the clips would no longer be the same sequence.
         """
         saved = load_checkpoint(path)
         check_class_names(saved.class_names, self._class_names, path)
+        network = saved.model if loader is not None else saved.ema or saved.model
         try:
-            self.model.load_state_dict(saved.model)
+            self.model.load_state_dict(network)
             if self.average is not None:  # a run that kept none begins with its weights
                 self.average.model.load_state_dict(saved.ema or saved.model)
         except RuntimeError as error:
@@ -113,11 +122,15 @@ class RunState:
                 f"checkpoint {path} holds another network than {self._recipe.model.name!r}: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
-        self.is_averaged = self.average is not None and bool(saved.ema)
+        is_taken = self.average is not None or loader is None
+        self.is_averaged = bool(saved.ema) and is_taken
         self.epoch, self.step, self._saved_step = saved.epoch, saved.step, saved.step
         self._files.place = str(path)
+        old = parse_recipe(saved.recipe, str(path))
         if loader is not None:
-            self._restore_training(saved, path, loader)
+            self._restore_training(saved, old, path, loader)
+        else:
+            self._say_changes(old, path)
 
     def start_from(self, name: str, *, must_be_whole: bool) -> None:
         """Begin with weights that are not a run of ours to go on with: see `begin_with`."""
@@ -134,13 +147,18 @@ class RunState:
         if self.average is not None:
             self.average.model.load_state_dict(self.model.state_dict())
 
-    def _restore_training(self, saved: Checkpoint, path: Path, loader: Loader) -> None:
+    def _say_changes(self, old: Recipe, path: Path) -> None:
+        """Name the settings that make the result another than an evaluation of the run itself."""
+        for change in recipe_differences(old, self._recipe):
+            if change.partition(":")[0] in _EVALUATED_WITH:
+                self._say("changed since checkpoint %s: %s", path, change)
+
+    def _restore_training(self, saved: Checkpoint, old: Recipe, path: Path, loader: Loader) -> None:
         if saved.optimizer is None:
             raise UsageError(
                 f"checkpoint {path} holds only the network; resume from checkpoints/epoch-*.pt, or "
                 "begin a new run with --weights"
             )
-        old = parse_recipe(saved.recipe, str(path))
         if old.optim.name != self._recipe.optim.name:
             raise UsageError(
                 f"checkpoint {path} holds the state of {old.optim.name}, and optim.name is "

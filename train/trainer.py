@@ -20,7 +20,8 @@ from train.agreement import (
 )
 from train.bad_clips import SharedBadClips
 from train.evaluation import evaluate
-from train.loader import Loader, common_class_names
+from train.evaluation_files import SOURCE_NAME, source_text
+from train.loader import Loader, common_class_names, fingerprint
 from train.models import distribute, draw_model, set_training, why_no_kernels
 from train.optim import build_optimizer, describe_groups
 from train.output import RunOutput
@@ -189,10 +190,16 @@ class Trainer:
         if self._signals.received:
             raise self._interrupted(self._signals.received)
 
-    def test(self, name: str) -> dict[str, float]:
-        """Evaluate without training, write `evaluation/NAME/`, and return the metrics."""
+    def test(self, name: str, weights: str) -> dict[str, float]:
+        """Evaluate without training, write `evaluation/NAME/`, and return the metrics.
+
+        `weights` says which they are; NAME gets a number where it holds a result of others.
+        """
         accuracy, videos = self.evaluate()
-        page = self._files.save_evaluation(name, accuracy, videos, self.class_names)
+        source = source_text(weights, fingerprint(self._val_loader), accuracy.protocol)
+        page = self._files.save_evaluation(
+            name, accuracy, videos, self.class_names, extra={SOURCE_NAME: source}
+        )
         self._log("written to %s", page.parent)
         return self._reporter.final_metrics(self.epoch, self.step, accuracy)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torchvision.models import get_weight
 
 from prep.errors import KprepError, UsageError
 from train.agreement import rank_0_first
-from train.checkpoint import FORMAT, load_checkpoint
+from train.checkpoint import FORMAT, load_checkpoint, why_unreadable
 from train.inflate import inflate_swin
 from train.mvit import fit_position_tables
 from train.param_groups import head_names
@@ -113,10 +114,9 @@ def _from_torchvision(name: str, found: WeightsEnum) -> Weights:
         tensors = found.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, not the bytes of the hash, or no weights
         if cached.is_file():
-            text = str(error).partition("\n")[0] or type(error).__name__
             raise KprepError(
-                f"--weights {name}: {cached} cannot be read as tensors only ({text}); delete it, "
-                "and it is downloaded again"
+                f"--weights {name}: {cached} cannot be read as tensors only "
+                f"({why_unreadable(error)}); delete it, and it is downloaded again"
             ) from error
         raise UsageError(
             f"--weights {name}: {cached} is not there, and cannot be downloaded ({error}); "
@@ -127,10 +127,14 @@ def _from_torchvision(name: str, found: WeightsEnum) -> Weights:
 
 def _from_file(path: Path) -> Weights:
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        # torchvision's reference scripts save their options in one: it has values and runs nothing
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no weights can raise anything
-        text = str(error).partition("\n")[0] or type(error).__name__
-        raise KprepError(f"--weights {path} cannot be read as tensors only ({text})") from error
+        raise KprepError(
+            f"--weights {path} cannot be read as tensors only ({why_unreadable(error)}); save its "
+            "state dict alone, torch.save(checkpoint['model'], FILE), and give that file"
+        ) from error
     if isinstance(values, dict) and values.get("format") == FORMAT:
         saved = load_checkpoint(path)
         crop = parse_recipe(saved.recipe, str(path)).augment.crop
