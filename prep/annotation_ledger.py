@@ -11,18 +11,16 @@ from prep.annotation_overlap import named_video
 from prep.annotation_rows import (
     bad_row,
     file_segment,
-    file_sha256,
     normalise_split,
     seconds,
     timed_segment,
 )
-from prep.annotation_table import table_layout
+from prep.annotation_table import KineticsCsv
 from prep.errors import UsageError
 from prep.segment import YOUTUBE_ID, BadRow, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from prep.annotation_table import Layout
 
@@ -36,20 +34,12 @@ _FILE_KEY = re.compile(r"(?:.*-)?(\d{6})-(\d{6})-[0-9a-f]{10}")
 _FROM_TARS = "tar"  # the source of what `kprep index` found, whose ids are keys of samples
 
 
-class LedgerTable:
+class LedgerTable(KineticsCsv):
     """The rows of all splits of a dataset, also of those that gave no clip.
 
     Whole files have no end in it: they are known by their name, as in the folder that they came
     from. A row that was never read has no id, so it is a bad row here, too.
     """
-
-    def __init__(self, path: Path, split: str) -> None:
-        self.path = path
-        self.split = split
-        self.sha256 = file_sha256(path)
-        self.layout = table_layout(path)
-        self.other_splits = 0
-        self.notes: list[str] = []
 
     def __iter__(self) -> Iterator[Segment | BadRow]:
         """Yield one item for every row; raise UsageError where the table is cut or damaged."""
