@@ -32,9 +32,10 @@ from prep.dataset_warnings import find_warnings, overlapping_rows
 from prep.demo_videos import random_motion, write_video
 from prep.errors import BadClipError, StorageError, UsageError
 from prep.format import index_schema, read_index, read_manifest
+from prep.profile import PROFILES
 from prep.report import make_report
 from prep.report_command import report_command
-from prep.report_html import report_page
+from prep.report_html import _header, report_page
 from prep.storage import RetryPolicy, Storage
 from prep.text.html import script_json, text
 
@@ -56,6 +57,15 @@ def test_a_histogram_counts_every_value_once(parts):
     assert found.edges[0] <= everything.min() + 1e-9 * everything.max()
     assert found.open_ended == (everything.max() >= found.edges[-1])
     assert (found.lowest, found.highest) == (everything.min(), everything.max())
+
+
+def test_a_duplicates_clip_is_not_one_that_is_missing():
+    outcomes = {"ok": 4, "failed": 15, "duplicate": 1, "pending": 2}
+    split = SimpleNamespace(num_clips=4, num_rows=22, outcomes=outcomes, hours=0.1, bytes=9)
+    manifest = SimpleNamespace(class_names=("a",), profile=PROFILES["small"], is_foreign=False)
+    info = SimpleNamespace(manifest=manifest, splits=(split,))
+    page = _header(SimpleNamespace(info=info), "root")
+    assert "<dt>rows without a clip</dt><dd>17</dd>" in page
 
 
 def test_the_bins_of_a_histogram_are_round():

@@ -17,6 +17,7 @@ from prep.errors import UsageError
 from prep.storage import Storage
 from stream import clip_loader
 from stream.cache import ADMITTED_SHARE
+from stream.index import ClipIndex
 from stream.order import EpochOrder
 from stream.plan_cache import plan_cache
 from stream.plan_command import plan_command, size_text
@@ -101,6 +102,13 @@ def test_steps_and_what_is_left_out(root):
     sizes = [size for frames, size in index if frames >= 16]
     assert plan.cache.split_bytes == sum(sizes)
     assert plan.cache.needed_limit_bytes >= sum(-(-size // 4096) * 4096 for size in sizes)
+
+
+def test_a_split_can_have_as_many_rates_as_clips(root, monkeypatch):
+    rates = {Fraction(rate): np.zeros(0, dtype=np.int64) for rate in range(1, 40_000)}
+    rates[Fraction(40_000)] = np.arange(24)
+    monkeypatch.setattr(ClipIndex, "rates", lambda _: rates)
+    assert StoredSplit(Storage(str(root)), "train")._rate_of.tolist() == [39_999] * 24
 
 
 def make_index_sizes(root) -> list[tuple[int, int]]:
