@@ -61,8 +61,8 @@ def repair(
     A tar is trusted when it is, byte for byte, the one that the manifest lists: the index cannot
     vouch for captions, extra columns and whatever else stands beside the clips. Where one is
     altered, damaged or missing, or the manifest contradicts what is as it lists it, nothing is
-    written at all. New files are written first and the
-    manifest last, at once. KprepError where the manifest is not the one that was examined.
+    written at all. New files are written first and the manifest last, at once. KprepError where the
+    manifest is not the one that was examined.
     """
     done = Repair(findings)
     if not findings.faults:

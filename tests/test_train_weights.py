@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
@@ -15,6 +16,7 @@ from prep.errors import KprepError, UsageError
 from train.checkpoint import checkpoints_in, load_checkpoint
 from train.models import build_model, freeze_weights, set_training, tiny
 from train.recipe import ModelRecipe, load_recipe
+from train.run_state import _EVALUATED_WITH
 from train.trainer import Trainer
 from train.weights import Weights, find_weights, head_names, load_weights
 
@@ -318,6 +320,12 @@ def test_a_checkpoint_is_evaluated_with_its_average_and_what_changed_is_said(
     changed = [line for line in caplog.messages if line.startswith("changed since checkpoint")]
     mean = _recipe().augment.mean  # the flip and the turn of an evaluation change no result
     assert changed == [f"changed since checkpoint {path}: augment.mean: {mean} -> (0.1, 0.1, 0.1)"]
+
+
+def test_what_an_evaluation_depends_on_are_settings_of_a_recipe() -> None:
+    for name in _EVALUATED_WITH:  # one that is renamed would never be said to have changed
+        section, _, key = name.partition(".")
+        assert key in {entry.name for entry in fields(getattr(_recipe(), section))}, name
 
 
 def test_a_head_that_is_drawn_is_never_evaluated(tmp_path: Path) -> None:
