@@ -23,9 +23,7 @@ from prep.exclusive import exclusive
 from prep.foreign_labels import check_rule, class_list
 from prep.foreign_publish import (
     clip_label,
-    companions_of,
     foreign_records,
-    has_our_card,
     ledger_rows,
     shared_files_of,
 )
@@ -38,12 +36,12 @@ from prep.format import (
     index_path,
     index_table,
     ledger_path,
-    read_manifest,
     split_fingerprint,
     write_index,
 )
-from prep.format.layout import CARD_PATH, CLASSES_PATH, MANIFEST_PATH, is_reserved
-from prep.index_marker import Begun, read_marker, remove_marker, write_marker
+from prep.format.layout import CARD_PATH, MANIFEST_PATH, is_reserved
+from prep.index_marker import Begun, remove_marker, write_marker
+from prep.index_overwriting import is_our_card, left_behind, refuse_overwriting
 from prep.index_work import IndexWork
 from prep.ledger import write_ledger
 from prep.outcome import RowFailure
@@ -53,7 +51,7 @@ from prep.shard_bytes import ShardBytes
 from prep.temporary import temporary_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from prep.journal import Row
     from prep.shard_jobs import ShardProgress
@@ -110,56 +108,8 @@ def find_shards(
         hint = f" ({packed} is compressed; store it uncompressed)" if packed else ""
         raise UsageError(f"{storage.root} holds no .tar files{hint}")
     splits = assign_splits(tars, options.splits)
-    _refuse_overwriting(storage, options, splits, files)
+    refuse_overwriting(storage, splits, files, force=options.force)
     return splits, files
-
-
-def _refuse_overwriting(
-    storage: Storage, options: IndexOptions, splits: dict[str, list[str]], files: dict[str, Any]
-) -> None:
-    if MANIFEST_PATH in files:
-        if not options.force:
-            raise UsageError(
-                f"{storage.where(MANIFEST_PATH)} exists, so this is a dataset already; check it "
-                "with `kprep verify`, or index its tars anew with --force"
-            )
-        if not read_manifest(storage).is_foreign:
-            raise UsageError(
-                f"{storage.root} was made by `kprep shard`; mend it with `kprep verify --repair`, "
-                f"or remove {MANIFEST_PATH} if it is to be indexed as somebody else's"
-            )
-    ours = {*companions.energon_files({}), CLASSES_PATH, *companions_of(splits)}
-    begun = read_marker(storage)
-    left = set(begun.files) & set(files) if begun is not None else set()
-    strange = sorted(left - ours - {CARD_PATH, *_left_behind(storage, splits, files)})
-    if strange:
-        raise UsageError(
-            f"{storage.where(strange[0])} is of a `kprep index` that was interrupted and had other "
-            "tars or splits; run that command again, or remove the file"
-        )
-    there = sorted((ours & set(files)) - left)
-    if there and not options.force:
-        raise UsageError(
-            f"{storage.where(there[0])} exists and would be overwritten"
-            + (f", as would {len(there) - 1} more files" if len(there) > 1 else "")
-            + "; move it away, or allow it with --force"
-        )
-
-
-def _left_behind(
-    storage: Storage, splits: dict[str, list[str]], found: Iterable[str]
-) -> tuple[str, ...]:
-    """Return what kprep made for splits and tars that are gone, by the manifest that still stands.
-
-    So is what a run was killed in removing, whose manifest no longer lists it.
-    """
-    begun = read_marker(storage)
-    made = set(begun.gone) if begun is not None else set()
-    if MANIFEST_PATH in found:
-        old = read_manifest(storage)
-        tars = {name: [shard.path for shard in split.shards] for name, split in old.splits.items()}
-        made |= companions_of(tars) & set(old.files)
-    return tuple(sorted((made - companions_of(splits)) & set(found)))
 
 
 def index_tars(
@@ -180,7 +130,7 @@ def index_tars(
                 f"{storage.root} changed before it could be locked, so nothing was written; run "
                 "the same command again"
             )
-        card = CARD_PATH not in files or _is_our_card(storage)
+        card = CARD_PATH not in files or is_our_card(storage)
         kept = IndexWork(storage.root, _context(options))
         described = _describe(storage, options, splits, files, kept, progress)
         rule, class_names = _labels(described, options)
@@ -204,14 +154,6 @@ def index_tars(
             f"are gone {'were' if count > 1 else 'was'} removed, such as {work.removed[0]}"
         )
     return result
-
-
-def _is_our_card(storage: Storage) -> bool:
-    if not storage.exists(MANIFEST_PATH):
-        begun = read_marker(storage)
-        return begun is not None and begun.card
-    manifest = read_manifest(storage)
-    return has_our_card(manifest)
 
 
 class _Described:
@@ -424,7 +366,7 @@ class _Indexing:
         self.files |= {path: file_entry(data) for path, data in self.written.items()}
         manifest = Manifest(profile, self.class_names, self.splits, self.files)
         shared = shared_files_of(storage, manifest, self.written)
-        gone = _left_behind(storage, self.paths, found)
+        gone = left_behind(storage, self.paths, found)
         ours = {*self.files, *shared, *gone, MANIFEST_PATH}
         others = [path for path in found if path not in ours]
         with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
