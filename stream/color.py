@@ -16,16 +16,16 @@ UInt8 = npt.NDArray[np.uint8]
 # ITU-R BT.601-7, section 2.5.1: Y in 16..235 and Cb, Cr in 16..240 around 128.
 # R = 255/219 (Y - 16) + 2 (1 - Kr) 255/224 (Cr - 128), with Kr = 0.299, Kb = 0.114.
 _LUMA = 255 / 219  # = 85/73
-_CR_TO_R = 2 * (1 - 0.299) * 255 / 224
-_CB_TO_B = 2 * (1 - 0.114) * 255 / 224
-_CB_TO_G = -_CB_TO_B * 0.114 / 0.587
-_CR_TO_G = -_CR_TO_R * 0.299 / 0.587
+CR_TO_R = 2 * (1 - 0.299) * 255 / 224
+CB_TO_B = 2 * (1 - 0.114) * 255 / 224
+CB_TO_G = -CB_TO_B * 0.114 / 0.587
+CR_TO_G = -CR_TO_R * 0.299 / 0.587
 
 # write_rgb sums in int16 with 5 bits behind the point; chroma is multiplied with 16 more
 _LEVEL = 32
 _FINE = 16
 _FINE_CR_TO_R, _FINE_CB_TO_G, _FINE_CR_TO_G, _FINE_CB_TO_B = (
-    round(factor * _LEVEL * 2**_FINE) for factor in (_CR_TO_R, _CB_TO_G, _CR_TO_G, _CB_TO_B)
+    round(factor * _LEVEL * 2**_FINE) for factor in (CR_TO_R, CB_TO_G, CR_TO_G, CB_TO_B)
 )
 _PIXELS_AT_ONCE = 90_000  # with more, malloc returns what was computed to the system each time
 
@@ -65,7 +65,7 @@ def _channels(frames: torch.Tensor, height: int, width: int) -> list[torch.Tenso
     half = (*lead, height // 2, 1, width // 2, 1)  # each chroma sample serves 2 x 2 pixels
     blue = cb.reshape(half).double() - 128
     red = cr.reshape(half).double() - 128
-    mixed = (red * _CR_TO_R, blue * _CB_TO_G + red * _CR_TO_G, blue * _CB_TO_B)
+    mixed = (red * CR_TO_R, blue * CB_TO_G + red * CR_TO_G, blue * CB_TO_B)
     levels = ((bright + _exact_offset(chroma)).clamp_(0, 255) for chroma in mixed)
     return [level.to(torch.uint8).reshape(*lead, height, width) for level in levels]
 

@@ -188,3 +188,18 @@ def test_every_way_to_run_a_network_has_a_row(tmp_path):
         "| kprep's convolutions",
     ]
     assert table_rows(lines)[0].split(" | ")[2] == "1.00"
+
+
+def test_every_way_to_prepare_clips_has_a_row(tmp_path):
+    found, lines = run(
+        "clip_preparation.py", tmp_path, "--batch", 2, "--frames", 2, "--size", 32, 40,
+        "--batches", 1, "--rounds", 2,
+    )  # fmt: skip
+    assert list(found["rounds"]) == ["torchvision", "PyTorch", "copy"]
+    assert all(len(one["ms"]) == len(one["host"]) == 2 for one in found["rounds"].values())
+    assert [row.split(" | ")[0] for row in table_rows(lines)] == [
+        "| torchvision",
+        "| PyTorch",
+        "| copy",
+    ]
+    assert table_rows(lines)[0].split(" | ")[3] == "1.0 |"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchvision.models import video
 
-from train import fused_norm, models
+from train import fused_norm, models, triton_support
 from train.distributed import World
 from train.flops import count_flops
 from train.fused_norm import restore_norm, use_fused_norm, why_not_fused
@@ -174,7 +174,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     why_not_fused.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(fused_norm, "find_spec", lambda _: True)
+    monkeypatch.setattr(triton_support, "find_spec", lambda _: True)
     return CUDA
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from train.augment import resized_size
+from train.fused_clips import Cut, cut_clips
 from train.rand_augment import constant
-from train.transforms import clips_by_size, resize_clips, rgb_planes
+from train.transforms import clips_by_size, goes_in_one_pass, resize_clips, rgb_planes
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
-    from train.recipe import Recipe
+    from train.recipe import AugmentRecipe, Recipe
 
 
 def eval_clips(batch: ClipBatch, recipe: Recipe) -> torch.Tensor:
@@ -30,6 +31,12 @@ def eval_clips(batch: ClipBatch, recipe: Recipe) -> torch.Tensor:
     augment, crops = recipe.augment, recipe.eval.crops
     height, width = augment.crop
     frames, device = batch.video.shape[1], batch.video.device
+    if goes_in_one_pass(batch):
+        cut = cut_clips(
+            batch.video, _cuts(batch, augment, crops), augment.crop, augment.mean, augment.std,
+            is_rounded=augment.round_resized,
+        )  # fmt: skip
+        return cut.view(crops, len(batch), *cut.shape[1:])
     clips = torch.empty((crops, len(batch), 3, frames, height, width), device=device)
     for size, members in clips_by_size(batch).items():
         target = resized_size(size, augment)
@@ -41,6 +48,16 @@ def eval_clips(batch: ClipBatch, recipe: Recipe) -> torch.Tensor:
     mean = constant(augment.mean, device).view(3, 1, 1, 1)
     std = constant(augment.std, device).view(3, 1, 1, 1)
     return clips.sub_(mean).div_(std)
+
+
+def _cuts(batch: ClipBatch, augment: AugmentRecipe, crops: int) -> list[Cut]:
+    """Return the first crop of every clip, then the second, and so on."""
+    cuts = []
+    for member, (height, width) in enumerate(batch.size.tolist()):
+        target = resized_size((height, width), augment)
+        for top, left in crop_places(target, augment.crop, crops):
+            cuts.append(Cut(member, (height, width), (0, height, 0, width), target, top, left))
+    return [cut for crop in range(crops) for cut in cuts[crop::crops]]
 
 
 def crop_places(size: tuple[int, int], crop: tuple[int, int], crops: int) -> list[tuple[int, int]]:

@@ -9,7 +9,6 @@ evaluation and frozen layers are PyTorch's own.
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from train.tensor_cores import PaddedBatchNorm3d, become
+from train.triton_support import failure, why_no_triton
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _EPS = 1e-5
@@ -154,17 +154,12 @@ def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
     Triton needs a C compiler and Python's headers, and a GPU with bfloat16 (compute capability
     8.0). Where one is missing, or the result is wrong, training goes on with PyTorch's kernels.
     """
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return "there is no CUDA device"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the GPU is older than compute capability 8.0"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
+    if reason := why_no_triton(device):
+        return reason
     try:
         off = _error_of_a_layer(device, dtype)
     except Exception as error:  # noqa: BLE001 - the compiler may raise anything
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"Triton failed with {type(error).__name__}: {lines[-1] if lines else 'no reason'}"
+        return failure(error)
     return None if off <= _TOLERANCE else f"Triton's results are off by {off:.1%}"
 
 

@@ -33,6 +33,7 @@ from train.schedule import Schedule, scaled_learning_rate
 from train.self_check import check_first_convolution
 from train.signals import InterruptedBySignalError, SignalWatch
 from train.step import OptimizerStep, check_batch_labels
+from train.transforms import why_slow_clips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -344,8 +345,12 @@ class Trainer:
             self._log(
                 "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * off
             )
-        if notice := why_no_kernels(self.recipe, self.model, self.world.device):
-            self._log("%s", notice)
+        for notice in (
+            why_no_kernels(self.recipe, self.model, self.world.device),
+            why_slow_clips(self.world.device),
+        ):
+            if notice:
+                self._log("%s", notice)
 
     def _training_loader(self) -> Loader:
         if self._train_loader is None:

@@ -3,7 +3,8 @@
 The arithmetic is torchvision's reference (`VideoClassificationPresetTrain`): float in [0, 1],
 bilinear resize without antialias to a fixed size, horizontal flip, normalise, crop. The random
 draws come from `train.augment`. RandAugment and random resized crops come before all that, on the
-decoded levels. Evaluation has `train.eval_transforms`.
+decoded levels. On a GPU one kernel does all of it, but for RandAugment (`train.fused_clips`).
+Evaluation has `train.eval_transforms`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional
 from stream.color import yuv420_to_rgb_planes
 from train.augment import Box, Draws, draw_clip, resized_size
 from train.clip_random import ClipDraw
+from train.fused_clips import Cut, cut_clips, why_not_cut
 from train.rand_augment import apply_operations, constant
 
 if TYPE_CHECKING:
@@ -48,6 +50,16 @@ def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]
     height, width = recipe.crop
     frames = batch.video.shape[1]
     device = batch.video.device
+    if not recipe.rand_operations and goes_in_one_pass(batch):
+        sizes = batch.size.tolist()
+        cuts = [
+            _cut(member, (height, width), draws[member], recipe)
+            for member, (height, width) in enumerate(sizes)
+        ]
+        return cut_clips(
+            batch.video, cuts, recipe.crop, recipe.mean, recipe.std,
+            is_rounded=recipe.round_resized,
+        )  # fmt: skip
     clips = torch.empty((len(batch), 3, frames, height, width), dtype=torch.float32, device=device)
     for size, members in clips_by_size(batch).items():
         pixels = rgb_planes(batch, members, *size)
@@ -60,6 +72,26 @@ def clips_from_draws(batch: ClipBatch, recipe: AugmentRecipe, draws: list[Draws]
     mean = constant(recipe.mean, device).view(3, 1, 1, 1)
     std = constant(recipe.std, device).view(3, 1, 1, 1)
     return clips.sub_(mean).div_(std)
+
+
+def goes_in_one_pass(batch: ClipBatch) -> bool:
+    """Return whether one kernel can prepare the clips: the same for all batches of a run."""
+    device = batch.video.device
+    return batch.layout == "yuv420" and device.type == "cuda" and why_not_cut(device) is None
+
+
+def why_slow_clips(device: torch.device) -> str | None:
+    """Say why clips are prepared in several passes, where one could do."""
+    reason = why_not_cut(device) if device.type == "cuda" else None
+    return reason and f"clips are prepared by PyTorch's kernels, which take longer: {reason}"
+
+
+def _cut(member: int, size: tuple[int, int], draws: Draws, recipe: AugmentRecipe) -> Cut:
+    if draws.box is None:
+        whole = (0, size[0], 0, size[1])
+        resized = resized_size(size, recipe)
+        return Cut(member, size, whole, resized, draws.top, draws.left, draws.flip)
+    return Cut(member, size, draws.box, recipe.crop, 0, 0, draws.flip)
 
 
 def _prepared(
