@@ -1,12 +1,16 @@
 """`kprep bench train`: three contenders on the same clips, and mistakes in one sentence."""
 
+import gc
 import json
+import weakref
 
 import pytest
 from conftest import run_kprep
 
 from stream.bench_measure import Spread
-from train.bench import TrainBench, table
+from train import bench as train_bench
+from train.bench import TrainBench, bench_train, table
+from train.recipe import load_recipe
 
 
 @pytest.mark.slow
@@ -35,6 +39,25 @@ def test_it_goes_on_into_the_next_epoch(motion_dataset):
     )  # fmt: skip
     assert "training reaches" in done.stdout
     assert "waits for data" in done.stdout
+
+
+def test_nothing_keeps_its_loader(motion_dataset, monkeypatch):
+    """In a cycle of references torch's workers are not told to end: 5 seconds for each of them."""
+    make, made = train_bench.training_loader, []
+
+    def noted(*arguments):
+        loader = make(*arguments)
+        made.append(weakref.ref(loader))
+        return loader
+
+    monkeypatch.setattr(train_bench, "training_loader", noted)
+    recipe = load_recipe("tiny", ["data.workers=0", "data.batch_size=4"])
+    gc.disable()
+    try:
+        bench_train(recipe, str(motion_dataset), split="train", steps=1, rounds=1, device="cpu")
+        assert [loader() for loader in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_kernels_that_are_missing_are_said():

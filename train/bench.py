@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,7 @@ from train.optim import build_optimizer
 from train.run import training_loader
 from train.schedule import scaled_learning_rate
 from train.step import OptimizerStep
-from train.transforms import video_on
+from train.transforms import video_on, why_slow_clips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ class TrainBench:
     ratio     training over network, round by round: 1 when data costs nothing
     gflops    a clip, forward and backward; 0 where the network cannot be counted
     mfu       of training: operations over the most that the device can do; None when not known
-    slower    says why batch normalisation has none of kprep's kernels here; None where it has
+    slower    says what has none of kprep's kernels here, and why; None where all has
     """
 
     device: str
@@ -80,7 +80,7 @@ def bench_train(
         set_training(model, freeze_batchnorm=recipe.model.freeze_batchnorm)
         runner = _Runner(recipe, loader, step, world.device, steps)
         found = runner.rounds(rounds)
-        slower = why_no_kernels(recipe, model, world.device)
+        slower = [why_no_kernels(recipe, model, world.device), why_slow_clips(world.device)]
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     peak = peak_flops(name, recipe.run.precision)
     training = Spread.of(found["training"])
@@ -94,7 +94,7 @@ def bench_train(
         ratio=Spread.of([together / alone for together, alone in pairs]),
         gflops=flops / 1e9,
         mfu=training.median * flops / peak if peak and flops else None,
-        slower=slower,
+        slower="; ".join(filter(None, slower)) or None,
     )
 
 
@@ -122,8 +122,7 @@ class _Runner:
         self._ready = -(-data.workers * data.prefetch_batches // data.accumulate)
         """Steps whose batches can be waiting in the workers' queues."""
         self._rate = scaled_learning_rate(recipe.optim, loader.global_batch)
-        self._epoch = -1
-        self._stream = self._batches()
+        self._stream = _batches(loader)
         self._kept = self._on_device(self._take())
 
     def rounds(self, rounds: int) -> dict[str, list[float]]:
@@ -165,18 +164,11 @@ class _Runner:
             batches = self._take()
             waited += time.perf_counter() - before
             batches = self._step.prepare(batches)
-            self._step.run(batches, self._rate, self._epoch)
+            self._step.run(batches, self._rate, 0)
         return self._steps, self._now() - begun, waited
 
     def _take(self) -> list[ClipBatch]:
         return list(islice(self._stream, self._recipe.data.accumulate))
-
-    def _batches(self) -> Iterator[ClipBatch]:
-        """Yield batches without end."""
-        while True:
-            self._epoch += 1
-            self._loader.set_epoch(self._epoch)
-            yield from self._loader
 
     def _on_device(self, batches: list[ClipBatch]) -> list[ClipBatch]:
         return [video_on(batch, self._device) for batch in batches]
@@ -186,6 +178,17 @@ class _Runner:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _batches(loader: Loader) -> Iterator[ClipBatch]:
+    """Yield batches without end.
+
+    Refers to no runner: in a cycle of references, torch's workers are not told that they can end,
+    and whoever drops the loader waits 5 seconds for each.
+    """
+    for epoch in count():
+        loader.set_epoch(epoch)
+        yield from loader
 
 
 def table(bench: TrainBench) -> list[str]:
