@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prep.annotation_labels import kinetics_class_list, without_case
 from prep.errors import UsageError
 from prep.outcome import Reason, Status
+from prep.text.plain import few
 
 if TYPE_CHECKING:
     from prep.annotations import Listing
@@ -67,11 +68,25 @@ def plan(
     return list(listing.notes)
 
 
+def _lists_differ(was: list[str], now: list[str]) -> str:
+    """Return by what a list of classes differs from the one that a conversion was begun with."""
+    if not (was and now):
+        return f"was {'given' if was else 'not given'}, is {'given' if now else 'not given'}"
+    if set(was) == set(now):
+        return "has the same classes in another order"
+    gone = [name for name in was if name not in now]
+    new = [name for name in now if name not in was]
+    parts = [f"{few(names)} {what}" for names, what in ((gone, "missing"), (new, "new")) if names]
+    return f"has other classes: {'; '.join(parts)}"
+
+
 def _changed(options: ShardOptions, name: str, was: Any, now: Any) -> str:
     """Return what is said of a setting that differs; of a profile the fields that do."""
     if name == "profile" and isinstance(was, dict):
         different = "; ".join(options.profile.differences_from_json(was))
         return f"profile was {was.get('name')} ({different})"
+    if name == "class_list":
+        return f"--class-list {_lists_differ(was or [], now or [])}"
     return f"{name} was {was}, is {now}"
 
 

@@ -24,6 +24,7 @@ from test_prep_shard import fake_ffmpeg, files_of, kinetics_csv, ledger
 
 from prep import dask_pool
 from prep.conversion import check_fatal
+from prep.conversion_plan import _changed
 from prep.demo_videos import random_motion, write_video
 from prep.errors import DatasetError, KprepError, UsageError
 from prep.journal import Journal
@@ -553,13 +554,32 @@ def test_a_conversion_begun_with_something_else_is_refused(videos, tmp_path, wha
     environment = {"KPREP_FFMPEG": str(other)} if what == "ffmpeg_sha256" else {}
     done = run_kprep(*arguments(videos, root, "train", *more), check=False, **environment)
     assert done.returncode == 2
-    assert f"{what} was" in done.stderr
+    named = "--class-list was not given, is given" if what == "class_list" else f"{what} was"
+    assert named in " ".join(done.stderr.split())
     if what == "profile":  # what differs, and not the eleven fields of both
         assert re.search(
             r"begun differently: profile was (\w+) \(name: custom-\w{8}, not \1; crf: 30, not \d+\); ",
             " ".join(done.stderr.split()),
         )
     run_kprep(*arguments(videos, root))
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (["up"], None, "--class-list was given, is not given"),
+        (["up", "down"], ["down", "up"], "--class-list has the same classes in another order"),
+        (["up", "down"], ["up"], "--class-list has other classes: down missing"),
+        (
+            [f"old {number}" for number in range(400)],
+            ["left", "right"],
+            "--class-list has other classes: old 0, old 1, old 2 and 397 more missing; left, right new",
+        ),
+    ],
+)
+def test_another_list_of_classes_is_not_said_whole(tmp_path, was, now, said):
+    options = ShardOptions(("v",), str(tmp_path), "val", PROFILES["small"])
+    assert _changed(options, "class_list", was, now) == said
 
 
 def test_force_removes_nothing_that_is_not_ours(videos, tmp_path):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import run_kprep
 from torch import nn
 
-from prep.errors import KprepError, UsageError
+from prep.errors import KprepError, StorageError, UsageError
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.export import _WAYS, Parity, export, load_trained, sidecar_path
 from train.export_command import export_command
@@ -149,6 +149,20 @@ def test_a_file_that_gives_other_logits_does_not_appear(
     with pytest.raises(KprepError, match="is not written, it is another network"):
         export(load_trained(saved), "state-dict", tmp_path / "plain.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_a_full_disk_is_no_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = _checkpoint(tmp_path / "x.pt", "tiny")
+    _, read = _WAYS["state-dict"]
+
+    def fill(trained: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(_WAYS, "state-dict", (fill, read))
+    with pytest.raises(StorageError, match=r"--output .*plain.pt cannot be written \(No space"):
+        export(load_trained(saved), "state-dict", tmp_path / "plain.pt")
 
 
 def test_a_difference_that_is_no_number_is_none_of_rounding() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from prep.errors import UsageError
+from prep.errors import StorageError, UsageError
 from train import load_recipe, output_lock, train
 from train.attempts import note_launch
 from train.distributed import World
@@ -120,6 +120,20 @@ def test_a_file_system_without_locks_is_said_and_used(
             output_lock.output_lock(tmp_path, CPU, None),
         ):
             assert "No locks available): nothing keeps a second run out" in caplog.text
+
+
+def test_a_full_disk_is_no_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output_lock, "_locked", fill)
+    with (
+        pytest.raises(StorageError, match=r"^--output .* cannot be written \(No space left"),
+        output_lock.output_lock(tmp_path, CPU, None),
+    ):
+        pass
 
 
 def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from prep.errors import DatasetError, KprepError, UsageError
+from prep.errors import DatasetError, KprepError, StorageError, UsageError
 from stream import ClipBatch
 from stream.bad_clips import BadClipSummary
 from train.agreement import lost_losses, raise_together
@@ -825,3 +825,14 @@ def test_a_network_that_cannot_be_written_is_raised_on_all_ranks(
     (tmp_path / "final.pt").mkdir()
     trainer._files.save_network(trainer._state._checkpoint(None, {}, {}), best=False)
     assert [str(error)[:10] for error in told] == ["checkpoint"]
+
+
+def test_a_full_disk_is_no_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.output.note_launch", fill)
+    with pytest.raises(StorageError, match=r"^--output .* cannot be written \(No space left"):
+        _trainer(tmp_path, _recipe("schedule.epochs=1")).fit()

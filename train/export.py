@@ -18,6 +18,7 @@ from torch import nn
 
 from prep.errors import KprepError, UsageError
 from prep.storage import write_atomic
+from prep.write_errors import write_error
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.models import TORCHVISION_MODELS, build_model, model_names
 from train.mvit import BUILT_FOR, set_clip_size
@@ -153,7 +154,7 @@ def export(trained: Trained, form: str, output: Path) -> Parity:
             raise KprepError(f"{output} is not written, it is another network: {parity}")
         temporary.replace(output)
     except OSError as error:
-        raise UsageError(f"--output {output} cannot be written: {error}") from error
+        raise write_error(f"--output {output}", error) from error
     finally:
         temporary.unlink(missing_ok=True)
     write_atomic(sidecar_path(output), _sidecar(trained, form, parity))

@@ -6,8 +6,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from prep.errors import KprepError, UsageError
+from prep.errors import KprepError
 from prep.storage import write_atomic
+from prep.write_errors import write_error
 from train.agreement import raising_together
 from train.attempts import note_launch
 from train.checkpoint import (
@@ -89,7 +90,7 @@ class RunOutput:
             self._best = self._score_of_best(self._metrics.video_top1)
             self._curves = open_curves(self._recipe, self._directory, self._metrics.entries)
         except OSError as error:
-            raise UsageError(f"--output {self._directory} cannot be written: {error}") from error
+            raise write_error(f"--output {self._directory}", error) from error
 
     def write(self, kind: str, **values: Any) -> None:
         """Append a line to the metrics and the curves, on rank 0 of a run that was opened."""
@@ -192,7 +193,7 @@ class RunOutput:
                     if not alone:
                         write_atomic(self._directory / _PAGE_NAME, text.encode())
             except OSError as error:
-                raise KprepError(f"evaluation {directory} cannot be written: {error}") from error
+                raise write_error(f"evaluation {directory}", error) from error
         if directory != asked:  # on rank 0
             log.info("%s is kept: it is of other weights, clips or another protocol", asked)
         if not alone:

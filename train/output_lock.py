@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from prep.errors import UsageError
+from prep.write_errors import write_error
 from train.agreement import raising_together
 from train.attempts import is_restarted
 from train.progress import log
@@ -61,7 +62,7 @@ def _take(output: Path, held: ExitStack, patience_seconds: float) -> None:
             time.sleep(_POLL_SECONDS)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise UsageError(f"--output {output} cannot be written: {error}") from error
+            raise write_error(f"--output {output}", error) from error
         log.info("no locks on %s (%s): nothing keeps a second run out", output, error)
         return
     held.enter_context(file)
