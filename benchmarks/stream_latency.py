@@ -131,6 +131,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--prefetch", type=int, default=2, help="batches a worker prepares ahead")
     parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--layout", choices=["yuv420", "rgb"], default="yuv420")
     parser.add_argument("--server", choices=["seaweedfs", "nginx"], default="seaweedfs")
     parser.add_argument("--tls", action="store_true", help="https, with --server nginx")
     parser.add_argument("--json", type=Path, help="write the results here too")
@@ -144,7 +145,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = str(REPOSITORY)  # processes, too, are of this checkout
     asked = arguments()
     options = LoaderOptions(
-        StreamOptions(asked.split, frames=asked.frames, fps=Fraction(15), layout="yuv420"),
+        StreamOptions(asked.split, frames=asked.frames, fps=Fraction(15), layout=asked.layout),
         batch=asked.batch,
         workers=asked.workers,
         prefetch=asked.prefetch,
@@ -173,7 +174,7 @@ def main() -> None:
             storages, options, seconds=asked.seconds, rounds=asked.rounds, baseline="memory"
         )
     print(f"{os.cpu_count()} cores, {platform.machine()}; batch {asked.batch}, "
-          f"{asked.workers} workers, {asked.prefetch} batches ahead\n")  # fmt: skip
+          f"{asked.workers} workers, {asked.prefetch} batches ahead, {asked.layout}\n")  # fmt: skip
     print("\n".join(table(results)))
     for place, ways in costs.items():
         for way, cost in zip(("as the loader asks", "through obstore"), ways, strict=True):
