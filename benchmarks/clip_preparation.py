@@ -32,8 +32,9 @@ from torchvision import transforms as tv  # noqa: E402
 
 from stream import ClipBatch, yuv420_to_rgb_planes  # noqa: E402
 from train import transforms  # noqa: E402
+from train.fused_clips import why_not_cut  # noqa: E402
 from train.recipe import AugmentRecipe  # noqa: E402
-from train.transforms import train_clips, why_slow_clips  # noqa: E402
+from train.transforms import train_clips  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +126,7 @@ def contenders(asked: argparse.Namespace) -> dict[str, Callable[[int], dict[str,
 
         ways["PyTorch, compiled"] = in_compiled_passes
     if _DEVICE.type == "cuda":
-        if reason := why_slow_clips(_DEVICE):
+        if reason := why_not_cut(_DEVICE):
             sys.exit(reason)
         ways["kprep"] = ours
     both = batch.video.numel() + asked.batch * asked.frames * 12 * _RECIPE.crop[0] * _RECIPE.crop[1]

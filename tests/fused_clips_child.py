@@ -30,7 +30,7 @@ from train.transforms import train_clips  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SIZES = ((38, 50), (64, 36), (38, 50), (20, 96), (26, 34))
+SIZES = ((38, 50), (64, 36), (38, 50), (20, 454), (26, 34))
 SETTINGS = {
     "resnet": (),
     "same size": ("augment.resize=[38, 50]",),

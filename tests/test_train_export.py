@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import resource
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -84,7 +86,7 @@ def test_the_state_dict_of_every_family_fits_torchvision(tmp_path: Path, name: s
     size = ("data.frames=16", "augment.resize=[224, 224]", "augment.crop=[224, 224]")
     saved = _checkpoint(tmp_path / "x.pt", name, *(size if name[0] in "sm" else SMALL))
     trained = load_trained(saved)
-    _WAYS["state-dict"][0](trained, tmp_path / "plain.pt")
+    (tmp_path / "plain.pt").write_bytes(_WAYS["state-dict"][0](trained))
     model = torchvision.models.get_model(name, num_classes=5)
     model.load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True), strict=True)
 
@@ -138,12 +140,13 @@ def test_a_file_that_gives_other_logits_does_not_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = _checkpoint(tmp_path / "x.pt", "tiny")
-    write, read = _WAYS["state-dict"]
+    to_bytes, read = _WAYS["state-dict"]
 
-    def spoil(trained: object, path: Path) -> None:
-        write(trained, path)
-        tensors = torch.load(path, weights_only=True)
-        torch.save({name: value * 1.01 for name, value in tensors.items()}, path)
+    def spoil(trained: object) -> bytes:
+        tensors = torch.load(io.BytesIO(to_bytes(trained)), weights_only=True)
+        file = io.BytesIO()
+        torch.save({name: value * 1.01 for name, value in tensors.items()}, file)
+        return file.getvalue()
 
     monkeypatch.setitem(_WAYS, "state-dict", (spoil, read))
     with pytest.raises(KprepError, match="is not written, it is another network"):
@@ -151,18 +154,26 @@ def test_a_file_that_gives_other_logits_does_not_appear(
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_a_full_disk_is_no_mistake_of_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved = _checkpoint(tmp_path / "x.pt", "tiny")
-    _, read = _WAYS["state-dict"]
+@pytest.mark.parametrize("form", list(_WAYS))
+def test_a_full_disk_is_no_mistake_of_the_user(tmp_path: Path, form: str) -> None:
+    trained = load_trained(_checkpoint(tmp_path / "x.pt", "tiny"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(
+            StorageError, match=r"^--output .*plain.pt2 cannot be written \(File too"
+        ):
+            export(trained, form, tmp_path / "plain.pt2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
-    def fill(trained: object, path: Path) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(_WAYS, "state-dict", (fill, read))
-    with pytest.raises(StorageError, match=r"--output .*plain.pt cannot be written \(No space"):
-        export(load_trained(saved), "state-dict", tmp_path / "plain.pt")
+def test_a_path_where_the_json_file_cannot_be_is_named(tmp_path: Path) -> None:
+    trained = load_trained(_checkpoint(tmp_path / "x.pt", "tiny"))
+    (tmp_path / "plain.pt.json").mkdir()
+    with pytest.raises(UsageError, match=r"plain.pt.json cannot be written: Is a directory"):
+        export(trained, "state-dict", tmp_path / "plain.pt")
 
 
 def test_a_difference_that_is_no_number_is_none_of_rounding() -> None:

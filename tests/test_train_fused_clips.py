@@ -15,9 +15,11 @@ from fused_clips_child import SETTINGS, SIZES, batch_of
 from test_train_fused_norm import CUDA
 from test_train_trainer import _recipe, _trainer
 
+from prep.errors import UsageError
+from stream.color import frame_bytes
 from train import fused_clips, trainer, transforms, triton_support
-from train.fused_clips import Cut, why_not_cut
-from train.recipe import AugmentRecipe
+from train.fused_clips import Cut, cut_clips, why_not_cut
+from train.recipe import AugmentRecipe, load_recipe
 from train.transforms import goes_in_one_pass, train_clips, why_slow_clips
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def check_found(found: dict[str, Any]) -> None:
             assert most < 0.0182, name
             assert share < 3e-3, name
         else:
-            assert most < 3e-5, name
+            assert most < 2e-4, name  # of a place among 454 columns float32 leaves 3e-5
 
 
 def test_one_kernel_gives_the_clips_that_pytorchs_steps_give() -> None:
@@ -74,7 +76,10 @@ def test_a_kernel_that_computes_something_else_is_not_used(
 ) -> None:
     monkeypatch.setattr(fused_clips, "_error_of_a_clip", lambda *_: off)
     assert why_not_cut(gpu) == reason
-    notice = why_slow_clips(gpu)
+    notice = why_slow_clips(load_recipe("resnet"), gpu)
+    assert why_slow_clips(load_recipe("resnet", ["data.layout=rgb"]), gpu) is None, (
+        "it is wanted so"
+    )
     why_not_cut.cache_clear()
     assert (notice is None) == (reason is None)
     if notice is not None:
@@ -95,17 +100,19 @@ def test_a_compiler_that_fails_is_the_reason(
     why_not_cut.cache_clear()
 
 
-@pytest.mark.parametrize("spoilt", [None, 0.01, float("nan")])
+@pytest.mark.parametrize("spoilt", [None, 0.01, float("nan"), "never rounded", "always rounded"])
 def test_a_trial_compares_with_pytorch(
-    monkeypatch: pytest.MonkeyPatch, spoilt: float | None
+    monkeypatch: pytest.MonkeyPatch, spoilt: float | str | None
 ) -> None:
-    """PyTorch stands in for the kernel, and one value of it is spoilt."""
+    """PyTorch stands in for the kernel, and one value of it is spoilt, or rounding is forgotten."""
 
     def cut_clips(
         video: torch.Tensor, cuts: list[Cut], crop: tuple[int, int], mean: tuple[float, ...],
         std: tuple[float, ...], *, is_rounded: bool,
     ) -> torch.Tensor:  # fmt: skip
         (cut,) = cuts
+        if isinstance(spoilt, str):
+            is_rounded = spoilt == "always rounded"
         recipe = AugmentRecipe(
             resize=cut.resized, crop=crop, mean=mean, std=std, round_resized=is_rounded
         )
@@ -113,7 +120,8 @@ def test_a_trial_compares_with_pytorch(
         draws = transforms.Draws(flip=cut.flip, top=cut.top, left=cut.left)
         batch.video.copy_(video)
         clips = transforms.clips_from_draws(batch, recipe, [draws])
-        clips[0, 2, 1, 19, 19] += spoilt or 0.0
+        if isinstance(spoilt, float):
+            clips[0, 2, 1, 19, 19] += spoilt
         return clips
 
     monkeypatch.setattr(fused_clips, "cut_clips", cut_clips)
@@ -123,7 +131,7 @@ def test_a_trial_compares_with_pytorch(
 
 def test_there_is_none_on_a_cpu() -> None:
     assert why_not_cut(torch.device("cpu")) == "there is no CUDA device"
-    assert why_slow_clips(torch.device("cpu")) is None, "nothing is missed"
+    assert why_slow_clips(load_recipe("resnet"), torch.device("cpu")) is None, "nothing is missed"
     assert not goes_in_one_pass(batch_of(SIZES, 2))
 
 
@@ -152,11 +160,25 @@ def test_a_run_says_what_takes_longer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(trainer, "why_no_kernels", lambda *_: "one takes longer")
-    monkeypatch.setattr(trainer, "why_slow_clips", lambda _: "another takes longer")
+    monkeypatch.setattr(trainer, "why_slow_clips", lambda *_: "another takes longer")
     with caplog.at_level("INFO"):
         _trainer(tmp_path, _recipe("schedule.epochs=1")).fit()
     said = [line for line in caplog.messages if "takes longer" in line]
     assert said == ["one takes longer", "another takes longer"]
+
+
+@pytest.mark.parametrize("size", [(60, 50), (37, 50), (38, 49), (0, 50), (-2, 50)])
+def test_a_batch_whose_sizes_do_not_fit_is_refused(size: tuple[int, int]) -> None:
+    """PyTorch's steps refuse them; a kernel would read what lies behind the frames."""
+    video = torch.zeros((1, 2, frame_bytes(38, 50)), dtype=torch.uint8)
+    cut = Cut(0, size, (0, size[0], 0, size[1]), (30, 44), 0, 0)
+    one = (1.0, 1.0, 1.0)
+    with pytest.raises(UsageError, match=rf"clips of {size[1]}x{size[0]} in frames of 2850 bytes"):
+        cut_clips(video, [cut], (20, 20), one, one, is_rounded=False)
+    for box in ((0, 40, 0, 50), (0, 38, 2, 52), (-2, 20, 0, 50), (20, 20, 0, 50)):
+        with pytest.raises(ValueError, match="not within a picture"):
+            cut_clips(video, [Cut(0, (38, 50), box, (30, 44), 0, 0)], (20, 20), one, one,
+                      is_rounded=False)  # fmt: skip
 
 
 def test_a_recipe_with_randaugment_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

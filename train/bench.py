@@ -42,7 +42,7 @@ class TrainBench:
     ratio     training over network, round by round: 1 when data costs nothing
     gflops    a clip, forward and backward; 0 where the network cannot be counted
     mfu       of training: operations over the most that the device can do; None when not known
-    slower    says what has none of kprep's kernels here, and why; None where all has
+    slower    says what could have kprep's kernels but has none here, and why
     """
 
     device: str
@@ -80,7 +80,7 @@ def bench_train(
         set_training(model, freeze_batchnorm=recipe.model.freeze_batchnorm)
         runner = _Runner(recipe, loader, step, world.device, steps)
         found = runner.rounds(rounds)
-        slower = [why_no_kernels(recipe, model, world.device), why_slow_clips(world.device)]
+        slower = [why_no_kernels(recipe, model, world.device), why_slow_clips(recipe, world.device)]
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     peak = peak_flops(name, recipe.run.precision)
     training = Spread.of(found["training"])

@@ -25,6 +25,7 @@ from train.loader import fingerprint
 from train.models import draw_model
 from train.output import RunOutput
 from train.progress import log
+from train.transforms import why_slow_clips
 from train.weights import find_weights
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def check_weights(
     labels = label_map(loader.class_names, published.class_names, published.name)
     model = draw_model(recipe, len(published.class_names), world)
     _load(published.name, model, world)
+    notice = why_slow_clips(recipe, world.device)
+    if notice and world.is_first:
+        log.info("%s", notice)
     frames = _ShortSides()
     accuracy, videos = evaluate(
         model,

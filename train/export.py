@@ -5,6 +5,7 @@ Every file is read back and compared with the network before it appears under it
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import nn
 
 from prep.errors import KprepError, UsageError
 from prep.storage import write_atomic
-from prep.write_errors import write_error
+from prep.write_errors import write_error, write_errors
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.models import TORCHVISION_MODELS, build_model, model_names
 from train.mvit import BUILT_FOR, set_clip_size
@@ -135,8 +136,9 @@ def export(trained: Trained, form: str, output: Path) -> Parity:
 
     The file takes normalised clips, float32 (N, 3, T, H, W) for any N, and returns logits float32
     (N, classes). It appears when it has given the network's logits. Raises UsageError where a
-    package is missing, the file cannot be written or is a checkpoint, which would be lost;
-    KprepError where the network cannot be exported or gives other logits.
+    package is missing, the path cannot be right or is a checkpoint, which would be lost;
+    StorageError where the disk fails; KprepError where the network cannot be exported or gives
+    other logits.
     """
     if not output.parent.is_dir():
         raise UsageError(f"--output {output}: the directory {output.parent} does not exist")
@@ -146,10 +148,10 @@ def export(trained: Trained, form: str, output: Path) -> Parity:
         _check_onnx()
     # the suffix stays the last: torch.export wants its own
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.tmp{output.suffix}")
-    write, read = _WAYS[form]
+    to_bytes, read = _WAYS[form]
     try:
         with kept_random_state():
-            parity = _compare(trained, *_write_and_read(trained, temporary, write, read))
+            parity = _compare(trained, *_write_and_read(trained, temporary, to_bytes, read))
         if not parity.is_close:
             raise KprepError(f"{output} is not written, it is another network: {parity}")
         temporary.replace(output)
@@ -157,7 +159,9 @@ def export(trained: Trained, form: str, output: Path) -> Parity:
         raise write_error(f"--output {output}", error) from error
     finally:
         temporary.unlink(missing_ok=True)
-    write_atomic(sidecar_path(output), _sidecar(trained, form, parity))
+    beside = sidecar_path(output)
+    with write_errors(beside):
+        write_atomic(beside, _sidecar(trained, form, parity))
     return parity
 
 
@@ -191,11 +195,12 @@ def _check_onnx() -> None:
 def _write_and_read(
     trained: Trained,
     path: Path,
-    write: Callable[[Trained, Path], None],
+    to_bytes: Callable[[Trained], bytes],
     read: Callable[[Trained, Path], tuple[str, Network]],
 ) -> tuple[str, Network]:
     try:
-        write(trained, path)
+        # exporters would write themselves, and say of a full disk what they met, or abort
+        path.write_bytes(to_bytes(trained))
         return read(trained, path)
     except OSError:
         raise
@@ -223,9 +228,11 @@ def _example(trained: Trained) -> torch.Tensor:
     return torch.zeros(2, 3, *trained.clip)
 
 
-def _write_state_dict(trained: Trained, path: Path) -> None:
+def _state_dict(trained: Trained) -> bytes:
     tensors = {name: value.contiguous() for name, value in trained.network.state_dict().items()}
-    torch.save(tensors, path)
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    return file.getvalue()
 
 
 def _read_state_dict(trained: Trained, path: Path) -> tuple[str, Network]:
@@ -243,13 +250,14 @@ def _read_state_dict(trained: Trained, path: Path) -> tuple[str, Network]:
     return program, torch.inference_mode()(network.eval())
 
 
-def _write_torch_export(trained: Trained, path: Path) -> None:
+def _torch_export(trained: Trained) -> bytes:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(
         trained.network, (_example(trained),), dynamic_shapes=({0: batch},)
     )
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
 
 
 def _read_torch_export(_: Trained, path: Path) -> tuple[str, Network]:
@@ -258,19 +266,19 @@ def _read_torch_export(_: Trained, path: Path) -> tuple[str, Network]:
     return f"torch.export, torch {torch.__version__}", torch.inference_mode()(program.module())
 
 
-def _write_onnx(trained: Trained, path: Path) -> None:
+def _onnx(trained: Trained) -> bytes:
     batch = torch.export.Dim("batch", min=1)
-    torch.onnx.export(
+    program = torch.onnx.export(
         trained.network,
         (_example(trained),),
-        str(path),
         dynamo=True,
-        external_data=False,
         input_names=["clips"],
         output_names=["logits"],
         dynamic_shapes=({0: batch},),
         verbose=False,
     )
+    content: bytes = cast("torch.onnx.ONNXProgram", program).model_proto.SerializeToString()
+    return content
 
 
 def _read_onnx(_: Trained, path: Path) -> tuple[str, Network]:
@@ -285,9 +293,9 @@ def _read_onnx(_: Trained, path: Path) -> tuple[str, Network]:
 
 
 _WAYS: dict[str, Any] = {
-    "state-dict": (_write_state_dict, _read_state_dict),
-    "torch-export": (_write_torch_export, _read_torch_export),
-    "onnx": (_write_onnx, _read_onnx),
+    "state-dict": (_state_dict, _read_state_dict),
+    "torch-export": (_torch_export, _read_torch_export),
+    "onnx": (_onnx, _read_onnx),
 }
 
 

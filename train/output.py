@@ -90,7 +90,8 @@ class RunOutput:
             self._best = self._score_of_best(self._metrics.video_top1)
             self._curves = open_curves(self._recipe, self._directory, self._metrics.entries)
         except OSError as error:
-            raise write_error(f"--output {self._directory}", error) from error
+            place = error.filename or self._directory
+            raise write_error(f"--output {place}", error) from error
 
     def write(self, kind: str, **values: Any) -> None:
         """Append a line to the metrics and the curves, on rank 0 of a run that was opened."""
@@ -193,7 +194,7 @@ class RunOutput:
                     if not alone:
                         write_atomic(self._directory / _PAGE_NAME, text.encode())
             except OSError as error:
-                raise write_error(f"evaluation {directory}", error) from error
+                raise KprepError(f"evaluation {directory} cannot be written: {error}") from error
         if directory != asked:  # on rank 0
             log.info("%s is kept: it is of other weights, clips or another protocol", asked)
         if not alone:

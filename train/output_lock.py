@@ -36,7 +36,8 @@ def output_lock(output: Path, world: World, resume: str | None) -> Iterator[None
 
     The system gives the lock of a process that is gone back, however it ended. A run that resumes,
     or that its launcher started again, waits a while for the one before it. Raises, on all ranks,
-    UsageError where another run has the directory, or it cannot be written.
+    UsageError where another run has the directory or its path cannot be right, StorageError where
+    the disk fails.
     """
     with ExitStack() as held:
         with raising_together(world):

@@ -196,6 +196,7 @@ class Trainer:
 
         `weights` says which they are; NAME gets a number where it holds a result of others.
         """
+        self._say_what_is_slow()
         accuracy, videos = self.evaluate()
         source = source_text(weights, fingerprint(self._val_loader), accuracy.protocol)
         page = self._files.save_evaluation(
@@ -345,12 +346,13 @@ class Trainer:
             self._log(
                 "first convolution in %s: off by %.2f %%, as it should", run.precision, 100 * off
             )
-        for notice in (
-            why_no_kernels(self.recipe, self.model, self.world.device),
-            why_slow_clips(self.world.device),
-        ):
-            if notice:
-                self._log("%s", notice)
+        if notice := why_no_kernels(self.recipe, self.model, self.world.device):
+            self._log("%s", notice)
+        self._say_what_is_slow()
+
+    def _say_what_is_slow(self) -> None:
+        if notice := why_slow_clips(self.recipe, self.world.device):
+            self._log("%s", notice)
 
     def _training_loader(self) -> Loader:
         if self._train_loader is None:

@@ -23,7 +23,7 @@ from train.rand_augment import apply_operations, constant
 
 if TYPE_CHECKING:
     from stream.batch import ClipBatch
-    from train.recipe import AugmentRecipe
+    from train.recipe import AugmentRecipe, Recipe
 
 
 def train_clips(batch: ClipBatch, recipe: AugmentRecipe, seed: int, epoch: int) -> torch.Tensor:
@@ -80,9 +80,10 @@ def goes_in_one_pass(batch: ClipBatch) -> bool:
     return batch.layout == "yuv420" and device.type == "cuda" and why_not_cut(device) is None
 
 
-def why_slow_clips(device: torch.device) -> str | None:
+def why_slow_clips(recipe: Recipe, device: torch.device) -> str | None:
     """Say why clips are prepared in several passes, where one could do."""
-    reason = why_not_cut(device) if device.type == "cuda" else None
+    is_planar = recipe.data.layout == "yuv420"
+    reason = why_not_cut(device) if is_planar and device.type == "cuda" else None
     return reason and f"clips are prepared by PyTorch's kernels, which take longer: {reason}"
 
 
