@@ -201,5 +201,6 @@ def too_short_error(split: str, frames: int, fps: Fraction) -> UsageError:
     """Return what is said where no clip is long enough."""
     return UsageError(
         f"no clip of split {split} has {frames} frames at {float(fps):g} fps; "
-        "ask for fewer frames, or give the loader short='pad'"
+        "ask for fewer frames, or let short clips be padded: short='pad' of clip_loader, "
+        "--set data.short=pad of kprep train"
     )

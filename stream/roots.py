@@ -75,7 +75,8 @@ def data_roots(given: RootLike | Sequence[WeightedRootLike]) -> list[DataRoot]:
     """
     if isinstance(given, str | Path | DataRoot):
         return [_data_root(given)]
-    if not isinstance(given, Sequence):
+    as_given: object = given
+    if not isinstance(as_given, Sequence) or isinstance(as_given, bytes):
         raise UsageError(f"root ({given!r}) must be one root or a list of roots")
     roots = [_data_root(one) for one in given]
     if not roots:

@@ -126,6 +126,7 @@ def test_weights_are_taken_as_they_are_written():
         (["a", ("a/", 2)], "a is named twice"),
         (["a", ("./a", 2)], "a is named twice"),
         (["s3://b/a", "s3://b/a/"], "s3://b/a is named twice"),
+        (b"a", "b'a'. must be one root or a list"),
         (["a", 3], "3 must be a root or a pair"),
         (3, "must be one root or a list"),
         ([b"a"], "b'a' must be a root or a pair"),

@@ -202,6 +202,30 @@ def test_an_evaluation_refuses_clips_of_another_protocol(
         Trainer(recipe, _CPU, None, loader, tmp_path).evaluate()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": "eval"}, {"frames": 8}, {"fps": 7.5}, {"clips_per_video": 2}, {"short": "pad"},
+     {"batch_size": 2}, {"accumulate": 2}],
+)  # fmt: skip
+def test_a_training_refuses_batches_that_its_recipe_does_not_say(
+    first: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """The recipe stands in every checkpoint, and would be of another training."""
+    settings = [
+        "data.frames=16",
+        "data.fps=15",
+        "data.short=skip",
+        "data.batch_size=3",
+        "data.clips_per_video=1",
+    ]
+    recipe = load_recipe("tiny", settings)
+    options = {"split": "train", "batch_size": 3, "frames": 16, "fps": 15}
+    Trainer(recipe, _CPU, clip_loader(first, **options), None, tmp_path)
+    loader = clip_loader(first, **{**options, **change})
+    with pytest.raises(UsageError, match=f"the training loader's {next(iter(change))} .* must be"):
+        Trainer(recipe, _CPU, loader, None, tmp_path)
+
+
 def test_a_video_that_a_rank_loses_is_missed_beside_those_too_short(
     first: Path, tmp_path: Path
 ) -> None:

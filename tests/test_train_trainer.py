@@ -13,7 +13,7 @@ import weakref
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.distributed import World, joined_world
+from train.evaluation import evaluate
 from train.launch import launch
 from train.models import tiny
 from train.recipe import Recipe, load_recipe, parse_recipe
@@ -37,7 +38,7 @@ from train.signals import InterruptedBySignalError
 from train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CPU = World(0, 1, torch.device("cpu"), None)
 SMALL = [
@@ -460,6 +461,55 @@ def test_a_hook_changes_what_the_network_sees(tmp_path: Path) -> None:
     black = _trainer(tmp_path / "b", _recipe("schedule.epochs=1"), transform_batch=blacken)
     assert plain.fit()["loss"] != black.fit()["loss"]
     assert seen == [f"clip{number}" for number in range(24)]
+
+
+def _without_clips(batch: ClipBatch) -> ClipBatch:
+    tensors = {name: getattr(batch, name)[:0] for name in ("video", "size", "label", "view")}
+    return replace(batch, key=[], start_frame=batch.start_frame[:0], **tensors)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda batch: None, "a NoneType"),
+        (lambda batch: batch.video, "a Tensor"),
+        (_without_clips, "no clips"),
+    ],
+)
+def test_a_hook_that_returns_no_batch_is_said(
+    tmp_path: Path, returned: Callable[[ClipBatch], Any], said: str
+) -> None:
+    wanted = f"transform_batch returned {said}; it must return a ClipBatch"
+    with pytest.raises(UsageError, match=wanted):
+        _trainer(tmp_path, _recipe(), transform_batch=returned).fit()
+    loader = _Loader(CPU, 4)
+    with pytest.raises(UsageError, match=wanted):
+        evaluate(tiny(3), loader, _recipe(), CPU, num_classes=3, transform_batch=returned)
+
+
+def test_a_hook_that_cannot_be_called_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="transform_batch is of type int; give a function"):
+        _trainer(tmp_path / "out", _recipe(), transform_batch=5)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="transform_batch is of type int; give a function"):
+        evaluate(tiny(3), [], _recipe(), CPU, num_classes=3, transform_batch=cast("Any", 5))
+
+
+class _Detached(torch.nn.Module):
+    """A network whose logits do not know where they come from."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = tiny(num_classes)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", self.layers(clips)).detach()
+
+
+def test_logits_that_no_weight_can_learn_from_are_said(tmp_path: Path) -> None:
+    own = _recipe("model.name=test_train_trainer:_Detached")
+    with pytest.raises(UsageError, match=r"_Detached' returned logits that depend on no weight"):
+        _trainer(tmp_path, own).fit()
 
 
 def test_clips_without_a_usable_label_stop_training(tmp_path: Path) -> None:

@@ -371,6 +371,8 @@ def test_frozen_weights_stay_as_they_were(tmp_path: Path) -> None:
         freeze_weights(model, ["layer1.*"])
     with pytest.raises(UsageError, match="leaves nothing to train"):
         freeze_weights(model, ["*"])
+    with pytest.raises(UsageError, match="^the network has no weights that can be trained"):
+        freeze_weights(nn.ReLU(), [])
 
 
 def test_only_batchnorm_that_is_frozen_keeps_its_statistics() -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from train.recipe import Recipe
 
 
+_KEPT = 4
+
+
 @dataclass(frozen=True)
 class TrainBench:
     """Clips a second of each contender, over rounds, and what follows.
@@ -123,7 +126,8 @@ class _Runner:
         """Steps whose batches can be waiting in the workers' queues."""
         self._rate = scaled_learning_rate(recipe.optim, loader.global_batch)
         self._stream = _batches(loader)
-        self._kept = self._on_device(self._take())
+        # several, as their clips can differ in size, and with it what preparing them costs
+        self._kept = [self._on_device(self._take()) for _ in range(_KEPT)]
 
     def rounds(self, rounds: int) -> dict[str, list[float]]:
         """Return clips a second of each contender, and training's share of waiting, by round."""
@@ -142,8 +146,9 @@ class _Runner:
     def _network(self) -> tuple[int, float, float]:
         """Return steps, seconds, and seconds of waiting for a batch."""
         begun = self._now()
-        for _ in range(self._steps):
-            self._step.run(list(self._kept), self._rate, 0)  # which empties the list
+        for number in range(self._steps):
+            kept = self._kept[number % len(self._kept)]
+            self._step.run(list(kept), self._rate, 0)  # which empties the list
         return self._steps, self._now() - begun, 0.0
 
     def _alone(self) -> tuple[int, float, float]:

@@ -20,6 +20,7 @@ from train.agreement import raising_together
 from train.bad_clips import check_damage
 from train.distributed import World, broadcast_buffers, broadcast_text
 from train.eval_transforms import eval_clips
+from train.hooks import check_hook, transformed
 from train.models import run_model
 from train.protocol import check_clips, protocol
 from train.scores import Scores, VideoScores, gather_keys, gather_scores
@@ -71,6 +72,7 @@ def evaluate(
     `eval.bad_clip_limit` videos are damaged, and KprepError when a clip arrives twice or a video
     not at all.
     """
+    check_hook(transform_batch)
     loader = batches if isinstance(batches, ClipLoader) else None
     broadcast_buffers(world, model.buffers())
     with raising_together(world, Exception):
@@ -117,7 +119,7 @@ def score_clips(
     scores = [torch.empty(0, num_classes)]
     try:
         for raw in batches:
-            batch = transform(raw) if transform else raw
+            batch = transformed(transform, raw) if transform else raw
             keys += batch.key
             views.append(batch.view)
             labels.append(batch.label)

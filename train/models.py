@@ -185,6 +185,8 @@ def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> None:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             weight.requires_grad = False
     if not any(weight.requires_grad for weight in model.parameters()):
+        if not patterns:
+            raise UsageError("the network has no weights that can be trained")
         raise UsageError(f"model.freeze {list(patterns)} leaves nothing to train")
 
 
@@ -239,8 +241,8 @@ def _builder(name: str) -> Callable[..., object]:
         return _user_builder(name)
     if name not in TORCHVISION_MODELS:
         raise UsageError(
-            f"model.name {name!r} does not exist; {nearest(name, model_names())} "
-            "A model of your own is named package.module:function"
+            f"model.name {name!r} does not exist (your own are named package.module:function); "
+            f"{nearest(name, model_names())}"
         )
     found: Callable[..., object] = getattr(video, name)
     return found

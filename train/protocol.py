@@ -8,6 +8,7 @@ from prep.errors import UsageError
 from stream.rates import parse_rate
 
 if TYPE_CHECKING:
+    from stream.loader import ClipLoader
     from stream.options import StreamOptions
     from train.recipe import Recipe
 
@@ -55,6 +56,31 @@ def check_clips(options: StreamOptions, recipe: Recipe, *, is_transformed: bool)
             raise UsageError(
                 f"the loader's {name} ({given}) must be {value}, as the recipe's protocol says, "
                 "which stands beside the accuracy; change the one or the other"
+            )
+
+
+def check_training_clips(loader: ClipLoader, recipe: Recipe, *, is_transformed: bool) -> None:
+    """Raise UsageError where a loader gives a training other batches than the recipe says.
+
+    The recipe is written into every checkpoint. `is_transformed` says that batches are changed
+    behind the loader, maybe to other frames.
+    """
+    options, plan = loader.stream.options, loader.stream.plan
+    compared: dict[str, tuple[object, object]] = {
+        "mode": (options.mode, "train"),
+        "batch_size": (plan.batch_size, recipe.data.batch_size),
+        "accumulate": (plan.accumulate, recipe.data.accumulate),
+        "clips_per_video": (options.clips_per_video, recipe.data.clips_per_video),
+        "short": (options.short, recipe.data.short),
+    }
+    if not is_transformed:
+        compared["frames"] = (options.frames, recipe.data.frames)
+        compared["fps"] = (options.fps, parse_rate(recipe.data.fps))
+    for name, (given, wanted) in compared.items():
+        if given != wanted:
+            raise UsageError(
+                f"the training loader's {name} ({given}) must be {wanted}, as the recipe says; "
+                "change the one or the other"
             )
 
 

@@ -353,8 +353,8 @@ def _recipe_path(name_or_path: str | Path) -> Path:
         return path
     if path.name not in recipe_names():
         raise UsageError(
-            f"recipe {path.name!r} does not exist; {nearest(path.name, recipe_names())} "
-            "A recipe of your own is given as a file that ends in .toml"
+            f"recipe {path.name!r} does not exist (your own are files that end in .toml); "
+            f"{nearest(path.name, recipe_names())}"
         )
     return RECIPES_DIRECTORY / f"{path.name}.toml"
 

@@ -119,7 +119,7 @@ def _check_clips(clips: Scores) -> None:
     if lost:
         raise KprepError(
             f"the network's scores of {len(lost)} clips are not finite, of {clips.key[lost[0]]} "
-            "the first; evaluate with run.precision=float32, or an earlier checkpoint"
+            "the first; evaluate an earlier checkpoint, or in float32 if run.precision is another"
         )
     classes = clips.score.shape[1]
     unknown = (clips.label >= classes).nonzero().flatten().tolist()

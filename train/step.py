@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from prep.errors import DatasetError
+from prep.errors import DatasetError, UsageError
 from train.compilation import compiled, compiler_errors
+from train.hooks import transformed
 from train.mixing import erase_clips, mix_clips
 from train.models import check_all_used, run_model
 from train.optim import set_learning_rate
@@ -104,7 +105,7 @@ class OptimizerStep:
         """Return the mean cross-entropy of one batch, a float32 scalar on the device."""
         batch = raw
         if self._transform:  # others were checked as they came
-            batch = self._transform(raw)
+            batch = transformed(self._transform, raw)
             check_batch_labels(batch, self._num_classes)
         recipe, seed = self._recipe, self._recipe.run.seed
         clips = train_clips(video_on(batch, self._device), recipe.augment, seed, epoch)
@@ -119,6 +120,11 @@ class OptimizerStep:
             self._num_classes,
         )
         logits = run_model(self._network, clips, recipe, self._num_classes)
+        if not logits.requires_grad:
+            raise UsageError(
+                f"model.name {recipe.model.name!r} returned logits that depend on no weight that "
+                "is trained; it must not detach() them or compute them under no_grad()"
+            )
         return functional.cross_entropy(
             logits.float(), target, label_smoothing=recipe.optim.label_smoothing
         )

@@ -21,11 +21,12 @@ from train.agreement import (
 from train.bad_clips import SharedBadClips
 from train.evaluation import evaluate
 from train.evaluation_files import SOURCE_NAME, source_text
+from train.hooks import check_hook
 from train.loader import Loader, common_class_names, fingerprint
 from train.models import distribute, draw_model, set_training, why_no_kernels
 from train.optim import build_optimizer, describe_groups
 from train.output import RunOutput
-from train.protocol import check_clips
+from train.protocol import check_clips, check_training_clips
 from train.random_state import kept_random_state
 from train.reporting import Reporter
 from train.run_state import RunState
@@ -75,10 +76,12 @@ class Trainer:
         self.world = world
         self.output = output
         self.class_names = common_class_names(train_loader, val_loader)
+        check_hook(transform_batch)
+        is_transformed = transform_batch is not None
+        if isinstance(train_loader, ClipLoader):
+            check_training_clips(train_loader, recipe, is_transformed=is_transformed)
         if isinstance(val_loader, ClipLoader):  # before an epoch is trained
-            check_clips(
-                val_loader.stream.options, recipe, is_transformed=transform_batch is not None
-            )
+            check_clips(val_loader.stream.options, recipe, is_transformed=is_transformed)
         self._train_loader = train_loader
         self._val_loader = val_loader
         self._transform = transform_batch
