@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from prep.annotation_rows import (
     shown,
 )
 from prep.errors import UsageError
+from prep.folder_walk import note_on_left_out, walk
 from prep.segment import BadRow, Segment
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ class ClassFolders:
     `<root>/<class>/…/<file>`, or `<root>/<split>/<class>/…` where such a folder exists (Showmax's
     downloader calls val `valid`); split "*" is all of these folders. Files that stand in no folder
     have no label. Hidden files and those with an extension that no video has are counted in
-    `left_out`, by extension.
+    `left_out`, by extension. Links to folders are followed out of the root only: what really lies
+    in it, also in the folder of another split, is of its own class there.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -182,15 +183,21 @@ class ClassFolders:
         self.root = self.path = root
         self._folders = _split_folders(root, split)
         self.left_out: dict[str, int] = {}
+        self._folders_left_out: list[tuple[str, str]] = []
         self.other_splits = 0
         names = "\n".join(path for _, _, path in self._paths())
+        if not names and self._folders_left_out:
+            (why,) = note_on_left_out(self._folders_left_out)
+            raise UsageError(f"source {root} has no clip of split {split}: {why}; make folders of "
+                             "these links, or give the folder that they lead to")  # fmt: skip
         self.sha256 = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def notes(self) -> list[str]:
         """What was left out."""
         what = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
-        return [f"left out as no videos by their extension: {what}"] if what else []
+        notes = [f"left out as no videos by their extension: {what}"] if what else []
+        return notes + note_on_left_out(self._folders_left_out)
 
     def __iter__(self) -> Iterator[Segment | BadRow]:
         """Yield one segment for every file, in the order of their paths."""
@@ -201,23 +208,35 @@ class ClassFolders:
 
     def _paths(self) -> list[tuple[str, str, str]]:
         """Return split, its folder and path of every file that may be a video."""
-        self.left_out = {}
+        self.left_out, self._folders_left_out = {}, []
         found = []
+        places = _places(self.root, self._folders)
         for split, inside in self._folders:
-            for name in walk(self.root / inside):
-                suffix = Path(name).suffix.lower()
+            files = walk(self.root, inside, places)
+            self._folders_left_out += files.left_out
+            for path in files.paths:
+                suffix = Path(path).suffix.lower()
                 if suffix in _COMPANIONS:
                     self.left_out[suffix] = self.left_out.get(suffix, 0) + 1
                 else:
-                    found.append((split, inside, inside + name))
+                    found.append((split, inside, path))
         return found
+
+
+def _places(root: Path, folders: list[tuple[str, str]]) -> list[str]:
+    """Return the folders that hold clips of some split: a link must not take these into another."""
+    chosen = {inside for _, inside in folders}
+    if "" in chosen:
+        return [""]
+    others = {f"{name}/" for name in _folders_in(root) if normalise_split(name) in _USUAL_SPLITS}
+    return sorted(chosen | others)
 
 
 def _split_folders(root: Path, split: str) -> list[tuple[str, str]]:
     """Return the split with its folder and a slash, "" where the root has no folders of splits."""
     if not root.is_dir():
         raise UsageError(f"source {root} is no folder; give the folder of the videos")
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    folders = _folders_in(root)
     for name in [split, *folders]:
         if name in folders and normalise_split(name) == normalise_split(split):
             return [(split, f"{name}/")]
@@ -230,53 +249,5 @@ def _split_folders(root: Path, split: str) -> list[tuple[str, str]]:
                      f"{', '.join(visible)}; choose one of them with --split")  # fmt: skip
 
 
-def _unreadable(error: OSError) -> UsageError:
-    """Refuse a folder that cannot be searched: its clips would be left out in silence."""
-    return UsageError(f"folder {error.filename} cannot be read: {error.strerror}")
-
-
-def walk(root: Path, dead_links: set[str] | None = None) -> list[str]:
-    """Return the paths of all files below `root` that are not hidden, relative to it, sorted.
-
-    Links are followed, as dataset folders are often made of them; a loop of links ends. Those that
-    lead nowhere count as files; they are added to `dead_links`.
-    """
-    found, seen, folders = [], set(), [""]
-    while folders:
-        inside = folders.pop()
-        try:
-            status = (root / inside).stat()
-            entries = sorted(os.scandir(root / inside), key=lambda entry: entry.name)
-        except OSError as error:
-            raise _unreadable(error) from error
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below = []
-        for entry in entries:
-            path = f"{inside}{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                below.append(f"{path}/")
-                continue
-            found.append(path)
-            if dead_links is not None and entry.is_symlink() and _leads_nowhere(entry):
-                dead_links.add(path)
-        folders += reversed(below)
-    return sorted(found)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads in circles
-        return False
-
-
-def _leads_nowhere(link: os.DirEntry[str]) -> bool:
-    try:
-        link.stat()
-    except OSError:
-        return True
-    return False
+def _folders_in(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir())

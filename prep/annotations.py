@@ -18,7 +18,7 @@ from prep.annotation_json import DeepMindJson
 from prep.annotation_labels import OneSpelling, kinetics_class_list, read_class_list
 from prep.annotation_ledger import LedgerTable, is_ledger
 from prep.annotation_overlap import OverlapReport, overlap
-from prep.annotation_paths import ClassFolders, PathList, is_path_list, walk
+from prep.annotation_paths import ClassFolders, PathList, is_path_list
 from prep.annotation_rows import ANY_SPLIT, Listing, first_character, lines, normalise_split
 from prep.annotation_table import KineticsCsv, table_layout
 from prep.errors import UsageError
@@ -43,7 +43,6 @@ __all__ = [
     "open_annotations",
     "overlap",
     "read_class_list",
-    "walk",
 ]
 
 _SAMPLE_ROWS = 200

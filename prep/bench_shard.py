@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from prep.annotation_paths import walk
 from prep.errors import KprepError, UsageError
 from prep.ffmpeg_binary import find_ffmpeg
+from prep.folder_walk import walk
 from prep.outcome import RowFailure
 from prep.probe import probe
 from prep.profile import load_profile
@@ -129,7 +129,7 @@ def _readable(videos: Path, count: int) -> tuple[list[tuple[Path, SourceFacts]],
     """Return the first `count` files that can be probed, and the reasons of those that cannot."""
     readable: list[tuple[Path, SourceFacts]] = []
     left_out: Counter[str] = Counter()
-    for path in walk(videos):
+    for path in walk(videos).paths:
         try:
             readable.append(((videos / path).absolute(), probe(videos / path, 0.0, None)))
         except RowFailure as failure:

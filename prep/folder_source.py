@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prep.annotations import walk
 from prep.errors import KprepError, UsageError
+from prep.folder_walk import walk
 from prep.outcome import Reason
 from prep.source import Candidate, Offer
 
@@ -36,9 +36,10 @@ class FolderSource:
             raise UsageError(f"source folder {root} does not exist; give the folder of the videos")
         self.root = root
         self._identity = _identity(root)
-        self._dead_links: set[str] = set()
+        files = walk(root)
+        self._dead_links = files.dead_links
         self._by_stem: dict[str, list[str]] = {}
-        for path in walk(root, self._dead_links):
+        for path in files.paths:
             self._by_stem.setdefault(_stem(path), []).append(path)
         if not self._by_stem:
             raise UsageError(f"source folder {root} holds no file; see that it is mounted")
@@ -71,7 +72,10 @@ class FolderSource:
         """Do nothing: the search is over before the first offer."""
 
     def notes(self) -> list[str]:
-        """Return nothing: every row has its own answer."""
+        """Return nothing: every row has its own answer.
+
+        No file is lost where a link to a folder is not followed: it is found in its own place.
+        """
         return []
 
     def candidates(self, segment: Segment, rows: PendingRows) -> list[Candidate]:

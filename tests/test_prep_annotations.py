@@ -610,6 +610,84 @@ def test_class_folders_without_splits(tmp_path: Path) -> None:
     assert labels == {"a/x.mp4": "a", "b c/deep/y.mkv": "b c", "z.mp4": None, "test/t.mp4": "test"}
 
 
+def linked(root: Path, **links: str | Path) -> Path:
+    """Make links below a folder; `__` in a name stands for `/`."""
+    for name, target in links.items():
+        (root / name.replace("__", "/")).symlink_to(target)
+    return root
+
+
+def paths_and_notes(root: Path, split: str = "train") -> tuple[dict[str, str | None], list[str]]:
+    """The label of every path, and what the listing says."""
+    listing = open_annotations(root, split)
+    labels = {str(item.path): item.label for item in listing if isinstance(item, Segment)}
+    assert {item.path for item in listing if isinstance(item, Segment)} == set(labels)
+    return labels, listing.notes
+
+
+def left_out(*links: str) -> str:
+    what = "behind links were left out, as they are listed elsewhere or hold the source"
+    return f"{len(links)} folders {what}: {', '.join(links)}"
+
+
+def test_a_link_takes_no_real_folder_of_the_source_into_its_own_class(tmp_path: Path) -> None:
+    root = files(tmp_path, "running/x.mp4", "a/y.mp4", "b/deep/z.mp4")
+    linked(root, jogging="running", a__alias="../b", c="b/deep", d="running")
+    labels, (note,) = paths_and_notes(root)
+    assert labels == {"running/x.mp4": "running", "a/y.mp4": "a", "b/deep/z.mp4": "b"}
+    first = "a/alias (to b), c (to b/deep), d (to running) and 1 more"
+    assert note == left_out("", "", "", "").partition(": ")[0] + f": {first}"
+
+
+def test_a_link_takes_no_clip_of_another_split_in(tmp_path: Path) -> None:
+    root = files(tmp_path, "train/a/x.mp4", "val/b/y.mp4")
+    linked(root, train__a__loop="../..", train__b="../val/b", train__a__up=tmp_path.parent)
+    labels, (note,) = paths_and_notes(root)
+    assert labels == {"train/a/x.mp4": "a"}
+    assert note == left_out(
+        f"train/a/loop (to {tmp_path})", f"train/a/up (to {tmp_path.parent})", "train/b (to val/b)"
+    )
+    assert paths_and_notes(root, "val") == ({"val/b/y.mp4": "b"}, [])
+
+
+def test_a_split_of_links_alone_into_another_is_refused(tmp_path: Path) -> None:
+    root = linked(files(tmp_path, "val/b/y.mp4", "train/notes.txt"), train__b="../val/b")
+    with pytest.raises(
+        UsageError, match=r"no clip of split train: 1 folders .*train/b \(to val/b\)"
+    ):
+        open_annotations(root, "train")
+
+
+def test_links_out_of_the_source_are_followed_once_for_each_folder(tmp_path: Path) -> None:
+    """In what they lead to, real folders go before links too."""
+    files(tmp_path / "disk", "running/x.mp4", "swimming/y.mp4", "swimming/deep/z.mp4")
+    disk = linked(tmp_path / "disk", jogging="running", swimming__loop="../swimming", back="../src")
+    root = files(tmp_path / "src", "z/1.mp4")
+    linked(root, all=disk, b=disk / "swimming", hidden=".kept/c", file="z/1.mp4", z__back="../..")
+    files(root, ".kept/c/2.mp4")  # it has no other place
+    labels, (note,) = paths_and_notes(root)
+    assert labels == {
+        "all/running/x.mp4": "all", "all/swimming/y.mp4": "all", "all/swimming/deep/z.mp4": "all",
+        "file": None, "hidden/2.mp4": "hidden", "z/1.mp4": "z",
+    }  # fmt: skip
+    assert note.startswith("5 folders behind links were left out")
+    assert f"all/back (to {root}), all/jogging (to {disk}/running)" in note
+
+
+def test_links_to_folders_that_no_split_has_are_followed(tmp_path: Path) -> None:
+    root = files(tmp_path, "videos/a/x.mp4", "videos/b/y.mp4", "train/c/z.mp4")
+    (root / "val").mkdir()
+    linked(root, train__a="../videos/a", val__b="../videos/b")
+    assert paths_and_notes(root) == ({"train/a/x.mp4": "a", "train/c/z.mp4": "c"}, [])
+    assert paths_and_notes(root, "val") == ({"val/b/y.mp4": "b"}, [])
+
+
+def test_the_folder_of_a_split_can_be_a_link(tmp_path: Path) -> None:
+    root = files(tmp_path, "test/a/x.mp4", "train/b/y.mp4")
+    linked(root, val="test")
+    assert paths_and_notes(root, "val") == ({"val/a/x.mp4": "a"}, [])
+
+
 def test_class_folder_names_that_do_not_print_are_bad_rows(tmp_path: Path) -> None:
     root = files(tmp_path, "a/x.mp4", "a/y\x1b[2J.mp4")
     good, bad = read(root)

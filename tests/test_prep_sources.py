@@ -477,6 +477,25 @@ def test_a_cut_file_is_taken_for_no_other_seconds(tmp_path, files, times, wanted
     assert found == wanted
 
 
+def test_a_folder_finds_a_file_in_its_own_place_whatever_links_to_it(tmp_path):
+    """As its class folders are listed: a link says nothing of the class or split of a file."""
+    folder, disk = tmp_path / "v", tmp_path / "disk"
+    for place in (folder / "val/running", disk):
+        place.mkdir(parents=True)
+    (folder / "val/running/aaaaaaaaaaa.mp4").touch()
+    (disk / "bbbbbbbbbbb.mp4").touch()
+    (folder / "jogging").symlink_to("val/running")
+    (folder / "all").symlink_to("..")
+    (folder / "outside").symlink_to(disk)
+    source = FolderSource(folder)
+    places = {"aaaaaaaaaaa": "val/running", "bbbbbbbbbbb": "outside"}
+    for video, place in places.items():
+        segment = Segment(video, 0.0, 1.0, "jogging", "train")
+        found = source.candidates(segment, planned(tmp_path, [segment]))
+        assert [one.path for one in found] == [folder / place / f"{video}.mp4"]
+    assert source.notes() == []
+
+
 def test_a_folder_knows_what_was_there_when_it_was_opened(tmp_path):
     folder = tmp_path / "v"
     folder.mkdir()

@@ -23,6 +23,12 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def short(text: str, most: int = 120) -> str:
+    """Return a stranger's text for a message: one line of at most `most` characters."""
+    line = plain(text)
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 def few(texts: Sequence[str], most: int = 3, between: str = ", ") -> str:
     """Return the first few of many texts and how many more there are: `a, b, c and 7 more`."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
