@@ -49,6 +49,7 @@ from prep.profile import FOREIGN_PROFILE, EncodingProfile
 from prep.publish import file_entry
 from prep.shard_bytes import ShardBytes
 from prep.temporary import temporary_folder
+from prep.text.plain import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,6 +145,8 @@ def index_tars(
         manifest = work.publish(storage, files, check_lock)
         kept.remove()
     result = IndexResult(manifest, dict(work.failures), work.examples, rule, foreign["keys"])
+    if work.num_unlabelled and rule != "none":
+        result.notes.append(f"{work.num_unlabelled} clips have no label")
     left_out = sorted(set(find_tars(files)) - {path for tars in splits.values() for path in tars})
     if left_out:
         result.notes.append(f"{len(left_out)} tars are of no split, such as {left_out[0]}")
@@ -291,6 +294,7 @@ class _Indexing:
         self.written: dict[str, bytes] = {}
         self.failures: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.num_unlabelled = 0
         self.removed: tuple[str, ...] = ()
 
     def index(self) -> None:
@@ -305,6 +309,7 @@ class _Indexing:
         for path in self.paths[name]:
             report = self.described.report(path)
             records = foreign_records(path, report, self.foreign, self.class_names)
+            self.num_unlabelled += sum(record.label == -1 for record in records)
             tables.append(index_table(records))
             num_samples = len(report["samples"])
             shards.append(Shard(path, len(records), num_samples))
@@ -334,7 +339,7 @@ class _Indexing:
                 if row.outcome.reason is not None:
                     reason = str(row.outcome.reason)
                     self.failures[reason] += 1
-                    where = f"{path}: {row.key}"
+                    where = f"{path}: {short(str(row.key))}"
                     detail = f": {row.outcome.detail}" if row.outcome.detail else ""
                     self.examples.setdefault(reason, f"{where}{detail}")
                 yield row

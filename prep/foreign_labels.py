@@ -1,7 +1,8 @@
 """Labels of tars that somebody else wrote: from `.cls`, `.json` or `.txt` members.
 
 A rule is `cls`, `txt`, `none`, `json` (the fields `label_index` and `label`) or `json:FIELD`. What
-a member says is a `Stated` label: a class index, a class name, or both.
+a member says is a `Stated` label: a class index, a class name, or both. An index of -1 or an empty
+name is no label, as in the sidecars of the format.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ def _from_json(data: bytes, name: str) -> Stated:
     if isinstance(index, str):  # _value would take it for a name
         raise RowFailure(Reason.BAD_LABEL, "its .json has an unusable field label_index")
     number, _ = _value(index, "label_index")
-    return number, _name(label) if number is not None and label else None
+    if number is None and label:
+        text = f"class index -1 (no label) with the label {_name(label)!r}"
+        raise RowFailure(Reason.BAD_LABEL, text)
+    return number, _name(label) if label else None
 
 
 def _value(value: Any, name: str) -> Stated:

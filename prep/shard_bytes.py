@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+import unicodedata
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -174,8 +175,12 @@ def _refuse_odd(info: tarfile.TarInfo) -> None:
     parts = info.name.removeprefix("./").split("/")
     if info.isdir() and parts in ([""], ["."]):
         return  # what `tar cf x.tar .` writes first
-    if not all(parts) or "." in parts or ".." in parts or not info.name.isprintable():
+    if not all(parts) or "." in parts or ".." in parts:
         raise ArchiveError(DAMAGED, f"member {name} has a name that leaves the archive")
+    if not info.name.isprintable():
+        control = any(unicodedata.category(char) == "Cc" for char in info.name)
+        what = "a control character" if control else "a character that cannot be printed"
+        raise ArchiveError(DAMAGED, f"member {name} has {what} in its name")
 
 
 def shown(name: str) -> str:

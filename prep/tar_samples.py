@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prep.text.plain import short
+
 if TYPE_CHECKING:
     from prep.shard_bytes import TarEntry
 
@@ -42,13 +44,13 @@ class Grouping:
             return None
         if not self.samples or self.samples[-1].key != key:
             if key in self._keys:
-                self.problems.append((key, f"key {key} stands twice"))
+                self.problems.append((key, f"key {short(key)} stands twice"))
             self._keys.add(key)
             self.samples.append(Sample(key, entry.offset, entry.end))
         sample = self.samples[-1]
         sample.end = entry.end
         if extension in sample.members:
-            self.problems.append((key, f"member {key}.{extension} stands twice"))
+            self.problems.append((key, f"member {short(f'{key}.{extension}')} stands twice"))
         sample.members[extension] = (entry.data_offset, entry.size)
         return sample, extension
 

@@ -38,9 +38,9 @@ from prep.foreign_labels import class_list, label_index, stated_label
 from prep.foreign_splits import assign_splits
 from prep.index_work import IndexWork
 from prep.outcome import Reason, RowFailure
-from prep.shard_bytes import ShardBytes, walk
+from prep.shard_bytes import ShardBytes, TarEntry, walk
 from prep.storage import ObjectInfo, Storage
-from prep.tar_samples import split_name
+from prep.tar_samples import Grouping, split_name
 from prep.tar_stream import ArchiveError
 from prep.verify import _Silent, verify
 
@@ -271,6 +271,25 @@ def test_a_bad_key_is_told_the_rule_that_it_breaks(tmp_path):
     assert failures(tmp_path) == wanted
 
 
+def test_a_long_key_is_cut_in_what_is_printed_of_it(tmp_path):
+    """The ledger has it whole."""
+    long = "y" * 3000
+    write_tar(tmp_path / "train.tar", {key: {"mp4": clip(), "cls": b"0"} for key in ("good", long)})
+    text = run_kprep("index", tmp_path).stdout
+    assert f"such as train.tar: {'y' * 117}...: keys must have at most 200 characters" in text
+    assert list(failures(tmp_path)) == [long]
+
+
+def test_a_long_key_is_cut_where_it_refuses_a_tar():
+    grouping = Grouping()
+    long = "y" * 3000
+    for name in (f"{long}.mp4", f"{long}.mp4", "b.mp4", f"{long}.cls"):
+        grouping.add(TarEntry(name, 0, 0, 0, io.BytesIO()))
+    assert [problem for _, problem in grouping.problems] == [
+        f"member {'y' * 117}... stands twice", f"key {'y' * 117}... stands twice",
+    ]  # fmt: skip
+
+
 def test_a_dataset_without_a_clip_is_refused(tmp_path):
     write_tar(tmp_path / "root/train.tar", {"a": {"mp4": b"no video", "cls": b"0"}})
     done = run_kprep("index", tmp_path / "root", check=False)
@@ -316,7 +335,7 @@ def hostile_tars() -> dict[str, tuple[bytes, str]]:
         "absolute name": (raw_tar(*good, (entry("/etc/b.mp4"), b"x")), "leaves the archive"),
         "parent name": (raw_tar(*good, (entry("../b.mp4"), b"x")), "leaves the archive"),
         "endless name": (raw_tar(*good, (entry("b/" * 100_000 + "b.mp4"), b"x")), "a name of 200,005 characters"),
-        "control character": (raw_tar(*good, (entry("b\x1b[31m.mp4"), b"x")), "leaves the archive"),
+        "control character": (raw_tar(*good, (entry("b\x1b[31m.mp4"), b"x")), "a control character in its name"),
         "member twice": (raw_tar(*good, (entry("a.mp4"), video)), "stands twice"),
         "member twice but for case": (raw_tar(*good, (entry("a.MP4"), video)), "stands twice"),
         "key comes back": (raw_tar(*good, (entry("b.mp4"), video), (entry("a.txt"), b"x")), "key a stands twice"),
@@ -467,6 +486,32 @@ def test_labels_come_from_members(tmp_path, case):
     assert verify(Storage(str(root))).faults == []
 
 
+def test_a_name_with_the_index_of_no_label_is_a_bad_label(tmp_path):
+    """-1 and no name is what kprep's own sidecars say of a clip without a label."""
+    video = clip(seconds=0.2)
+    values = {"a": ("cat", -1), "b": ("dog", 0), "c": ("", -1), "d": (None, -1)}
+    write_tar(tmp_path / "train.tar", {
+        key: {"mp4": video, "json": json.dumps({"label": name, "label_index": index}).encode()}
+        for key, (name, index) in values.items()
+    })  # fmt: skip
+    text = run_kprep("index", tmp_path, "--labels", "json").stdout
+    why = "class index -1 (no label) with the label 'cat'"
+    assert failures(tmp_path) == {"a": ("bad label", why)}
+    assert "labels: 1 classes from json: dog\n" in text
+    assert "note: 2 clips have no label\n" in text
+    assert verify(Storage(str(tmp_path)), deep=True).faults == []
+
+
+@pytest.mark.parametrize(("text", "count"), [("-1", 1), ("1", 0)])
+def test_clips_whose_class_index_is_that_of_no_label_are_counted(tmp_path, text, count):
+    video = clip(seconds=0.2)
+    samples = {"a": {"mp4": video, "cls": text.encode()}, "b": {"mp4": video, "cls": b"0"}}
+    write_tar(tmp_path / "train.tar", samples)
+    said = run_kprep("index", tmp_path, "--labels", "cls").stdout
+    assert (f"note: {count} clips have no label\n" in said) == bool(count)
+    assert "no label" not in run_kprep("index", tmp_path, "--labels", "none", "--force").stdout
+
+
 def test_a_class_list_decides_order_and_refuses_the_rest(tmp_path):
     root = tmp_path / "root"
     video = clip(seconds=0.2)
@@ -502,7 +547,7 @@ def test_unusable_labels_are_refused(texts):
         stated_label("cls", texts)
 
 
-@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"label": 1.5}', b'{"label": true}', b'{"label": null}', b"[" * 100_000, b'{"label": {"a": 1}}', b'{"label": "a", "label_index": "0"}', b'{"label": "a", "label_index": true}'])  # fmt: skip
+@pytest.mark.parametrize("text", [b"[1]", b"{", b'{"label": 1.5}', b'{"label": true}', b'{"label": null}', b"[" * 100_000, b'{"label": {"a": 1}}', b'{"label": "a", "label_index": "0"}', b'{"label": "a", "label_index": true}', b'{"label": "a", "label_index": -1}'])  # fmt: skip
 def test_unusable_json_labels_are_refused(text):
     with pytest.raises(RowFailure):
         stated_label("json", {"json": text})
@@ -537,6 +582,22 @@ def test_a_name_that_no_path_can_be_is_refused(tmp_path):
     storage = Storage(str(tmp_path))
     with pytest.raises(ArchiveError, match="a name of 4,097 characters"):
         list(walk(ShardBytes(storage, storage.info("train.tar"))))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a\nb.mp4", r"member a\nb.mp4 has a control character in its name"),
+        ("a\u202eb.mp4", r"member a\u202eb.mp4 has a character that cannot be printed in its name"),
+        ("../a\nb.mp4", r"member ../a\nb.mp4 has a name that leaves the archive"),
+    ],
+)
+def test_a_name_that_does_not_print_is_told_from_one_that_leaves_the_archive(tmp_path, name, says):
+    (tmp_path / "train.tar").write_bytes(raw_tar((entry(name), b"x")))
+    storage = Storage(str(tmp_path))
+    with pytest.raises(ArchiveError) as caught:
+        list(walk(ShardBytes(storage, storage.info("train.tar"))))
+    assert says in str(caught.value)
 
 
 def test_members_without_end_are_refused(tmp_path, monkeypatch):
