@@ -68,8 +68,8 @@ def plan(
     return list(listing.notes)
 
 
-def _lists_differ(was: list[str], now: list[str]) -> str:
-    """Return by what a list of classes differs from the one that a conversion was begun with."""
+def lists_differ(was: list[str], now: list[str]) -> str:
+    """Return by what a list of classes differs from that of a conversion, begun or published."""
     if not (was and now):
         return f"was {'given' if was else 'not given'}, is {'given' if now else 'not given'}"
     if set(was) == set(now):
@@ -86,7 +86,7 @@ def _changed(options: ShardOptions, name: str, was: Any, now: Any) -> str:
         different = "; ".join(options.profile.differences_from_json(was))
         return f"profile was {was.get('name')} ({different})"
     if name == "class_list":
-        return f"--class-list {_lists_differ(was or [], now or [])}"
+        return f"--class-list {lists_differ(was or [], now or [])}"
     return f"{name} was {was}, is {now}"
 
 

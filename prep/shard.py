@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from prep import __version__
 from prep.conversion import Conversion, Pool
-from prep.conversion_plan import neighbours_of, plan, settings_of
-from prep.errors import KprepError, UsageError
+from prep.conversion_plan import neighbours_of, plan
+from prep.errors import KprepError
 from prep.ffmpeg_binary import FFmpeg, find_ffmpeg
 from prep.format import Manifest, check_new_split_name
 from prep.format.layout import WORK_NAME
@@ -23,6 +23,7 @@ from prep.links import refuse_links_in
 from prep.local_encoders import local_encoders
 from prep.open_journal import journal_of
 from prep.outcome import Status
+from prep.published_split import check_same
 from prep.root_lock import file_lock, root_lock
 from prep.root_state import (
     check_owner,
@@ -222,19 +223,9 @@ def _publish(
 
 def _already_published(options: ShardOptions, manifest: Manifest) -> ShardResult:
     """Say that there is nothing to do, or that a published split does not become another one."""
-    published = manifest.splits[options.split]
-    sha256 = str(published.settings.get("annotations_sha256"))
-    different = [
-        f"{name}: {published.settings.get(name)}, now {value}"
-        for name, value in settings_of(options, sha256).items()
-        if published.settings.get(name) != value
-    ]
-    if different:
-        raise UsageError(
-            f"split {options.split} of {options.root} is published and never changes "
-            f"({'; '.join(different)}); convert into a new root"
-        )
+    more = check_same(options, manifest)
     note = f"split {options.split} is already published in {options.root}; nothing to do"
     if options.retry:
         note += "; --retry changes no published split: convert into a new root, and merge both"
-    return ShardResult(manifest, published.outcomes, {}, notes=[note])
+    outcomes = manifest.splits[options.split].outcomes
+    return ShardResult(manifest, outcomes, {}, notes=[note, *more])

@@ -49,6 +49,14 @@ def open_listing(
     return open_annotations(Path(first), options.split, classes), []
 
 
+def local_list(options: ShardOptions) -> Path | None:
+    """Return the list, or the folder that is its own; None where it would have to be fetched."""
+    if options.annotations is not None:
+        return options.annotations
+    first = options.sources[0]
+    return None if first.startswith((_MIRROR, _SITE)) else Path(first)
+
+
 def _official_list(options: ShardOptions, work: Path) -> tuple[Path, list[str]]:
     folder = work / "lists"
     kept = sorted(folder.glob("*-[a-z]*.[ct][sx][vt]")) if folder.is_dir() else []

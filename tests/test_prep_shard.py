@@ -23,11 +23,15 @@ from conftest import run_kprep
 
 from prep import ffmpeg_binary
 from prep.cli import kprep
+from prep.conversion_plan import settings_of
 from prep.demo_videos import random_motion, write_broken_files, write_video
 from prep.errors import UsageError
 from prep.ffmpeg_binary import check_scaler_flags
-from prep.format import Sidecar, iter_records, read_index, read_manifest
+from prep.format import Manifest, Sidecar, Split, iter_records, read_index, read_manifest
+from prep.options import ShardOptions
 from prep.outcome import EXPLANATIONS
+from prep.profile import EncodingProfile
+from prep.published_split import check_same
 from prep.shard import ShardResult
 from prep.shard_command import _report, shard_command
 from prep.shuffle import place
@@ -395,6 +399,86 @@ def test_the_same_command_again_says_that_all_is_done(videos, dataset):
     assert "already published" in done.stdout
     assert "--retry" not in done.stdout
     assert files_of(dataset) == before
+
+
+def test_another_list_for_a_published_split_is_refused(videos, dataset, tmp_path):
+    """It was ignored with exit code 0: the clips asked for were lost without a word."""
+    before = files_of(dataset)
+    words = (dataset, "--split", "train", "--profile", "small", "--clips-per-shard", 6)
+    grown = tmp_path / "grown"
+    shutil.copytree(videos, grown)
+    shutil.copy(next((grown / "up").glob("*.mp4")), grown / "up" / "another.mp4")
+    text = refused("shard", grown, *words)
+    assert "never changes" in text
+    assert f"the files of source {grown} are not the list that it was made of" in text
+    assert "choose another --split, or convert into a new root" in text
+    listed = kinetics_csv(tmp_path / "l.csv", [("up", "aaaaaaaaaaa", 0, 1, "train", 0)])
+    text = refused("shard", videos, *words, "--annotations", listed)
+    assert f"--annotations {listed} is not the list that it was made of" in text
+    listed.write_text("no list")
+    assert "is no Kinetics list" in refused("shard", videos, *words, "--annotations", listed)
+    assert files_of(dataset) == before
+    assert not (dataset / ".kprep-work").exists()
+
+
+def test_another_class_list_for_a_published_split_is_refused(videos, dataset, tmp_path):
+    words = ("shard", videos, dataset, "--split", "train", "--profile", "small",
+             "--clips-per-shard", 6, "--class-list", tmp_path / "classes.txt")  # fmt: skip
+    (tmp_path / "classes.txt").write_text("up\na b\nleft\n")
+    assert "--class-list has the same classes in another order" in refused(*words)
+    (tmp_path / "classes.txt").write_text("a b\nleft\nup\nzzz\n")
+    assert "--class-list has other classes: zzz new" in refused(*words)
+    (tmp_path / "classes.txt").write_text("a b\nleft\nup\n")
+    assert "nothing to do" in run_kprep(*words).stdout
+
+
+def published_of_a_list(tmp_path: Path, sha256: str) -> Manifest:
+    """A manifest whose only split was made of a list with the default settings."""
+    options = ShardOptions((), str(tmp_path / "root"), "train", EncodingProfile("general"))
+    split = Split("", 0, 0, {}, (), settings_of(options, sha256))
+    return Manifest(options.profile, (), {"train": split}, {})
+
+
+def test_a_list_that_cannot_be_read_any_more_is_not_compared(tmp_path):
+    """Videos are often deleted once they are converted; the same command still ends with 0."""
+    manifest = published_of_a_list(tmp_path, "ab" * 32)
+    (tmp_path / "emptied" / "left").mkdir(parents=True)
+    (tmp_path / "emptied" / "left" / "notes.txt").touch()
+    (tmp_path / "others" / "val").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")  # to open one that nobody writes to would never end
+
+    def notes(source: str, annotations: Path | None = None) -> str:
+        options = ShardOptions(
+            (str(source),), str(tmp_path / "root"), "train", manifest.profile, annotations
+        )
+        (note,) = check_same(options, manifest)
+        return note
+
+    here = sorted(tmp_path.rglob("*"))
+    assert "emptied has no videos" in notes(tmp_path / "emptied")
+    assert "has no folder for split train" in notes(tmp_path / "others")
+    assert "gone.csv is no file" in notes(tmp_path / "others", tmp_path / "gone.csv")
+    assert "pipe is no file" in notes(tmp_path / "others", tmp_path / "pipe")
+    assert "the list of cvdf:k400 was not fetched" in notes("cvdf:k400")
+    assert sorted(tmp_path.rglob("*")) == here
+
+
+@pytest.mark.parametrize("text", [
+    "label,youtube_id,time_start,time_end\nx,aaaaaaaaaaa,1,2\n",
+    '{"aaaaaaaaaaa": {"annotations": {"label": "x", "segment": [1, 2]}}}',
+    "x/a.mp4 0\nx/b.mp4 0\n",
+])  # fmt: skip
+def test_the_same_list_in_any_form_is_the_same(tmp_path, text):
+    listed = tmp_path / "list.txt"
+    listed.write_text(text)
+    manifest = published_of_a_list(tmp_path, hashlib.sha256(text.encode()).hexdigest())
+    options = ShardOptions(
+        ("cvdf:k400",), str(tmp_path / "root"), "train", manifest.profile, listed
+    )
+    assert check_same(options, manifest) == []
+    listed.write_text(text.replace("x", "y"))
+    with pytest.raises(UsageError, match="list.txt is not the list that it was made of"):
+        check_same(options, manifest)
 
 
 def test_a_retry_of_a_published_split_says_that_it_comes_too_late(videos, dataset):
