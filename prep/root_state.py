@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from typing import TYPE_CHECKING
@@ -185,6 +186,13 @@ def check_places(options: ShardOptions) -> None:
                 folder.resolve() in place.resolve().parents
             ):  # fmt: skip
                 raise UsageError(f"{what} {place} lies inside the source {text}; choose another")
+
+
+def missing_folders(*folders: Path) -> list[Path]:
+    """Return those of some folders, and of all above them, that do not exist; the deepest first."""
+    found = {path for folder in folders for path in (folder, *folder.parents)}
+    missing = (path for path in found if not os.path.lexists(path))
+    return sorted(missing, key=lambda path: len(path.parts), reverse=True)
 
 
 def remove_own_leftovers(options: ShardOptions) -> None:

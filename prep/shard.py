@@ -32,6 +32,7 @@ from prep.root_state import (
     existing_manifest,
     forget,
     is_planned,
+    missing_folders,
     remove_own_leftovers,
 )
 from prep.shard_builder import ShardBuilder
@@ -80,10 +81,14 @@ def shard(options: ShardOptions, encoders: Pool | None = None) -> ShardResult:
         if not work.exists():
             return result
     check_owner(options, work)
+    # after a mistake not a folder that a user made: ROOT and --work stay where they were there
+    to_remove = [lock_folder, *missing_folders(options.work_root, lock_folder)]
     try:
-        return _hold_locks(options, work, lock_folder, ffmpeg, encoders)
+        result = _hold_locks(options, work, lock_folder, ffmpeg, encoders)
+        to_remove = [options.work_root, lock_folder]
+        return result
     finally:
-        for folder in (options.work_root, lock_folder):
+        for folder in to_remove:
             with contextlib.suppress(OSError):  # other splits may still be in the making
                 folder.rmdir()
 

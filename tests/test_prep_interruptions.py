@@ -808,7 +808,19 @@ def test_a_mistake_leaves_no_folder_behind(tmp_path):
         ).returncode
         == 2
     )
-    assert not (tmp_path / "root" / ".kprep-work").exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_mistake_leaves_only_the_folders_that_were_there(videos, tmp_path):
+    wrong = ("shard", videos, "--split", "train", "--classes", "nope")
+    inside = tmp_path / "new" / "root"
+    done = run_kprep(*wrong, inside, "--work", tmp_path / "a" / "work", check=False)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, []), done.stderr
+    kept = [tmp_path / name for name in ("root", "work")]
+    for folder in kept:
+        folder.mkdir()
+    done = run_kprep(*wrong, kept[0], "--work", kept[1], check=False)
+    assert (done.returncode, sorted(tmp_path.rglob("*"))) == (2, kept), done.stderr
 
 
 def test_a_pipe_and_a_dead_link_are_no_videos(videos, tmp_path):
