@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -14,6 +16,7 @@ from prep import __version__
 from prep.errors import KprepError
 from prep.lazy_group import NEEDS_TORCH, LazyGroup, torch_missing
 from prep.temporary import remove_temporary_folders
+from prep.write_errors import write_to_nowhere
 
 # name: (module, attribute, one line for `kprep --help`). Modules that need torch are named here as
 # strings only: prep never imports stream or train.
@@ -70,7 +73,7 @@ def kprep(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake or a failure is one sentence, never a traceback."""
-    _open_missing_streams()
+    _open_streams()
     _end_on_signals()
     try:
         code = kprep.main(standalone_mode=False)
@@ -88,8 +91,39 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _open_missing_streams() -> None:
-    """Open the null device for output that whoever started us has closed, as of daemons."""
+class _Output(io.TextIOWrapper):
+    """Standard output that remembers its failure, which an OSError alone does not tell from others.
+
+    Python's own buffer is left as it was, for who has it.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+def _open_streams() -> None:
+    """Open standard output as ours, and the null device for what our caller has closed."""
+    python_s = sys.__stdout__
+    if python_s is not None and sys.stdout is python_s:
+        sys.stdout = _Output(
+            open(python_s.fileno(), "wb", closefd=False),  # noqa: SIM115
+            encoding=python_s.encoding,
+            errors=python_s.errors,
+            line_buffering=python_s.line_buffering,
+        )
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
@@ -122,6 +156,15 @@ def _is_nowhere() -> bool:
     return False
 
 
+def _is_of_output(error: OSError) -> bool:
+    """Whether standard output failed; what waits in its buffer is tried once more."""
+    if error.filename or not isinstance(sys.stdout, _Output):
+        return False
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return sys.stdout.failure is not None
+
+
 def _explain(error: Exception) -> int:
     """Print one sentence; return the exit code."""
     code = 1
@@ -132,6 +175,12 @@ def _explain(error: Exception) -> int:
             "out of memory, threads or address space; use fewer processes, or raise the limit "
             "(ulimit -v, ulimit -u, or that of the job)"
         )
+    elif isinstance(error, OSError) and _is_of_output(error):
+        text = (
+            f"standard output cannot be written ({error.strerror}); send it elsewhere, then run "
+            "the same command again"
+        )
+        write_to_nowhere()  # else Python tries once more at its end, and says so
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}"

@@ -33,6 +33,7 @@ from prep.publish import file_entry
 from prep.signals import handling
 from prep.text.plain import few
 from prep.transfer import DamagedError, StoppedCopyError, Transfer
+from prep.write_errors import write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -192,7 +193,8 @@ def copy_dataset(
         return _estimate(source, destination, manifest, splits)
     root = destination.local_root
     if root is not None:
-        root.mkdir(parents=True, exist_ok=True)
+        with write_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
     with destination_lock(destination) as check_lock:
         try:
             plan, existing = _plan(destination, manifest, splits)

@@ -25,6 +25,7 @@ from prep.new_root import Plan, plan_root
 from prep.standing_shards import altered_shards, note_on
 from prep.text.plain import few
 from prep.worker_pool import Job, WorkerPool, usable_cores
+from prep.write_errors import write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,8 @@ def merge(options: MergeOptions, *, dry_run: bool = False) -> MergeResult:
         return MergeResult(plan)
     local = options.destination.local_root
     if local is not None:
-        local.mkdir(parents=True, exist_ok=True)
+        with write_errors(local):
+            local.mkdir(parents=True, exist_ok=True)
     with destination_lock(options.destination) as check_lock:
         try:
             existing = _existing(options, plan, folder)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prep.errors import KprepError, StorageError, UsageError
 from prep.format.layout import LOCK_NAME, WORK_NAME
 from prep.links import refuse_links_in
+from prep.write_errors import write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,9 +30,14 @@ _log = logging.getLogger("kprep.lock")
 
 @contextlib.contextmanager
 def file_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; raise UsageError with `busy` when another run does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    """Hold a lock file while the block runs; raise UsageError with `busy` when another run does.
+
+    A KprepError says where the file cannot be made, as on a mount that can only be read.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

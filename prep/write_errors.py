@@ -1,9 +1,11 @@
-"""What is said of a file that cannot be written: its path is wrong, or its disk fails."""
+"""What is said of a file or output that cannot be written: its path is wrong, or its disk fails."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, StorageError, UsageError
@@ -41,3 +43,11 @@ def write_errors(path: Path, option: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise write_error(f"{option} {path}".lstrip(), error) from error
+
+
+def write_to_nowhere() -> None:
+    """Send standard output to nowhere from here on, with what waits to be written."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

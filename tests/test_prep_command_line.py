@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from conftest import REPOSITORY
 
 KPREP = f'"{sys.executable}" -P -m prep'
 
@@ -27,6 +29,37 @@ def test_output_that_the_caller_has_closed_is_done_without(motion_dataset, tmp_p
 def test_output_that_nobody_reads_is_a_failure_without_a_word(motion_dataset):
     done = shell(f'{KPREP} info "$0" | true; echo ${{PIPESTATUS[0]}}', motion_dataset)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("words", ["info", "verify", "info --csv -"])
+def test_output_without_room_is_named(motion_dataset, words):
+    command, *options = words.split()
+    done = shell(f'{KPREP} {command} "$0" {" ".join(options)} > /dev/full', motion_dataset)
+    said = "Error: standard output cannot be written (No space left on device); send it elsewhere, "
+    assert (done.returncode, done.stderr) == (1, f"{said}then run the same command again\n")
+
+
+def test_a_place_that_can_only_be_read_is_named(motion_dataset, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    if shell('mount -t tmpfs -o size=20m none "$0"', place).returncode:
+        pytest.skip("only root can mount")
+    try:
+        shutil.copytree(motion_dataset, place / "root")
+        (place / "root/classes.txt").unlink()  # to be repaired
+        shell('mount -o remount,ro "$0"', place)
+        commands = {
+            "verify root --repair": "root/.kprep-work/lock",
+            f"merge root/new {motion_dataset}": "root/new",
+            f"pull {motion_dataset} new": "new",
+            "shard root/train root --split test --profile small": "root/.kprep-work/test.lock",
+        }
+        for command, path in commands.items():
+            done = shell(f'cd "$0"; {KPREP} {command}', place, PYTHONPATH=str(REPOSITORY))
+            said = f"{place / path} cannot be written: Read-only file system; give another path"
+            assert (done.returncode, said in done.stderr) == (2, True), (command, done.stderr)
+    finally:
+        shell('umount "$0"', place)
 
 
 # A command within which a signal comes, while it has a temporary folder

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prep.errors import UsageError
+from prep.write_errors import write_to_nowhere
 from stream.roots import DataRoot
 from train.launch import launch
 from train.recipe import Recipe, load_recipe
@@ -234,8 +235,7 @@ class _Echo(logging.Handler):
 
 def _go_on_without_output(error: OSError) -> None:
     """Write to nowhere from here on: a run is worth more than its lines, which nobody gets."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    write_to_nowhere()
     with suppress(OSError):
         click.echo(
             f"standard output cannot be written ({error.strerror}); the run goes on, and "
