@@ -201,11 +201,10 @@ def _cache_lines(cache: CachePlan) -> list[str]:
 
 
 def _quality_lines(what: str, quality: ShuffleQuality) -> list[str]:
-    repeats = (
-        "no labels"
-        if quality.class_repeats is None
-        else f"{quality.class_repeats:.2f} x the class repeats of perfect shuffling"
-    )
+    if quality.class_repeats is not None:
+        repeats = f"{quality.class_repeats:.2f} x the class repeats of perfect shuffling"
+    else:
+        repeats = "one clip repeats no class" if quality.batch_clips == 1 else "no labels"
     return pair(
         "shuffling",
         f"a {what} of {quality.batch_clips:,}: {repeats}; {quality.company:.2%} stand beside their "

@@ -26,7 +26,8 @@ class ShuffleQuality:
 
     batch_clips     clips a batch
     batches         batches that were measured
-    class_repeats   pairs with one label over the pairs expected at random; None without labels
+    class_repeats   pairs with one label over the pairs expected at random; None without labels,
+                    and where a batch of one clip has no pairs
     company         share of clips with their next neighbour of the index in the same batch
     company_ideal   the same under perfect shuffling
     """

@@ -250,6 +250,12 @@ def test_text_says_the_main_things(root):
     assert "100,000 clips" in run("--synthetic", 100_000).output
 
 
+def test_a_batch_of_one_clip_repeats_no_class(root):
+    words = " ".join(run(root, "--gpus", 1, "--workers", 1, "--batch", 1).output.split())
+    assert "a step of 1: one clip repeats no class; " in words
+    assert "no labels" not in words
+
+
 def test_a_terminal_of_80_columns_shows_lines_as_they_are(root):
     large = ["--synthetic", 10**7, "--nodes", 128, "--gpus", 1, "--cache-limit", "100GB"]
     for arguments in ([root, "--gpus", 1, "--batch", 3], [*large, "--clips-per-second", 60_000]):
