@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 from fractions import Fraction
 
 import pyarrow as pa
@@ -193,6 +194,74 @@ def test_a_hostile_manifest_is_refused_in_one_sentence(change):
     change(values)
     with pytest.raises(DatasetError, match="^manifest.json"):
         Manifest.from_bytes(json.dumps(values).encode(), "manifest.json")
+
+
+def places(value, place=()):
+    """Yield where each value of a JSON stands, from the outside in."""
+    yield place
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for name, found in inner:
+        yield from places(found, (*place, name))
+
+
+def refusal(place, value) -> str:
+    """Return what is said of a manifest with another value at a place; "" where it is read."""
+    values = json.loads(manifest().to_bytes())
+    at = values
+    for name in place[:-1]:
+        at = at[name]
+    at[place[-1]] = value
+    try:
+        Manifest.from_bytes(json.dumps(values).encode(), "manifest.json")
+    except DatasetError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("value", [None, [], [[1, 2]], {}, {"a": None}, "", "x", 0, -1, 1.5, True])
+def test_a_value_of_another_type_is_refused_in_our_own_words(value):
+    for place in list(places(json.loads(manifest().to_bytes())))[1:]:
+        said = refusal(place, value)
+        assert not re.search(r"Error|NoneType|object is|has no attribute|indices", said), place
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda m: m["splits"]["val"].update(outcomes=None),
+            "splits.val.outcomes must be an object",
+        ),
+        (lambda m: m["splits"]["val"].pop("num_rows"), "splits.val.num_rows is missing"),
+        (lambda m: m["splits"]["val"].update(shards={}), "splits.val.shards must be a list"),
+        (
+            lambda m: m["splits"]["val"]["shards"].append(5),
+            "splits.val.shards[1] must be an object",
+        ),
+        (lambda m: m.update(class_names="ab"), "class_names must be a list"),
+    ],
+)
+def test_the_wrong_field_of_a_manifest_is_named(change, said):
+    values = json.loads(manifest().to_bytes())
+    change(values)
+    with pytest.raises(DatasetError) as caught:
+        Manifest.from_bytes(json.dumps(values).encode(), "m")
+    assert str(caught.value) == f"m is not a kprep manifest: {said}; get it from another copy"
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"{", b"", b"[" * 100_000, b"[" + b"9" * 5000 + b"]"])
+def test_bytes_that_are_no_json_are_refused_in_our_own_words(data):
+    with pytest.raises(
+        DatasetError, match=r"^m is not JSON: .*; get it from another copy$"
+    ) as caught:
+        Manifest.from_bytes(data, "m")
+    assert not re.search("codec|recursion|Exceeds|Expecting", str(caught.value))
 
 
 @given(st.binary(max_size=200))

@@ -118,35 +118,44 @@ class Manifest:
                 f"{where} holds {half}, half a character, so it is damaged"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{where} is not JSON: {error}") from error
+            raise DatasetError(
+                f"{where} is not JSON: {_not_json(error)}; get it from another copy"
+            ) from error
         try:
-            return cls._parse(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            kind = type(error).__name__
-            raise DatasetError(f"{where} is not a kprep manifest ({kind}: {error})") from error
+            return cls._parse(_Field(values))
+        except ValueError as error:
+            raise DatasetError(
+                f"{where} is not a kprep manifest: {error}; get it from another copy"
+            ) from error
         except KprepError as error:
             raise DatasetError(f"{where}: {error}") from error
 
     @classmethod
-    def _parse(cls, values: Any) -> Manifest:
-        _check_depth(values)
-        if values["format"] != "kprep":
-            raise ValueError(f"format is {values['format']!r}")
-        if values["format_version"] != FORMAT_VERSION:
+    def _parse(cls, values: _Field) -> Manifest:
+        _check_depth(values.value)
+        if values.member("format").value != "kprep":
+            raise ValueError(f"format is {_shown(values.member('format').value)}")
+        version = values.member("format_version").count()
+        if version != FORMAT_VERSION:
             raise DatasetError(
-                f"format version {values['format_version']} is not {FORMAT_VERSION}; "
-                "install a kprep that reads it"
+                f"format version {version} is not {FORMAT_VERSION}; install a kprep that reads it"
             )
         files = {
-            check_relative_path(path): FileEntry(_count(entry["bytes"]), _sha256(entry["sha256"]))
-            for path, entry in values["files"].items()
+            check_relative_path(path): FileEntry(
+                entry.member("bytes").count(), _sha256(entry.member("sha256"))
+            )
+            for path, entry in values.member("files").members().items()
         }
-        splits = {check_split_name(name): _split(split) for name, split in values["splits"].items()}
+        splits = {
+            check_split_name(name): _split(split)
+            for name, split in values.member("splits").members().items()
+        }
         _check_shards([shard.path for split in splits.values() for shard in split.shards], files)
-        names = tuple(values["class_names"])
-        if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        names = tuple(name.text() for name in values.member("class_names").elements())
+        if len(set(names)) != len(names):
             raise ValueError("class_names must be distinct strings")
-        return cls(profile_from_json(values["profile"]), names, splits, files)
+        profile = profile_from_json(values.member("profile").value)
+        return cls(profile, names, splits, files)
 
 
 def _check_shards(paths: list[str], files: dict[str, FileEntry]) -> None:
@@ -167,29 +176,95 @@ def _split_json(split: Split) -> dict[str, Any]:
     return {**asdict(split), "shards": [shard.to_json() for shard in split.shards]}
 
 
-def _split(values: Any) -> Split:
+def _split(values: _Field) -> Split:
     return Split(
-        fingerprint=_sha256(values["fingerprint"]),
-        num_clips=_count(values["num_clips"]),
-        num_rows=_count(values["num_rows"]),
-        outcomes={str(name): _count(count) for name, count in values["outcomes"].items()},
-        shards=tuple(
-            Shard(
-                check_relative_path(shard["path"]),
-                _count(shard["num_clips"]),
-                _count(shard["samples"]) if "samples" in shard else None,
-            )
-            for shard in values["shards"]
-        ),
-        settings=dict(values["settings"]),
-        tools={str(name): str(value) for name, value in values["tools"].items()},
+        fingerprint=_sha256(values.member("fingerprint")),
+        num_clips=values.member("num_clips").count(),
+        num_rows=values.member("num_rows").count(),
+        outcomes={
+            name: count.count() for name, count in values.member("outcomes").members().items()
+        },
+        shards=tuple(_shard(shard) for shard in values.member("shards").elements()),
+        settings={
+            name: setting.value for name, setting in values.member("settings").members().items()
+        },
+        tools={name: tool.text() for name, tool in values.member("tools").members().items()},
     )
 
 
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
-        raise ValueError(f"{str(value)[:40]!r} is not a count")
-    return value
+def _shard(values: _Field) -> Shard:
+    return Shard(
+        check_relative_path(values.member("path").text()),
+        values.member("num_clips").count(),
+        values.member("samples").count() if "samples" in values.members() else None,
+    )
+
+
+def _not_json(error: Exception) -> str:
+    """Return what is wrong with bytes that cannot be parsed, in our own words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno} is not what JSON has there"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is of no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return f"it is nested more than {_MAX_DEPTH} deep"
+    return "it has a number of thousands of digits"
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a stranger for a message."""
+    return ascii(str(value)[:40])
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A value of the manifest and its name, such as `splits.train.outcomes`.
+
+    Each method returns the value as what it must be; ValueError names the field where it is not.
+    """
+
+    value: Any
+    name: str = ""
+
+    def members(self) -> dict[str, _Field]:
+        """Return the fields of an object."""
+        if not isinstance(self.value, dict):
+            raise self._wrong("an object")
+        return {name: self._inner(name, value) for name, value in self.value.items()}
+
+    def member(self, name: str) -> _Field:
+        """Return a field that an object must have."""
+        if not isinstance(self.value, dict):
+            raise self._wrong("an object")
+        if name not in self.value:
+            raise ValueError(f"{self._inner(name, None).name} is missing")
+        return self._inner(name, self.value[name])
+
+    def elements(self) -> list[_Field]:
+        """Return the fields of a list."""
+        if not isinstance(self.value, list):
+            raise self._wrong("a list")
+        return [_Field(value, f"{self.name}[{n}]") for n, value in enumerate(self.value)]
+
+    def text(self) -> str:
+        """Return a string."""
+        if not isinstance(self.value, str):
+            raise self._wrong("a string")
+        return self.value
+
+    def count(self) -> int:
+        """Return an integer that readers in other languages can hold, 0 or more."""
+        value = self.value
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+            raise self._wrong(f"a whole number from 0 to {_MAX_COUNT}")
+        return value
+
+    def _inner(self, name: str, value: Any) -> _Field:
+        shown = name if name.isprintable() else ascii(name)[1:-1]
+        return _Field(value, f"{self.name}.{shown}".lstrip("."))
+
+    def _wrong(self, wanted: str) -> ValueError:
+        return ValueError(f"{self.name or 'it'} must be {wanted}")
 
 
 def _check_depth(values: Any) -> None:
@@ -207,10 +282,10 @@ def _check_depth(values: Any) -> None:
     raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
 
 
-def _sha256(value: Any) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{value!r} is not a sha256")
-    return value
+def _sha256(field: _Field) -> str:
+    if not _SHA256.fullmatch(text := field.text()):
+        raise ValueError(f"{field.name} ({_shown(text)}) must be a sha256")
+    return text
 
 
 def no_split_error(where: str, name: str | None, known: Iterable[str]) -> UsageError:
