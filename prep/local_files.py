@@ -9,12 +9,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
+from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from prep.errors import DatasetError, StorageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MOST_BYTES = 1 << 30  # of a file that is read whole where nothing lists its size
+
+
+# By the format of a mode, without links, which are followed
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+class NoPlainFileError(FileNotFoundError):
+    """There is no file at a path, but something else; its text is what follows the path."""
 
 
 def local_version(status: os.stat_result) -> str:
@@ -25,7 +45,7 @@ def local_version(status: os.stat_result) -> str:
 def local_info(path: str) -> tuple[int, str]:
     """Return size in bytes and version of a plain file; FileNotFoundError for anything else."""
     status = os.stat(path)  # noqa: PTH116 - a Path object costs more than the call
-    _check_plain(status, path)
+    _check_plain(status)
     return status.st_size, local_version(status)
 
 
@@ -118,10 +138,12 @@ class _OpenFile:
     __slots__ = ("descriptor", "identity", "size_bytes", "version")
 
     def __init__(self, path: str) -> None:
-        # without O_NONBLOCK, opening a named pipe that somebody put there would wait for a writer
+        # opening a device can do something, and a named pipe that somebody puts there meanwhile
+        # would wait for a writer without O_NONBLOCK
+        _check_plain(os.stat(path))  # noqa: PTH116
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self.descriptor)
-        _check_plain(status, path)
+        _check_plain(status)
         self.identity, self.size_bytes = _file_identity(status), status.st_size
         self.version = local_version(status)
 
@@ -153,6 +175,28 @@ def ends_early(where: str, size: int, start: int, end: int) -> StorageError:
     )
 
 
-def _check_plain(status: os.stat_result, path: str) -> None:
+def files_left_out(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield what no listing of a local root has, though a path is there: (path, what it is).
+
+    These are entries that are no plain files, which are not opened, and files whose names end
+    like those of unfinished uploads of the store's client (`x.tar#1`). Links to folders are
+    followed, so see first that none leads in circles.
+    """
+    for place, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            path = Path(place, name)
+            relative = path.relative_to(root).as_posix()
+            try:
+                kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+            except OSError:
+                kind = "a link to nothing" if path.is_symlink() else None
+            if kind is not None:
+                yield relative, kind
+            elif re.search(r"#\d+$", name):
+                yield relative, "a file that no store lists"
+
+
+def _check_plain(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise FileNotFoundError(path)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise NoPlainFileError(f"is {kind}, not a file")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prep.errors import DatasetError
 from prep.format import index_path, ledger_path, read_index
 from prep.ledger import read_ledger
+from prep.store_errors import listed_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,10 @@ def open_ledger(storage: Storage, manifest: Manifest, split: str) -> pa.Table:
 
 def _checked(storage: Storage, manifest: Manifest, path: str) -> bytes:
     entry = manifest.files.get(path)
-    data = storage.read(path, entry.bytes) if entry is not None else b""
+    data = b""
+    if entry is not None:
+        with listed_file():
+            data = storage.read(path, entry.bytes)
     if entry is None or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise DatasetError(
             f"{storage.where(path)} is not the file that the manifest lists; run `kprep verify`"

@@ -21,6 +21,7 @@ from prep.errors import DatasetError
 from prep.format import Sidecar
 from prep.merge_sources import flat_key
 from prep.storage import Storage
+from prep.store_errors import listed_file
 from prep.worker_marks import Mark
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def read_sample(source: Storage, clip: dict[str, Any], job: dict[str, Any]) -> d
     """Read one sample and check it; DatasetError when it is not what the index says, twice."""
     start, end = clip["entry_offset"], clip["entry_offset"] + clip["entry_bytes"]
     for fetch in range(1, _FETCHES + 1):
-        data = bytes(source.read_range(clip["shard"], start, end))
+        with listed_file():
+            data = bytes(source.read_range(clip["shard"], start, end))
         try:
             return checked_sample(data, clip, job, source.where(clip["shard"]))
         except DatasetError:

@@ -35,7 +35,7 @@ from prep.local_files import (
 from prep.object_reads import TIMEOUTS, range_requests, receive
 from prep.root_address import is_url, root_address
 from prep.s3_environment import with_s3_environment, without_other_token
-from prep.store_errors import replaced, store_errors
+from prep.store_errors import listed_file, replaced, store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +51,7 @@ __all__ = [
     "RetryPolicy",
     "Storage",
     "check_relative_path",
+    "listed_file",
     "stop_waiting",
     "sync_path",
     "write_atomic",

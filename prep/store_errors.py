@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from prep.errors import KprepError, MissingBucketError, ReplacedError, StorageError
+from prep.local_files import NoPlainFileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,8 @@ def store_errors(where: str) -> Iterator[None]:
                 f"{where} cannot be read: the bucket does not exist; "
                 "check its name and the endpoint"
             ) from error
-        raise StorageError(f"{where} does not exist") from error
+        what = str(error) if isinstance(error, NoPlainFileError) else "does not exist"
+        raise StorageError(f"{where} {what}") from error
     except OSError as error:
         what = error.strerror or str(error)
         raise StorageError(
@@ -39,6 +41,18 @@ def store_errors(where: str) -> Iterator[None]:
         if type(error).__name__ == "PreconditionError" or "recondition" in str(error):
             raise replaced(where) from error
         raise StorageError(f"{where} cannot be reached: {_reason(error, where)}") from error
+
+
+@contextlib.contextmanager
+def listed_file() -> Iterator[None]:
+    """Say what to do where a file is not there, though the manifest lists it."""
+    try:
+        yield
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        text = f"{error}, though the manifest lists it; run `kprep verify`"
+        raise StorageError(text) from error.__cause__
 
 
 def _reason(error: Exception, where: str) -> str:

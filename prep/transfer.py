@@ -12,7 +12,7 @@ from prep.atomic_files import sync_path
 from prep.downloads import Tries
 from prep.errors import DatasetError, KprepError, StorageError
 from prep.storage import PART_BYTES
-from prep.store_errors import store_errors
+from prep.store_errors import listed_file, store_errors
 
 if TYPE_CHECKING:
     import threading
@@ -133,7 +133,8 @@ class Transfer:
 
         The parts are fetched by other threads, so that an upload's own may wait for them.
         """
-        info = storage.info(path)
+        with listed_file():
+            info = storage.info(path)
         if info.size_bytes != end:
             raise DamagedError(
                 f"{storage.where(path)} has {info.size_bytes} bytes, the manifest says {end}; run "

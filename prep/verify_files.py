@@ -24,6 +24,7 @@ from prep.format.layout import (
     is_reserved,
 )
 from prep.ledger import read_ledger
+from prep.local_files import NoPlainFileError, files_left_out
 from prep.shard_bytes import ShardBytes
 from prep.store_errors import is_forbidden
 
@@ -52,14 +53,16 @@ def extra_files(storage: Storage, manifest: Manifest) -> list[Fault] | None:
     if storage.is_read_only:
         return None
     try:
-        found = [info.path for info in storage.list()]
+        found = {info.path: "" for info in storage.list()}
     except StorageError as error:
         if is_forbidden(error):  # and not wrong credentials: they have read the manifest
             return None
         raise
+    if storage.local_root is not None:
+        found |= {path: f" (it is {what})" for path, what in files_left_out(storage.local_root)}
     return [
-        Fault(Kind.EXTRA, path, "not listed in the manifest")
-        for path in found
+        Fault(Kind.EXTRA, path, f"not listed in the manifest{what}")
+        for path, what in sorted(found.items())
         if path not in manifest.files and path != MANIFEST_PATH and not is_reserved(path)
     ]
 
@@ -138,6 +141,8 @@ def size_fault(path: str, found: int, listed: int) -> Fault:
 
 def storage_fault(path: str, error: StorageError) -> Fault:
     """Return the fault of a file that is not there, or cannot be read."""
+    if isinstance(error.__cause__, NoPlainFileError):
+        return Fault(Kind.MISSING, path, f"missing: its path {error.__cause__}")
     if isinstance(error.__cause__, FileNotFoundError):
         return Fault(Kind.MISSING, path, "missing")
     return Fault(Kind.UNREADABLE, path, f"unreadable ({error})")

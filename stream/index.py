@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from prep.errors import DatasetError, StorageError
 from prep.format import index_path, read_index
+from prep.storage import listed_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,7 +238,8 @@ def _checked_as(manifest: Manifest, split: str) -> str:
 def _read_checked(storage: Storage, path: str, entry: FileEntry) -> bytes:
     """Return a file whose hash is as listed; read once more where the first reading is not."""
     for _ in range(2):
-        data = storage.read(path, entry.bytes)
+        with listed_file():
+            data = storage.read(path, entry.bytes)
         if hashlib.sha256(data).hexdigest() == entry.sha256:
             return data
     raise DatasetError(

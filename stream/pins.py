@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 
 from prep.errors import KprepError, error_from_text, error_to_text
+from prep.storage import listed_file
 
 if TYPE_CHECKING:
     from prep.storage import Storage
@@ -28,7 +29,7 @@ def pin_versions(storage: Storage, shards: dict[str, int]) -> Versions:
 
     Sizes are those of the manifest, in bytes.
     """
-    with ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "kprep-pin") as threads:
+    with listed_file(), ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "kprep-pin") as threads:
         infos = list(threads.map(storage.info, shards))
     for info in infos:
         if info.size_bytes != shards[info.path]:

@@ -219,6 +219,21 @@ def test_a_replaced_file_is_refused_in_one_sentence(motion_dataset, tmp_path, pa
     assert f"{path} is not the file that the manifest lists; run `kprep verify`" in done.stderr
 
 
+@pytest.mark.parametrize("path", ["index/train.parquet", "ledger/train.parquet"])
+@pytest.mark.parametrize(
+    "words", [("info", "ROOT"), ("pull", "ROOT", "OUT"), ("merge", "OUT", "ROOT")]
+)
+def test_a_missing_file_is_named_with_what_to_do(motion_dataset, tmp_path, path, words):
+    root = Path(shutil.copytree(motion_dataset, tmp_path / "root"))
+    (root / path).unlink()
+    names = {"ROOT": root, "OUT": tmp_path / "out"}
+    done = run_kprep(*(names.get(word, word) for word in words), check=False)
+    said = (
+        f"Error: {root / path} does not exist, though the manifest lists it; run `kprep verify`\n"
+    )
+    assert (done.returncode, done.stderr.endswith(said)) == (1, True), done.stderr
+
+
 def test_the_csv_has_every_row(motion_dataset, tmp_path):
     run_kprep("info", motion_dataset, "--csv", tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open() as file:

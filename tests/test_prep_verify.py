@@ -1,7 +1,10 @@
 """`kprep verify` names every fault; one dataset, one fault at a time."""
 
+import contextlib
 import json
+import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from conftest import run_kprep
 from terminal import run_in_terminal, screen
 
 from prep.demo_videos import random_motion, write_video
-from prep.errors import DatasetError
+from prep.errors import DatasetError, StorageError
 from prep.storage import Storage
 from prep.verify import verify
 
@@ -75,6 +78,34 @@ def test_files_missing_altered_and_truncated_are_named(root, path):
 def test_an_extra_file_is_named(root):
     (root / "val" / "val-000099.tar").write_bytes(b"x")
     assert faults(root) == ["val/val-000099.tar: not listed in the manifest"]
+
+
+def test_what_no_store_lists_is_named_and_not_opened(root):
+    os.mkfifo(root / "val/pipe.tar")  # to open it would wait for a writer
+    (root / "val/device.tar").symlink_to("/dev/null")
+    (root / "val/nothing.tar").symlink_to("nowhere")
+    (root / "val/late.tar#1").write_bytes(b"x")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server, contextlib.chdir(root):
+        server.bind("socket")  # a socket's path may have 108 characters
+    assert faults(root) == [
+        "socket: not listed in the manifest (it is a socket)",
+        "val/device.tar: not listed in the manifest (it is a device)",
+        "val/late.tar#1: not listed in the manifest (it is a file that no store lists)",
+        "val/nothing.tar: not listed in the manifest (it is a link to nothing)",
+        "val/pipe.tar: not listed in the manifest (it is a named pipe)",
+    ]
+    assert [info.path for info in Storage(str(root)).list("val") if "pipe" in info.path] == []
+
+
+@pytest.mark.parametrize("path", [SHARD, "index/val.parquet", "README.md"])
+def test_a_named_pipe_in_the_place_of_a_file_is_named(root, path):
+    (root / path).unlink()
+    os.mkfifo(root / path)
+    assert f"{path}: missing: its path is a named pipe, not a file" in faults(root)
+    with pytest.raises(StorageError, match="is a named pipe, not a file"):
+        Storage(str(root)).read(path)
+    with pytest.raises(StorageError, match="is a named pipe, not a file"):
+        Storage(str(root)).read_range(path, 0, 1)
 
 
 def test_a_flipped_bit_anywhere_in_a_shard_is_named(root):
