@@ -38,9 +38,9 @@ import ffmpeg  # noqa: E402
 import numpy as np  # noqa: E402
 from results import MARKERS, Table, chart, in_turns, machine, parse, text, write  # noqa: E402
 
-from prep.annotation_paths import walk  # noqa: E402
 from prep.errors import KprepError  # noqa: E402
 from prep.ffmpeg_binary import find_ffmpeg  # noqa: E402
+from prep.folder_walk import walk  # noqa: E402
 from prep.mp4 import check_form  # noqa: E402
 from prep.outcome import RowFailure  # noqa: E402
 from prep.probe import SourceFacts, probe  # noqa: E402
@@ -120,7 +120,7 @@ def sources(paths: list[Path], longest: float, least: float) -> list[Source]:
     """Return the videos that can be read and last at least `least` seconds."""
     found = []
     for path in paths:
-        for file in [path / name for name in walk(path)] if path.is_dir() else [path]:
+        for file in [path / name for name in walk(path).paths] if path.is_dir() else [path]:
             try:
                 facts = probe(file, 0.0, None)
             except RowFailure:
