@@ -81,3 +81,14 @@ def test_the_orders_table_and_chart_are_of_one_run():
     page = (REPOSITORY / "docs/performance.md").read_text()
     assert "\n".join(order.table(measured["rounds"]).lines()) in page
     assert measured["machine"] in page
+
+
+def test_a_storage_is_compared_with_memory_turn_by_turn():
+    import stream_alone
+
+    found = {
+        "memory": {"clips_per_second": [100.0, 50.0, 200.0], "cpu": [1.0, 2.0, 1.0]},
+        "S3": {"clips_per_second": [90.0, 50.0, 160.0], "cpu": [2.0, 2.0, 4.0]},
+    }
+    _, second = stream_alone.results_table(found).rows
+    assert second == ["S3", "90 (50 to 160)", "0.900", "2.000 (2.000 to 4.000)", "0.500"]
