@@ -33,11 +33,14 @@ if TYPE_CHECKING:
 SIZES = ((38, 50), (64, 36), (38, 50), (20, 454), (26, 34))
 SETTINGS = {
     "resnet": (),
-    "same size": ("augment.resize=[38, 50]",),
-    "boxes": ("augment.crop_area=[0.1, 1]",),
-    "short side": ("augment.short_side=28",),
-    "rounded": ("augment.round_resized=true",),
-    "rounded boxes": ("augment.crop_area=[0.1, 1]", "augment.round_resized=true"),
+    "same size": ("augment.resize=[38, 50]", "eval.crops=1"),
+    "short side": ("augment.short_side=28", "eval.crops=1"),
+    "boxes": ("augment.crop_area=[0.1, 1]", "eval.crops=1"),
+    "rounded boxes": (
+        "augment.crop_area=[0.1, 1]",
+        "augment.round_resized=true",
+        "eval.crops=1",
+    ),
 }
 
 

@@ -32,10 +32,10 @@ def test_network_loader_and_both_are_measured(motion_dataset):
 
 @pytest.mark.slow
 def test_it_goes_on_into_the_next_epoch(motion_dataset):
-    """160 videos of 2 clips and a batch of 64 make 5 steps an epoch; 2 rounds of 2 x 4 go beyond it."""
+    """160 videos of 2 clips and a batch of 32 make 10 steps an epoch; 4 kept and 2 x 4 go beyond it."""
     done = run_kprep(
         "bench", "train", motion_dataset, "--recipe", "tiny", "--device", "cpu",
-        "--set", "data.batch_size=64", "--steps", 4, "--rounds", 2,
+        "--set", "data.batch_size=32", "--steps", 4, "--rounds", 1,
     )  # fmt: skip
     assert "training reaches" in done.stdout
     assert "waits for data" in done.stdout
