@@ -1,26 +1,22 @@
 """Prints by how much train/fused_clips.py is off what PyTorch makes of clips on a CPU, as JSON.
 
-A program of its own: without a GPU, Triton must be told to interpret its kernels before it is
-imported.
+A program of its own: see triton_device.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from triton_device import choose_device
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+DEVICE = choose_device()
 
-from stream import ClipBatch, yuv420_to_rgb_planes  # noqa: E402
+from planar_clips import SETTINGS, SIZES, batch_of  # noqa: E402
+
+from stream import yuv420_to_rgb_planes  # noqa: E402
 from train import clip_kernels, eval_transforms, transforms  # noqa: E402
 from train.eval_transforms import eval_clips  # noqa: E402
 from train.fused_clips import Cut, cut_clips  # noqa: E402
@@ -30,33 +26,7 @@ from train.transforms import train_clips  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SIZES = ((38, 50), (64, 36), (38, 50), (20, 454), (26, 34))
-SETTINGS = {
-    "resnet": (),
-    "same size": ("augment.resize=[38, 50]", "eval.crops=1"),
-    "short side": ("augment.short_side=28", "eval.crops=1"),
-    "boxes": ("augment.crop_area=[0.1, 1]", "eval.crops=1"),
-    "rounded boxes": (
-        "augment.crop_area=[0.1, 1]",
-        "augment.round_resized=true",
-        "eval.crops=1",
-    ),
-}
-
-
-def batch_of(sizes: tuple[tuple[int, int], ...], frames: int) -> ClipBatch:
-    """Return random planar clips; those that are smaller than the largest are padded."""
-    generator = torch.Generator().manual_seed(7)
-    count, most = len(sizes), max(height * width * 3 // 2 for height, width in sizes)
-    return ClipBatch(
-        video=torch.randint(256, (count, frames, most), dtype=torch.uint8, generator=generator),
-        size=torch.tensor(sizes),
-        label=torch.arange(count),
-        key=[f"clip{number}" for number in range(count)],
-        start_frame=torch.zeros(count, dtype=torch.int64),
-        view=torch.arange(count),
-        layout="yuv420",
-    )
+    from stream import ClipBatch
 
 
 def wrong_levels() -> int:

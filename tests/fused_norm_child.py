@@ -1,7 +1,6 @@
 """Prints by how much train/fused_norm.py is off PyTorch's BatchNorm and ReLU, as JSON.
 
-A program of its own: without a GPU, Triton must be told to interpret its kernels before it is
-imported.
+A program of its own: see triton_device.py.
 """
 
 from __future__ import annotations
@@ -9,17 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
+from triton_device import choose_device
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+DEVICE = choose_device()
 
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402

@@ -27,7 +27,7 @@ from stream import clip_loader
 from stream.cache import ClipCache, disk_space, parse_bytes
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
-KILLS = 14
+KILLS = 20
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import video
+from triton_device import found_by
 
 from train import fused_norm, models, triton_support
 from train.distributed import World
@@ -32,19 +29,9 @@ def _kinds(model: nn.Module) -> list[str]:
     return [type(module).__name__ for module in model.modules()]
 
 
-def found_by_child() -> dict[str, Any]:
-    """Run fused_norm_child.py, on a GPU where there is one, and return what it prints."""
-    child = Path(__file__).with_name("fused_norm_child.py")
-    done = subprocess.run(
-        [sys.executable, child], capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stderr
-    return cast("dict[str, Any]", json.loads(done.stdout))
-
-
 def test_results_gradients_and_statistics_are_pytorchs_and_no_clips_are_copied() -> None:
     """The kernels run by Triton's interpreter, each by itself and compiled."""
-    found = found_by_child()
+    found = found_by("fused_norm_child.py")
     assert len(found["errors"]) == len(found["reduced"]) == 2 + 6 + 4 + 1
     assert all(error < 3e-5 for error in found["errors"].values()), found
     assert all(error < 0.05 for error in found["reduced"].values()), found

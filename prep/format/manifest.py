@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prep.errors import DatasetError, KprepError, MissingBucketError, StorageError, UsageError
 from prep.format.layout import (
@@ -135,14 +135,14 @@ class Manifest:
         _check_depth(values.value)
         if values.member("format").value != "kprep":
             raise ValueError(f"format is {_shown(values.member('format').value)}")
-        version = values.member("format_version").count()
+        version = values.member("format_version").whole_number()
         if version != FORMAT_VERSION:
             raise DatasetError(
                 f"format version {version} is not {FORMAT_VERSION}; install a kprep that reads it"
             )
         files = {
             check_relative_path(path): FileEntry(
-                entry.member("bytes").count(), _sha256(entry.member("sha256"))
+                entry.member("bytes").whole_number(), _sha256(entry.member("sha256"))
             )
             for path, entry in values.member("files").members().items()
         }
@@ -179,10 +179,11 @@ def _split_json(split: Split) -> dict[str, Any]:
 def _split(values: _Field) -> Split:
     return Split(
         fingerprint=_sha256(values.member("fingerprint")),
-        num_clips=values.member("num_clips").count(),
-        num_rows=values.member("num_rows").count(),
+        num_clips=values.member("num_clips").whole_number(),
+        num_rows=values.member("num_rows").whole_number(),
         outcomes={
-            name: count.count() for name, count in values.member("outcomes").members().items()
+            name: count.whole_number()
+            for name, count in values.member("outcomes").members().items()
         },
         shards=tuple(_shard(shard) for shard in values.member("shards").elements()),
         settings={
@@ -195,8 +196,8 @@ def _split(values: _Field) -> Split:
 def _shard(values: _Field) -> Shard:
     return Shard(
         check_relative_path(values.member("path").text()),
-        values.member("num_clips").count(),
-        values.member("samples").count() if "samples" in values.members() else None,
+        values.member("num_clips").whole_number(),
+        values.member("samples").whole_number() if "samples" in values.value else None,
     )
 
 
@@ -216,35 +217,43 @@ def _shown(value: Any) -> str:
     return ascii(str(value)[:40])
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A value of the manifest and its name, such as `splits.train.outcomes`.
+class _Field(NamedTuple):
+    """A value of the manifest and its place, such as `splits.train.outcomes`.
 
     Each method returns the value as what it must be; ValueError names the field where it is not.
     """
 
     value: Any
-    name: str = ""
+    place: tuple[str | int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The place as a message names it."""
+        text = ""
+        for part in self.place:
+            shown = part if isinstance(part, int) or part.isprintable() else ascii(part)[1:-1]
+            text += f"[{part}]" if isinstance(part, int) else f".{shown}"
+        return text.removeprefix(".")
 
     def members(self) -> dict[str, _Field]:
         """Return the fields of an object."""
         if not isinstance(self.value, dict):
             raise self._wrong("an object")
-        return {name: self._inner(name, value) for name, value in self.value.items()}
+        return {name: _Field(value, (*self.place, name)) for name, value in self.value.items()}
 
     def member(self, name: str) -> _Field:
         """Return a field that an object must have."""
         if not isinstance(self.value, dict):
             raise self._wrong("an object")
         if name not in self.value:
-            raise ValueError(f"{self._inner(name, None).name} is missing")
-        return self._inner(name, self.value[name])
+            raise ValueError(f"{_Field(None, (*self.place, name)).name} is missing")
+        return _Field(self.value[name], (*self.place, name))
 
     def elements(self) -> list[_Field]:
         """Return the fields of a list."""
         if not isinstance(self.value, list):
             raise self._wrong("a list")
-        return [_Field(value, f"{self.name}[{n}]") for n, value in enumerate(self.value)]
+        return [_Field(value, (*self.place, number)) for number, value in enumerate(self.value)]
 
     def text(self) -> str:
         """Return a string."""
@@ -252,16 +261,12 @@ class _Field:
             raise self._wrong("a string")
         return self.value
 
-    def count(self) -> int:
+    def whole_number(self) -> int:
         """Return an integer that readers in other languages can hold, 0 or more."""
-        value = self.value
+        value: Any = self.value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
             raise self._wrong(f"a whole number from 0 to {_MAX_COUNT}")
         return value
-
-    def _inner(self, name: str, value: Any) -> _Field:
-        shown = name if name.isprintable() else ascii(name)[1:-1]
-        return _Field(value, f"{self.name}.{shown}".lstrip("."))
 
     def _wrong(self, wanted: str) -> ValueError:
         return ValueError(f"{self.name or 'it'} must be {wanted}")
